@@ -1,0 +1,17 @@
+"""Differential equations as Keras layers."""
+
+import keras
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        f"keras_ode runs on TensorFlow, but Keras runs on '{keras.backend.backend()}'. Set the environment variable "
+        "KERAS_BACKEND=tensorflow before importing keras."
+    )
+
+from keras_ode import adjoints, controllers, layers, solvers
+from keras_ode.errors import SolveError, Status
+from keras_ode.layers import ODELayer
+from keras_ode.solution import Solution
+from keras_ode.solve import odeint, solve
+
+__version__ = "0.1.0"

@@ -1,0 +1,12 @@
+"""How gradients go through a solve."""
+
+from keras_ode import configurable
+from keras_ode.adjoints.backsolve import Backsolve
+from keras_ode.adjoints.base import Adjoint
+
+ADJOINTS = {"backsolve": Backsolve}
+
+
+def get(identifier):
+    """The adjoint of a name (`"backsolve"`), a configuration or an `Adjoint` object."""
+    return configurable.get(identifier, "adjoint", Adjoint, ADJOINTS)

@@ -1,0 +1,59 @@
+"""Small values with a name and a configuration: solvers, controllers, adjoints."""
+
+import inspect
+
+
+class Configurable:
+    """An object that its constructor's arguments describe. Each is kept in the attribute of its name."""
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        if type(self).__init__ is object.__init__:
+            return {}
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @classmethod
+    def from_config(cls, config):
+        """The object that `get_config` described."""
+        return cls(**config)
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self):
+        return hash((type(self), repr(sorted(self.get_config().items()))))
+
+    def __repr__(self):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def get(identifier, kind, base, known):
+    """The object that a name, a configuration or the object itself stands for.
+
+    Args:
+        identifier: A name in `known`, an instance or a subclass of `base`, or what `describe` returned.
+        kind: What to call it in messages, such as `"solver"`.
+        base: The class of the object.
+        known: A dict from names to classes.
+    """
+    if isinstance(identifier, base):
+        return identifier
+    if inspect.isclass(identifier) and issubclass(identifier, base):
+        return identifier()
+    if isinstance(identifier, dict) and identifier.get("name") in known:
+        return known[identifier["name"]].from_config(identifier["config"])
+    if isinstance(identifier, str) and identifier.lower() in known:
+        return known[identifier.lower()]()
+    raise ValueError(
+        f"{kind} must be one of {', '.join(map(repr, known))}, or a {base.__module__.split('.')[0]} {base.__name__} "
+        f"object. Received: {kind}={identifier!r}"
+    )
+
+
+def describe(value, known):
+    """A name, or a dict of name and configuration, that `get` turns back into `value`; `value` itself if unknown."""
+    for name, cls in known.items():
+        if type(value) is cls:
+            return name if value == cls() else {"name": name, "config": value.get_config()}
+    return value

@@ -1,0 +1,149 @@
+"""Step-size controllers, and the first step of an adaptive solve."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_ode import configurable, tree
+
+
+class Tolerance(NamedTuple):
+    """How accurate a step has to be, element by element: `atol + rtol * max(|y|, |y_new|)`."""
+
+    rtol: tf.Tensor
+    atol: tf.Tensor
+
+    def scale(self, y, y_new):
+        """The size of an acceptable error for every element."""
+        return tuple(
+            tf.cast(self.atol, a.dtype) + tf.cast(self.rtol, a.dtype) * tf.maximum(tf.abs(a), tf.abs(b))
+            for a, b in zip(y, y_new, strict=True)
+        )
+
+    def scaled(self, error, y, y_new, per_sample, dtype):
+        """The root mean square of an error on that scale: at most one is accurate enough."""
+        ratios = [e / scale for e, scale in zip(error, self.scale(y, y_new), strict=True)]
+        return tree.rms(ratios, per_sample, dtype)
+
+
+class Verdict(NamedTuple):
+    """What a controller makes of a tried step: scalars, or `[B]` with a step size for every sample."""
+
+    accept: tf.Tensor
+    step_size: tf.Tensor
+    state: tuple
+
+
+class Controller(configurable.Configurable):
+    """Judges tried steps and proposes the next size. Stateless: its memory is the `state` that goes round the loop."""
+
+    adaptive: bool
+
+    def start(self, step_size):
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def judge(self, error, error_order, step_size, state):
+        """Judges a step of `step_size` (positive) with scaled `error`; not finite where the step was not."""
+        raise NotImplementedError
+
+
+class Constant(Controller):
+    """Takes every step as it is given, except one that is not finite."""
+
+    adaptive = False
+
+    def start(self, step_size):
+        return (step_size,)
+
+    def judge(self, error, error_order, step_size, state):
+        return Verdict(tf.math.is_finite(error), state[0], state)
+
+
+class PID(Controller):
+    """Keeps the scaled error of each step under one by proportional, integral and derivative control.
+
+    The factor from one step size to the next is
+    `safety * e_n^(-(p + i + d) / k) * e_(n-1)^((p + 2 d) / k) * e_(n-2)^(-d / k)`, with `k` the order of the error
+    estimate and `e` the scaled errors of the last accepted steps.
+
+    Args:
+        p: Proportional coefficient. Defaults to `0`.
+        i: Integral coefficient. Defaults to `1`, the classical controller.
+        d: Derivative coefficient. Defaults to `0`.
+        safety: Factor under the predicted size. Defaults to `0.9`.
+        min_factor: The smallest change of one step to the next. Defaults to `0.2`.
+        max_factor: The largest. Defaults to `10`.
+
+    Reference: Soderlind (2003), Digital filters in adaptive time-stepping, ACM TOMS 29(1).
+    """
+
+    adaptive = True
+
+    def __init__(self, p=0.0, i=1.0, d=0.0, safety=0.9, min_factor=0.2, max_factor=10.0):
+        if not 0 < safety <= 1:
+            raise ValueError(f"safety must lie in (0, 1]. Received: safety={safety}")
+        if not 0 < min_factor < 1 < max_factor:
+            raise ValueError(
+                "min_factor and max_factor must fulfil 0 < min_factor < 1 < max_factor. "
+                f"Received: min_factor={min_factor}, max_factor={max_factor}"
+            )
+        self.p, self.i, self.d = p, i, d
+        self.safety, self.min_factor, self.max_factor = safety, min_factor, max_factor
+
+    def start(self, step_size):
+        one = tf.ones_like(step_size)
+        return (one, one)
+
+    def judge(self, error, error_order, step_size, state):
+        last, before_last = state
+        finite = tf.math.is_finite(error)
+        accept = finite & (error <= 1)
+        # A step of no error at all (a constant solution) grows by max_factor; so does one of an error too small to divide by.
+        error = tf.maximum(error, tf.constant(1e-10, error.dtype))
+        k = error_order
+        accepted_factor = self.safety * error ** (-(self.p + self.i + self.d) / k)
+        if self.p or self.d:
+            accepted_factor *= last ** ((self.p + 2 * self.d) / k)
+        if self.d:
+            accepted_factor *= before_last ** (-self.d / k)
+        rejected_factor = tf.minimum(self.safety * error ** (-1 / k), self.safety)
+        factor = tf.clip_by_value(tf.where(accept, accepted_factor, rejected_factor), self.min_factor, self.max_factor)
+        factor = tf.where(finite, factor, tf.constant(self.min_factor, factor.dtype))
+        state = (tf.where(accept, error, last), tf.where(accept, last, before_last))
+        return Verdict(accept, factor * step_size, state)
+
+
+CONTROLLERS = {"constant": Constant, "pid": PID}
+
+
+def get(identifier):
+    """The controller of a name (`"pid"`), a configuration or a `Controller` object."""
+    return configurable.get(identifier, "controller", Controller, CONTROLLERS)
+
+
+def first_step(field, t, direction, y, derivative, order, tolerance, duration, per_sample):
+    """A first step size from the scales of the state, its derivative and its second derivative; one evaluation.
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
+    """
+    dtype = duration.dtype
+    scale = tolerance.scale(y, y)
+
+    def norm(leaves):
+        return tree.rms([leaf / s for leaf, s in zip(leaves, scale, strict=True)], per_sample, dtype)
+
+    size, slope = norm(y), norm(derivative)
+    trial = tf.where((size < 1e-5) | (slope < 1e-5), tf.constant(1e-6, dtype), 0.01 * size / slope)
+    trial = tf.where(tf.math.is_finite(trial), tf.minimum(trial, duration), 1e-6 * duration)
+    probe = field(t + direction * trial, tree.add_scaled(y, direction * trial, derivative), with_integrand=False)
+    change = [b - a for a, b in zip(derivative, probe.derivative, strict=True)]
+    curvature = tf.math.divide_no_nan(norm(change), trial)
+    largest = tf.maximum(slope, curvature)
+    step = tf.where(
+        largest <= 1e-15,
+        tf.maximum(tf.constant(1e-6, dtype), trial * 1e-3),
+        (0.01 / largest) ** (1 / order),
+    )
+    step = tf.minimum(100 * trial, step)
+    return tf.where(tf.math.is_finite(step) & (step > 0), tf.minimum(step, duration), trial)

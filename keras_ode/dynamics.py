@@ -1,0 +1,309 @@
+"""From what the user gives (a Keras layer, a model, a function) to a pure vector field of tensors.
+
+The user's code runs once, traced into a graph. Whatever it reads besides its arguments (weights, variables, tensors in
+its closure) is found in that graph and becomes an explicit input, a *parameter*, so that no gradient is lost to a closure.
+"""
+
+import contextlib
+import hashlib
+import inspect
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
+from tensorflow.python.eager import record
+
+_NOT_ARGUMENTS = ("training", "mask")
+
+
+class VectorField:
+    """A pure vector field `f(t, y, parameters)`: the traced dynamics with nothing hidden.
+
+    Attributes:
+        parameters: The tensors to pass: the leaves of `args`, then what the dynamics reads from outside.
+        differentiable: A bool for each parameter: whether it can have a gradient.
+        fingerprint: A hashable value, equal for two fields that compute the same function.
+        is_convolutional: Whether the graph holds a convolution.
+    """
+
+    def __init__(self, function, parameters, differentiable):
+        self._function = function
+        self._vjp = None
+        self.parameters = tuple(parameters)
+        self.differentiable = tuple(differentiable)
+
+    def __call__(self, t, y, parameters):
+        """The derivative at `(t, y)`: a tuple of leaves like `y`."""
+        return tuple(self._function(t, *y, *parameters))
+
+    def vjp(self, t, y, parameters, cotangent):
+        """The derivative, and `cotangent`'s products with the Jacobians by `y` and by the differentiable parameters."""
+        if self._vjp is None:
+            self._vjp = self._trace_vjp(t, y, parameters)
+        num_leaves = len(y)
+        results = self._vjp(t, *y, *parameters, *cotangent)
+        return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
+
+    def select(self, parameters):
+        """The differentiable ones among `parameters`."""
+        return tuple(p for p, keep in zip(parameters, self.differentiable, strict=True) if keep)
+
+    @property
+    def fingerprint(self):
+        graph = self._function.graph
+        text = graph.as_graph_def().SerializeToString(deterministic=True)
+        captured = tuple(id(tensor) for tensor in self._function.captured_inputs)
+        return hashlib.sha256(text).hexdigest(), captured, self.differentiable
+
+    @property
+    def is_convolutional(self):
+        return any("Conv" in op.type for op in self._function.graph.get_operations())
+
+    def _trace_vjp(self, t, y, parameters):
+        num_leaves, num_parameters = len(y), len(parameters)
+
+        def vjp(t, *rest):
+            y, rest = rest[:num_leaves], rest[num_leaves:]
+            parameters, cotangent = rest[:num_parameters], rest[num_parameters:]
+            sources = (*y, *self.select(parameters))
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                derivative = self(t, y, parameters)
+            gradients = tape.gradient(derivative, sources, output_gradients=cotangent, unconnected_gradients="zero")
+            return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
+
+        return _trace(vjp, [_spec(x) for x in (t, *y, *parameters, *y)])
+
+
+def close(dynamics, t, y, args=(), training=None):
+    """Traces `dynamics` once and returns it as a `VectorField` on the leaves of the state.
+
+    Args:
+        dynamics: A Keras layer or model, or a function: `f(y)`, `f(t, y)`, with `args` behind.
+        t: A time as the dynamics will see it; only its shape and dtype count.
+        y: The state, a nest of float tensors.
+        args: Further arguments, a tuple of nests of tensors.
+        training: The mode to call a Keras layer in.
+    """
+    call = _Call(dynamics, y, args, training)
+    leaves = tf.nest.flatten(y)
+    arguments = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(args)]
+    closure = _Closure(dynamics)
+    specs = [_spec(x) for x in (t, *leaves, *arguments)]
+    with AutocastScope(None):  # the solve keeps the variables' own precision; the dynamics casts for itself
+        function = closure.trace(call, specs)
+        if closure.extend(function):
+            function = closure.trace(call, specs)
+            closure.check(function)
+        parameters = (*arguments, *closure.values())
+    differentiable = [*(_may_need_gradient(a) for a in arguments), *closure.differentiable()]
+    return VectorField(function, parameters, differentiable)
+
+
+class _Call:
+    """The user's dynamics as a function of flat tensors, with its signature understood and its output checked."""
+
+    def __init__(self, dynamics, y, args, training):
+        if isinstance(dynamics, (str, bytes)) or not callable(dynamics):
+            raise TypeError(
+                f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
+            )
+        self._name = _name(dynamics)
+        self._dynamics = getattr(dynamics, "python_function", dynamics)
+        self._structure = y
+        self._args = args
+        self._takes_time = takes_time(dynamics, len(args))
+        self._keywords = {}
+        if isinstance(dynamics, keras.Layer) and "training" in inspect.signature(dynamics.call).parameters:
+            self._keywords = {"training": training}
+        self._casts = isinstance(dynamics, keras.Layer) and dynamics.compute_dtype != dynamics.variable_dtype
+
+    def __call__(self, t, leaves, arguments, convert=False):
+        y = tf.nest.pack_sequence_as(self._structure, leaves)
+        args = tf.nest.pack_sequence_as(self._args, arguments)
+        function = self._dynamics
+        if convert:
+            function = tf.__internal__.autograph.tf_convert(function, tf.__internal__.autograph.control_status_ctx())
+        derivative = function(*((t, y) if self._takes_time else (y,)), *args, **self._keywords)
+        return self._checked(derivative, leaves)
+
+    def num_leaves(self):
+        return len(tf.nest.flatten(self._structure))
+
+    def _checked(self, derivative, leaves):
+        try:
+            tf.nest.assert_same_structure(self._structure, derivative)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The dynamics '{self._name}' must return a nest like the state's. State: "
+                f"{_describe(self._structure)}. Received: {_describe(derivative)}"
+            ) from error
+        return [self._checked_leaf(d, y) for d, y in zip(tf.nest.flatten(derivative), leaves, strict=True)]
+
+    def _checked_leaf(self, derivative, y):
+        derivative = tf.convert_to_tensor(derivative)
+        if self._casts and derivative.dtype.is_floating:
+            derivative = tf.cast(derivative, y.dtype)
+        if derivative.dtype != y.dtype:
+            raise ValueError(
+                f"The dynamics '{self._name}' must return the state's dtype, {y.dtype.name}. Received: "
+                f"{derivative.dtype.name}. Build a Keras dynamics with dtype='{y.dtype.name}', or cast the state."
+            )
+        same_rank = derivative.shape.rank is None or derivative.shape.rank == y.shape.rank
+        if not same_rank or not derivative.shape.is_compatible_with(y.shape):
+            raise ValueError(
+                f"The dynamics '{self._name}' must return the shape of the state, {y.shape}. Received: {derivative.shape}"
+            )
+        return tf.ensure_shape(derivative, y.shape)
+
+
+class _Closure:
+    """What the dynamics reads from outside: Keras variables, `tf.Variable`s and tensors."""
+
+    def __init__(self, dynamics):
+        self._layer = dynamics if isinstance(dynamics, keras.Layer) else None
+        self._keras_variables = list(dynamics.variables) if self._layer is not None else []
+        self._variables = []
+        self._tensors = []
+
+    def values(self):
+        """The closure's values, as tensors that tapes around the solve can see."""
+        return [
+            *(tf.convert_to_tensor(v.value) for v in self._keras_variables),
+            *(v.read_value() for v in self._variables),
+            *self._tensors,
+        ]
+
+    def differentiable(self):
+        return [
+            *(v.trainable and tf.as_dtype(v.dtype).is_floating for v in self._keras_variables),
+            *(True for _ in self._variables),
+            *(_may_need_gradient(tensor) for tensor in self._tensors),
+        ]
+
+    def trace(self, call, specs):
+        """Traces the call with the closure's known members as explicit inputs."""
+        members = [_spec(x) for x in (*self._keras_variables, *self._variables, *self._tensors)]
+        num_leaves, num_specs = call.num_leaves(), len(specs)
+        self._seen = {}
+
+        def flat(convert, t, *rest):
+            leaves, arguments = rest[:num_leaves], rest[num_leaves : num_specs - 1]
+            with self._bound(rest[num_specs - 1 :]):
+                return call(t, leaves, arguments, convert)
+
+        try:
+            return _trace(lambda *inputs: flat(False, *inputs), specs + members)
+        except tf.errors.OperatorNotAllowedInGraphError:
+            return _trace(lambda *inputs: flat(True, *inputs), specs + members)
+
+    def extend(self, function):
+        """Adds what a trace captured besides the known members; whether there was anything."""
+        seen = list(self._seen.values())
+        raw = {id(v._value) for v in (*self._keras_variables, *seen)}
+        self._keras_variables += seen
+        self._variables = [
+            v for v in function.graph.variables if id(v) not in raw and v.trainable and v.dtype.is_floating
+        ]
+        self._tensors = [x for x in function.graph.external_captures if x.dtype not in (tf.resource, tf.variant)]
+        return bool(seen or self._variables or self._tensors)
+
+    def check(self, function):
+        """No trainable variable may still be read behind our back: its gradient would be lost."""
+        handles = {id(x) for x in function.graph.external_captures}
+        hidden = [v.name for v in self._variables if id(v.handle) in handles]
+        if hidden:
+            raise ValueError(
+                f"The dynamics reads the trainable variables {hidden} where a gradient cannot follow (by a sparse "
+                "read, read_value() or an assignment). Read them with tf.convert_to_tensor(variable) in the dynamics, "
+                "or create them with trainable=False."
+            )
+
+    @contextlib.contextmanager
+    def _bound(self, values):
+        """Inside, reading a member gives its explicit value."""
+        num_keras, num_variables = len(self._keras_variables), len(self._variables)
+        keras_values, values = values[:num_keras], values[num_keras:]
+        variable_values, tensor_values = values[:num_variables], values[num_variables:]
+        graph = tf.compat.v1.get_default_graph()
+        for tensor, value in zip(self._tensors, tensor_values, strict=True):
+            graph.replace_capture(tensor, value)
+        cached = [variable._cached_value for variable in self._variables]
+        for variable, value in zip(self._variables, variable_values, strict=True):
+            variable._cached_value = value
+        try:
+            with _RecordingScope(zip(self._keras_variables, keras_values, strict=True), self._seen):
+                yield
+        finally:
+            for variable, value in zip(self._variables, cached, strict=True):
+                variable._cached_value = value
+            for tensor in self._tensors:
+                graph._function_captures.pop(id(tensor))
+
+
+class _RecordingScope(keras.StatelessScope):
+    """Binds variables to values and notes the variables that are read without one."""
+
+    def __init__(self, mapping, seen):
+        super().__init__(mapping, initialize_variables=False)
+        self._seen = seen
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None and variable._value is not None:
+            self._seen[id(variable)] = variable
+        return value
+
+
+def _trace(function, specs):
+    return tf.function(function, autograph=False).get_concrete_function(*specs)
+
+
+def _spec(x):
+    return tf.TensorSpec(x.shape, x.dtype)
+
+
+def _may_need_gradient(tensor):
+    """Floats may, unless it is known already that no tape watches them."""
+    if not tensor.dtype.is_floating:
+        return False
+    return not tf.executing_eagerly() or is_watched(tensor)
+
+
+def is_watched(tensor):
+    """Whether a tape records what happens to this eager tensor."""
+    return record.should_record_backprop([tensor])
+
+
+def _describe(nest):
+    return tf.nest.map_structure(lambda x: f"{getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}", nest)
+
+
+def takes_time(dynamics, num_args=0):
+    """Tells `f(t, y)` from `f(y)` by the number of positional arguments besides `num_args` more."""
+    function = dynamics.call if isinstance(dynamics, keras.Layer) else getattr(dynamics, "python_function", dynamics)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return True
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [p for p in parameters if p.kind in kinds and p.name not in _NOT_ARGUMENTS]
+    required = sum(p.default is inspect.Parameter.empty for p in positional)
+    most = len(positional)
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        most = max(most, num_args + 2)
+    if required <= num_args + 1 and most >= num_args + 2:
+        return required == 0 or positional[0].name in ("t", "time")
+    if required <= num_args + 2 <= most:
+        return True
+    if required <= num_args + 1 <= most:
+        return False
+    extra = f" and {num_args} more for args" if num_args else ""
+    raise TypeError(
+        f"The dynamics '{_name(dynamics)}' must take the state, f(y), or the time and the state, f(t, y){extra}. "
+        f"Received a function with the arguments ({', '.join(p.name for p in parameters)})"
+    )
+
+
+def _name(dynamics):
+    return getattr(dynamics, "name", None) or getattr(dynamics, "__name__", type(dynamics).__name__)

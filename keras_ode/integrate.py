@@ -1,0 +1,297 @@
+"""The loop over steps. Every solve of the package, forward and backward, is this one `tf.while_loop`."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ode import tree
+from keras_ode.controllers import Controller, Tolerance, first_step
+from keras_ode.errors import Status
+from keras_ode.solvers.base import Interval, Solver, Step
+
+RUNNING = -1
+# A step that would leave less than this part of itself before a stop is stretched to land on it.
+_STRETCH = 1e-3
+# A step of fewer units in the last place of the time than this is too small to go on.
+_SMALLEST_STEP_ULPS = 4
+
+
+class Method(NamedTuple):
+    """How to integrate: what does not depend on the equation."""
+
+    solver: Solver
+    controller: Controller
+    tolerance: Tolerance
+    step_size: tf.Tensor | None = None
+    max_steps: tf.Tensor | int = 4096
+    per_sample: bool = False
+
+
+class Trial(NamedTuple):
+    """One tried step, as observers see it: times are scalars, or `[B]` with `per_sample`.
+
+    Attributes:
+        interval: Where it was tried.
+        y: The leaves where it begins.
+        step: What the solver made of it.
+        error: Its scaled error; at most one is accepted, unless the step size is constant.
+        accept: Whether it was accepted.
+        running: Whether the sample was still being solved.
+    """
+
+    interval: Interval
+    y: tuple
+    step: Step
+    error: tf.Tensor
+    accept: tf.Tensor
+    running: tf.Tensor
+
+
+class Result(NamedTuple):
+    """Where the loop ended: all scalars or `[B]`."""
+
+    y: tuple
+    integral: tuple
+    status: tf.Tensor
+    time: tf.Tensor
+    step_size: tf.Tensor
+    carry: Any
+    num_steps: tf.Tensor
+    num_accepted: tf.Tensor
+    num_evaluations: tf.Tensor
+    observed: tuple
+
+
+class _Loop(NamedTuple):
+    """What goes round the loop. `lost` is what rounding took from `since` (compensated summation)."""
+
+    since: tf.Tensor
+    lost: tf.Tensor
+    y: tuple
+    integral: tuple
+    carry: Any
+    step_size: tf.Tensor
+    control: tuple
+    status: tf.Tensor
+    num_steps: tf.Tensor
+    num_accepted: tf.Tensor
+    num_evaluations: tf.Tensor
+    observed: tuple
+
+
+def integrate(field, start, end, y, method, *, integral=(), stops=None, observers=(), dense=False, bound=None):
+    """Integrates a field from `start` to `end`.
+
+    Args:
+        field: A function `field(t, y, with_integrand=True) -> Stage`.
+        start, end: Scalars, or `[B]` with `method.per_sample`; in either order.
+        y: The leaves at `start`.
+        method: A `Method`.
+        integral: The leaves to which the field's integrand is added.
+        stops: Times since the start (increasing, the last is the duration): a step that would pass some of them
+            ends on the last of those. `None`: the end alone.
+        observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
+        dense: Whether the observers interpolate.
+        bound: A number of iterations, for a loop that is differentiated.
+
+    Returns:
+        A `Result`.
+    """
+    run = _Run(field, start, end, method, stops, observers, dense)
+    loop = run.first(y, integral)
+    loop = tf.while_loop(
+        lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
+        lambda *loop: tuple(run.advance(_Loop(*loop))),
+        tuple(loop),
+        maximum_iterations=bound,
+    )
+    return run.result(_Loop(*loop))
+
+
+class _Run:
+    """One integration: the body of the loop and what stays the same in it."""
+
+    def __init__(self, field, start, end, method, stops, observers, dense):
+        self.field, self.method, self.observers, self.dense = field, method, observers, dense
+        self.start, self.end = start, end
+        self.duration = tf.abs(end - start)
+        self.direction = tf.sign(end - start)
+        self.stops = stops
+        self.epsilon = np.finfo(start.dtype.as_numpy_dtype).eps
+
+    def first(self, y, integral):
+        method, zero = self.method, tf.zeros_like(self.duration)
+        carry, evaluations = method.solver.start(self.field, self.start, y)
+        step_size, extra = self._first_step_size(y, method.solver.first_derivative(carry))
+        count = tf.zeros_like(self.duration, dtype=tf.int32)
+        return _Loop(
+            since=zero,
+            lost=zero,
+            y=y,
+            integral=integral,
+            carry=carry,
+            step_size=step_size,
+            control=method.controller.start(step_size),
+            status=self._first_status(),
+            num_steps=count,
+            num_accepted=count,
+            num_evaluations=count + evaluations + extra,
+            observed=tuple(observer.start() for observer in self.observers),
+        )
+
+    def advance(self, loop):
+        """Propose, judge, accept, observe."""
+        method = self.method
+        running = loop.status == RUNNING
+        interval, lost = self._reach(loop, running)
+        until = interval.until
+        step = method.solver.step(self.field, interval, loop.y, loop.carry, dense=self.dense)
+        error = self._scaled_error(step, loop.y)
+        tried = until - loop.since
+        verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)
+        accept = verdict.accept & running
+        step_size = self._next_size(loop.step_size, tried, verdict)
+        trial = Trial(interval, loop.y, step, error, accept, running)
+        num_steps = loop.num_steps + tf.cast(running, tf.int32)
+        return _Loop(
+            since=tf.where(accept, until, loop.since),
+            lost=tf.where(accept, lost, loop.lost),
+            y=tree.where(accept, step.y, loop.y),
+            integral=self._accumulate(accept, loop.integral, step.integral),
+            carry=_where(accept, step.carry, loop.carry),
+            step_size=tf.where(running, step_size, loop.step_size),
+            control=_where(running, verdict.state, loop.control),
+            status=tf.where(running, self._status(until, step_size, error, accept, num_steps), loop.status),
+            num_steps=num_steps,
+            num_accepted=loop.num_accepted + tf.cast(accept, tf.int32),
+            num_evaluations=loop.num_evaluations + tf.where(running, step.evaluations, 0),
+            observed=tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True)),
+        )
+
+    def result(self, loop):
+        return Result(
+            y=loop.y,
+            integral=loop.integral,
+            status=tf.where(loop.status == RUNNING, int(Status.MAX_STEPS), loop.status),
+            time=self._time(loop.since),
+            step_size=loop.step_size,
+            carry=loop.carry,
+            num_steps=loop.num_steps,
+            num_accepted=loop.num_accepted,
+            num_evaluations=loop.num_evaluations,
+            observed=loop.observed,
+        )
+
+    def _first_status(self):
+        """Nothing to do over no time; and a time that is not finite cannot be reached."""
+        idle = tf.where(tf.math.is_finite(self.duration), int(Status.SUCCESS), int(Status.NON_FINITE))
+        return tf.where(tf.math.is_finite(self.duration) & (self.duration > 0), RUNNING, idle)
+
+    def _first_step_size(self, y, derivative):
+        """The step size to start with, and the evaluations that finding it took."""
+        method = self.method
+        if method.step_size is not None:
+            return tf.cast(method.step_size, self.duration.dtype) + tf.zeros_like(self.duration), 0
+        size = first_step(
+            self.field,
+            self.start,
+            self.direction,
+            y,
+            derivative,
+            method.solver.error_order,
+            method.tolerance,
+            self.duration,
+            method.per_sample,
+        )
+        return size, 1
+
+    def _reach(self, loop, running):
+        """Where the step ends: the proposed size further, or on the stop that this reaches."""
+        proposal = loop.since + loop.step_size * (1 + _STRETCH)
+        if self.stops is None:
+            lands = proposal >= self.duration
+            stop = self.duration
+        else:
+            stop = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=-1)
+            lands = stop > loop.since
+        increment = loop.step_size - loop.lost
+        summed = loop.since + increment
+        until = tf.where(lands, stop, summed)
+        lost = tf.where(lands, tf.zeros_like(summed), (summed - loop.since) - increment)
+        until = tf.where(running, until, loop.since)
+        size = self.direction * (until - loop.since)
+        return Interval(self._time(loop.since), self._time(until), size, loop.since, until), lost
+
+    def _time(self, since):
+        return tf.where(since >= self.duration, self.end, self.start + self.direction * since)
+
+    def _scaled_error(self, step, y):
+        """The error on the tolerance's scale; not finite where the step is not."""
+        method, dtype = self.method, self.duration.dtype
+        finite = tree.is_finite((*step.y, *step.stages[-1]), method.per_sample)
+        if step.error is None:
+            error = tf.zeros_like(self.duration)
+        else:
+            error = method.tolerance.scaled(step.error, y, step.y, method.per_sample, dtype)
+        return tf.where(finite, error, tf.constant(np.inf, dtype))
+
+    def _next_size(self, proposed, tried, verdict):
+        """A step that was cut short to land on a stop does not shorten the next one."""
+        kept = tf.maximum(verdict.step_size, proposed)
+        return tf.where(verdict.accept & (tried < proposed), kept, verdict.step_size)
+
+    def _accumulate(self, accept, integral, increment):
+        added = tuple(a + b for a, b in zip(integral, increment, strict=True))
+        return tuple(tf.where(accept, new, old) for new, old in zip(added, integral, strict=True))
+
+    def _status(self, until, step_size, error, accept, num_steps):
+        smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)
+        stuck = ~accept & (not self.method.controller.adaptive) | (step_size < smallest)
+        cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
+        status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
+        status = tf.where(stuck, cause, status)
+        return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
+
+
+class SaveAt:
+    """Observes the states at given times, read from the interpolants of the steps that pass them.
+
+    Args:
+        times: Times since the start, increasing: `[T]`, or `[T, B]` with a grid for every sample.
+        y: The leaves of a state.
+        solver: The solver, which interpolates its own steps.
+    """
+
+    def __init__(self, times, y, solver):
+        self.times, self.y, self.solver = times, y, solver
+        self.count = tf.shape(times)[0]
+
+    def start(self):
+        buffers = tuple(
+            tf.fill(tf.concat([[self.count], tf.shape(leaf)], axis=0), tf.constant(np.nan, leaf.dtype))
+            for leaf in self.y
+        )
+        return tf.constant(0), buffers
+
+    def see(self, state, trial):
+        since, until = trial.interval.since, trial.interval.until
+        reached = tf.where(trial.accept, until, since)
+
+        def pending(index, buffers):
+            return (index < self.count) & (self.times[tf.minimum(index, self.count - 1)] <= reached)
+
+        def save(index, buffers):
+            theta = (self.times[index] - since) / (until - since)
+            y = self.solver.interpolate(trial.step, trial.interval, trial.y, theta)
+            y = tree.where(theta >= 1, trial.step.y, y)
+            return index + 1, tuple(
+                tf.tensor_scatter_nd_update(b, [[index]], leaf[None]) for b, leaf in zip(buffers, y, strict=True)
+            )
+
+        return tf.while_loop(pending, save, state)
+
+
+def _where(condition, new, old):
+    """Selects among nests of scalars, `[B]` tensors and leaves."""
+    return tf.nest.map_structure(lambda a, b: tf.where(tree.expand(condition, a) if a.shape.rank else condition, a, b), new, old)

@@ -1,0 +1,3 @@
+"""Layers to add to models."""
+
+from keras_ode.layers.ode import ODELayer

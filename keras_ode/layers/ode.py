@@ -1,0 +1,179 @@
+"""The differential equation as a layer."""
+
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ode import adjoints, configurable, controllers, solvers
+from keras_ode.dynamics import takes_time
+from keras_ode.solve import check_times, checked_method, solve_in_mode
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class ODELayer(keras.Layer):
+    """The solution of `dy/dt = f(t, y)` from the layer's input, as a layer.
+
+    The dynamics' weights are the layer's weights. Gradients are computed by an adjoint, so memory need not grow with
+    the number of steps.
+
+    Args:
+        dynamics: A `keras.Layer`, a `keras.Model` or a function `f(y)` or `f(t, y)`, told apart by the signature: it
+            returns the derivative of the state, in the state's shape. `t` is a scalar. Weights are found and saved in
+            layers and models only, and a function must be registered with
+            `keras.saving.register_keras_serializable` to be saved.
+        t: Two or more strictly monotone times; the input is the state at `t[0]`. Defaults to `(0.0, 1.0)`.
+        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
+        rtol, atol: Tolerances of a step: its error is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
+            `1e-6`.
+        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed.
+        controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
+            error, else `"constant"`.
+        step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
+        max_steps: The most steps to try. Defaults to `4096`.
+        return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
+        jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False` or
+            `"auto"`.
+        **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
+
+    Call arguments:
+        y: The state at `t[0]`, or a nest of tensors.
+        t: Times to use instead of the layer's, shape `[T]`.
+        training: Passed to the dynamics.
+
+    Input shape:
+        `(batch, ...)`, or a nest of such shapes.
+
+    Output shape:
+        That of the input; with `return_sequences`, `(batch, T, ...)`.
+
+    Example:
+
+    >>> dynamics = keras.Sequential([keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(2)])
+    >>> layer = keras_ode.ODELayer(dynamics, t=(0.0, 1.0))
+    >>> layer(tf.zeros([8, 2])).shape
+    TensorShape([8, 2])
+
+    Where a solve fails in a graph (as in `fit`), the output is NaN; in eager code the layer raises `SolveError`.
+
+    Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
+    """
+
+    def __init__(
+        self,
+        dynamics,
+        t=(0.0, 1.0),
+        solver="tsit5",
+        rtol=1e-3,
+        atol=1e-6,
+        adjoint="backsolve",
+        controller=None,
+        step_size=None,
+        max_steps=4096,
+        return_sequences=False,
+        jit_compile="auto",
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        if not callable(dynamics):
+            raise TypeError(
+                f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
+            )
+        self._takes_time = takes_time(dynamics)
+        self.dynamics = dynamics
+        self.t = tuple(float(x) for x in _checked_times(t))
+        self.solver = solvers.get(solver)
+        self.rtol, self.atol = rtol, atol
+        self.adjoint = adjoints.get(adjoint)
+        self.controller = None if controller is None else controllers.get(controller)
+        self.step_size = step_size
+        self.max_steps = max_steps
+        self.return_sequences = bool(return_sequences)
+        self.jit_compile = jit_compile
+        checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.float32)
+
+    def build(self, y_shape, t_shape=None):
+        dynamics = self.dynamics
+        if isinstance(dynamics, keras.Layer) and not dynamics.built:
+            # Keras would give a build of one argument the shape of the first call argument, which may be the time's.
+            own_build = not hasattr(dynamics.build, "_is_default")
+            if self._takes_time and own_build and len(inspect.signature(dynamics.build).parameters) == 1:
+                dynamics.build(y_shape)
+            y = keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, self.variable_dtype), y_shape)
+            dynamics(*((keras.KerasTensor((), self.variable_dtype), y) if self._takes_time else (y,)))
+
+    def call(self, y, t=None, training=None):
+        solution = solve_in_mode(
+            self.dynamics,
+            tf.nest.map_structure(self._as_state, y),
+            self.t if t is None else t,
+            args=(),
+            solver=self.solver,
+            rtol=self.rtol,
+            atol=self.atol,
+            adjoint=self.adjoint,
+            controller=self.controller,
+            step_size=self.step_size,
+            max_steps=self.max_steps,
+            on_failure="auto",
+            jit_compile=self.jit_compile,
+            training=training,
+        )
+        self._advance_seeds()
+        return tf.nest.map_structure(self._as_output, solution.ys)
+
+    def compute_output_shape(self, y_shape, t_shape=None):
+        if not self.return_sequences:
+            return y_shape
+        length = len(self.t) if t_shape is None else t_shape[0]
+        return keras.tree.map_shape_structure(lambda shape: (shape[0], length, *shape[1:]), y_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "dynamics": keras.saving.serialize_keras_object(self.dynamics),
+            "t": self.t,
+            "solver": configurable.describe(self.solver, solvers.SOLVERS),
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "adjoint": configurable.describe(self.adjoint, adjoints.ADJOINTS),
+            "controller": configurable.describe(self.controller, controllers.CONTROLLERS),
+            "step_size": self.step_size,
+            "max_steps": self.max_steps,
+            "return_sequences": self.return_sequences,
+            "jit_compile": self.jit_compile,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})
+
+    def _as_state(self, y):
+        """The state keeps the precision of the variables; the dynamics casts its own copy."""
+        y = tf.convert_to_tensor(y)
+        return tf.cast(y, self.variable_dtype) if y.dtype.is_floating else y
+
+    def _as_output(self, leaf):
+        """A saved state, `[T, B, ...]`, batch first and in the layer's compute dtype."""
+        leaf = tf.cast(leaf, self.compute_dtype)
+        if not self.return_sequences:
+            return leaf[-1]
+        return tf.transpose(leaf, [1, 0, *range(2, leaf.shape.rank)])
+
+    def _advance_seeds(self):
+        """Inside a solve, random numbers stay what they are, so that the dynamics is a function; from call to call
+        they change."""
+        if isinstance(self.dynamics, keras.Layer):
+            for layer in self.dynamics._flatten_layers():
+                for generator in layer._seed_generators:
+                    generator.next()
+
+
+def _checked_times(t):
+    try:
+        times = np.asarray(t, dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"t must be two or more numbers. Received: t={t!r}") from error
+    check_times(times)
+    return times

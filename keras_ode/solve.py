@@ -1,0 +1,252 @@
+"""`solve` and `odeint`: check what is asked, pick the adjoint, return the `Solution`."""
+
+import collections
+import numbers
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ode import adjoints, controllers, dynamics, errors, solvers
+from keras_ode.adjoints.base import Problem
+from keras_ode.controllers import Tolerance
+from keras_ode.integrate import Method
+from keras_ode.solution import Solution
+
+_ON_FAILURE = ("auto", "raise", "nan")
+# Compiled solves of eager code, by what they compute; the least recently used goes first.
+_MOST_COMPILED = 256
+_compiled = collections.OrderedDict()
+
+
+def solve(
+    dynamics,
+    y0,
+    t,
+    *,
+    args=(),
+    solver="tsit5",
+    rtol=1e-3,
+    atol=1e-6,
+    adjoint="backsolve",
+    controller=None,
+    step_size=None,
+    max_steps=4096,
+    on_failure="auto",
+    jit_compile="auto",
+):
+    """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
+
+    Differentiable by `y0`, `t`, `args`, and all variables and tensors that the dynamics reads.
+
+    Args:
+        dynamics: A Keras layer, a model or a function: `f(y)` or `f(t, y)`, told apart by the signature, with `args`
+            behind. `t` is a scalar of the state's dtype. Returns a nest like `y0`.
+        y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them.
+        t: The times, shape `[T]`, two or more, strictly increasing or decreasing.
+        args: A tuple of further arguments of the dynamics: nests of tensors.
+        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
+        rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
+            `atol + rtol * max(|y|, |y_new|)` in the root mean square. Default to `1e-3` and `1e-6`.
+        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed.
+        controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
+            error, else `"constant"`.
+        step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
+            one. Positive, in the units of `t`, in either direction of time.
+        max_steps: The most steps to try. Defaults to `4096`.
+        on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
+            for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
+        jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
+            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs.
+
+    Returns:
+        A `keras_ode.Solution`.
+
+    Raises:
+        ValueError, TypeError: For arguments that make no sense; the message quotes them.
+        SolveError: In eager code, where the solve fails.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], rtol=1e-6)
+    >>> print(f"{float(solution.ys[-1, 0]):.5f}")
+    0.36788
+
+    Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
+    """
+    return solve_in_mode(**locals(), training=None)
+
+
+def odeint(func, y0, t, **options):
+    """The states of `solve(func, y0, t, **options)`, each leaf of shape `[T, *leaf.shape]`.
+
+    Args:
+        func: The dynamics `f(t, y)` or `f(y)`.
+        y0: The state at `t[0]`, a nest of float tensors.
+        t: The times, shape `[T]`.
+        **options: Those of `keras_ode.solve`.
+
+    Returns:
+        The nest of `y0`.
+
+    Example:
+
+    >>> ys = keras_ode.odeint(lambda t, y: -y, tf.constant([1.0]), [0.0, 0.5, 1.0])
+    >>> ys.shape
+    TensorShape([3, 1])
+    """
+    return solve(func, y0, t, **options).ys
+
+
+def solve_in_mode(
+    dynamics, y0, t, *, args, solver, rtol, atol, adjoint, controller, step_size, max_steps, on_failure, jit_compile, training
+):
+    """`solve`, with the mode in which to call a Keras layer."""
+    y0 = _checked_state(y0)
+    leaves = tuple(tf.nest.flatten(y0))
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
+    times, times_vary = _checked_times(t, dtype)
+    method = checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
+    adjoint = adjoints.get(adjoint)
+    _check_on_failure(on_failure)
+    field = _close(dynamics, times[0], y0, args, training)
+    problem = Problem(field, times, leaves, field.parameters, method, times_vary)
+    outcome = _run(adjoint, problem, jit_compile)
+    if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
+        _raise_on_failure(outcome, method.max_steps)
+    return Solution(
+        ts=times,
+        ys=tf.nest.pack_sequence_as(y0, outcome.ys),
+        stats={
+            "num_steps": outcome.num_steps,
+            "num_accepted": outcome.num_accepted,
+            "num_rejected": outcome.num_steps - outcome.num_accepted,
+            "num_evaluations": outcome.num_evaluations,
+        },
+        status=outcome.status,
+    )
+
+
+def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
+    """The `Method` that these options describe, in tensors of `dtype`."""
+    solver = solvers.get(solver)
+    if controller is None:
+        controller = "pid" if solver.error_order else "constant"
+    controller = controllers.get(controller)
+    name = type(solver).__name__
+    if controller.adaptive and not solver.error_order:
+        raise ValueError(
+            f"{name} does not estimate its error, so its step size cannot be controlled. Use controller='constant' "
+            f"with a step_size, or a solver such as 'tsit5'. Received: solver={solver!r}, controller={controller!r}"
+        )
+    for label, value in (("rtol", rtol), ("atol", atol)):
+        if not isinstance(value, numbers.Real) or not 0 <= value < np.inf:
+            raise ValueError(f"{label} must be a number that is not negative. Received: {label}={value!r}")
+    if rtol == 0 and atol == 0:
+        raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
+    if step_size is None and not controller.adaptive:
+        raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
+    if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < np.inf):
+        raise ValueError(f"step_size must be a positive number, or None. Received: step_size={step_size!r}")
+    if not isinstance(max_steps, numbers.Integral) or isinstance(max_steps, bool) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive whole number. Received: max_steps={max_steps!r}")
+    return Method(
+        solver=solver,
+        controller=controller,
+        tolerance=Tolerance(tf.constant(float(rtol), dtype), tf.constant(float(atol), dtype)),
+        step_size=None if step_size is None else tf.constant(float(step_size), dtype),
+        max_steps=int(max_steps),
+    )
+
+
+def check_times(t):
+    """Refuses times that are not two or more, finite and strictly monotone; `t` is a NumPy array."""
+    if t.ndim != 1 or t.size < 2:
+        raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received: {t!r} of shape {t.shape}")
+    if not np.all(np.isfinite(t)):
+        raise ValueError(f"t must be finite. Received: {t!r}")
+    steps = np.diff(t)
+    if not (np.all(steps > 0) or np.all(steps < 0)):
+        raise ValueError(f"t must be strictly increasing or strictly decreasing. Received: {t!r}")
+
+
+def _checked_state(y0):
+    def convert(leaf):
+        leaf = tf.convert_to_tensor(leaf)
+        if leaf.dtype not in (tf.float32, tf.float64):
+            raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
+        if leaf.shape.rank is None:
+            raise ValueError("y0 must have a known rank. Received a tensor of unknown shape: use tf.ensure_shape.")
+        return leaf
+
+    y0 = tf.nest.map_structure(convert, y0)
+    if not tf.nest.flatten(y0):
+        raise ValueError(f"y0 must hold at least one tensor. Received: {y0!r}")
+    return y0
+
+
+def _checked_times(t, dtype):
+    """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
+    times = t if tf.is_tensor(t) or isinstance(t, tf.Variable) else np.asarray(t)
+    if not times.dtype in (tf.float32, tf.float64) and not np.issubdtype(tf.as_dtype(times.dtype).as_numpy_dtype, np.number):
+        raise TypeError(f"t must be numbers. Received: {t!r}")
+    times = tf.cast(tf.convert_to_tensor(times), dtype)
+    known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
+    if known is not None:
+        check_times(known)
+        varies = tf.executing_eagerly() and dynamics.is_watched(times)
+        return times, varies
+    if times.shape.rank != 1 or times.shape[0] == 1:
+        raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
+    steps = times[1:] - times[:-1]
+    monotone = tf.reduce_all(steps > 0) | tf.reduce_all(steps < 0)
+    return tf.where(monotone, times, tf.constant(np.nan, dtype)), True
+
+
+def _close(function, t, y0, args, training):
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
+    return dynamics.close(function, t, y0, tuple(args), training)
+
+
+def _check_on_failure(on_failure):
+    if on_failure not in _ON_FAILURE:
+        raise ValueError(f"on_failure must be one of {_ON_FAILURE}. Received: on_failure={on_failure!r}")
+    if on_failure == "raise" and not tf.executing_eagerly():
+        raise ValueError("on_failure='raise' works in eager code only: in a graph, use 'nan' and read solution.status.")
+
+
+def _run(adjoint, problem, jit_compile):
+    """Runs the solve: in eager code as a compiled function, in a graph as a part of it."""
+    if jit_compile not in (True, False, "auto"):
+        raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
+    if jit_compile == "auto":
+        jit_compile = not problem.field.is_convolutional
+    if not tf.executing_eagerly():
+        if not jit_compile:
+            return adjoint.solve(problem)
+        return _function(adjoint, problem, True)(problem.tensors())
+    tensors = problem.tensors()
+    key = (problem.field.fingerprint, adjoint, problem.method[:2], problem.method.max_steps, problem.times_vary, jit_compile,
+           tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors))
+    if key not in _compiled:
+        _compiled[key] = _function(adjoint, problem, jit_compile)
+        if len(_compiled) > _MOST_COMPILED:
+            _compiled.popitem(last=False)
+    _compiled.move_to_end(key)
+    return _compiled[key](tensors)
+
+
+def _function(adjoint, problem, jit_compile):
+    skeleton = problem.with_tensors([tf.TensorSpec(x.shape, x.dtype) for x in problem.tensors()])
+    return tf.function(
+        lambda tensors: adjoint.solve(skeleton.with_tensors(tensors)), autograph=False, jit_compile=jit_compile
+    )
+
+
+def _raise_on_failure(outcome, max_steps):
+    status = errors.Status(int(outcome.status))
+    if status in (errors.Status.SUCCESS, errors.Status.EVENT):
+        return
+    time, step_size = float(outcome.time), float(outcome.step_size)
+    message = errors.failure_message(status, time, step_size, max_steps, int(outcome.num_steps))
+    raise errors.SolveError(message, status, time, step_size)

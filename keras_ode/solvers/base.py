@@ -1,0 +1,81 @@
+"""The step contract: what every solver offers the loop."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_ode.configurable import Configurable
+
+
+class Stage(NamedTuple):
+    """One evaluation of a field: the derivative's leaves, and the integrand of what only accumulates."""
+
+    derivative: tuple
+    integrand: tuple = ()
+
+
+class Interval(NamedTuple):
+    """The time span of one step, scalars or `[B]`.
+
+    Attributes:
+        start, end: Its times, `size` apart.
+        size: Signed: negative where the solve goes back in time.
+        since, until: The same ends as times since the start of the solve: never negative, and exactly a stop where the
+            step lands on one.
+    """
+
+    start: tf.Tensor
+    end: tf.Tensor
+    size: tf.Tensor
+    since: tf.Tensor
+    until: tf.Tensor
+
+
+class Step(NamedTuple):
+    """One tried step.
+
+    Attributes:
+        y: The leaves at the end of the interval.
+        error: Their estimated error, or `None`.
+        integral: What the integrand adds up to over the step.
+        stages: The derivatives of all stages, from which the interpolant is made.
+        carry: What the next step starts from.
+        evaluations: How often the field was evaluated: a number, or an int32 tensor.
+    """
+
+    y: tuple
+    error: tuple | None
+    integral: tuple
+    stages: tuple
+    carry: Any
+    evaluations: Any
+
+
+class Solver(Configurable):
+    """A method of integration. Stateless: what it remembers between steps is the `carry` of its last step.
+
+    A field is a function `field(t, y, with_integrand=True) -> Stage`.
+
+    Attributes:
+        order: The order of convergence.
+        error_order: The power of the step size that the error estimate follows, or `None` without an estimate.
+    """
+
+    order: int
+    error_order: int | None = None
+
+    def start(self, field, t, y):
+        """The carry at the first point `(t, y)`, and how many evaluations it took."""
+        raise NotImplementedError
+
+    def first_derivative(self, carry):
+        """The derivative's leaves at the point of `carry`."""
+        raise NotImplementedError
+
+    def step(self, field, interval, y, carry, dense=False):
+        """Tries one step from `y`; with `dense`, also what its interpolant needs."""
+        raise NotImplementedError
+
+    def interpolate(self, step, interval, y, theta):
+        """The leaves at `start + theta * size` within a step from `y`."""
+        raise NotImplementedError
