@@ -123,7 +123,7 @@ class _Call:
         args = tf.nest.pack_sequence_as(self._args, arguments)
         function = self._dynamics
         if convert:
-            function = tf.__internal__.autograph.tf_convert(function, tf.__internal__.autograph.control_status_ctx())
+            function = tf.function(function, autograph=True)
         derivative = function(*((t, y) if self._takes_time else (y,)), *args, **self._keywords)
         return self._checked(derivative, leaves)
 

@@ -18,6 +18,7 @@ _MOST_COMPILED = 256
 _compiled = collections.OrderedDict()
 
 
+@tf.autograph.experimental.do_not_convert
 def solve(
     dynamics,
     y0,
@@ -76,6 +77,7 @@ def solve(
     return solve_in_mode(**locals(), training=None)
 
 
+@tf.autograph.experimental.do_not_convert
 def odeint(func, y0, t, **options):
     """The states of `solve(func, y0, t, **options)`, each leaf of shape `[T, *leaf.shape]`.
 

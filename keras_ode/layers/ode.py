@@ -95,13 +95,15 @@ class ODELayer(keras.Layer):
 
     def build(self, y_shape, t_shape=None):
         dynamics = self.dynamics
-        if isinstance(dynamics, keras.Layer) and not dynamics.built:
-            # Keras would give a build of one argument the shape of the first call argument, which may be the time's.
-            own_build = not hasattr(dynamics.build, "_is_default")
-            if self._takes_time and own_build and len(inspect.signature(dynamics.build).parameters) == 1:
-                dynamics.build(y_shape)
-            y = keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, self.variable_dtype), y_shape)
-            dynamics(*((keras.KerasTensor((), self.variable_dtype), y) if self._takes_time else (y,)))
+        if not isinstance(dynamics, keras.Layer):
+            return
+        # Keras gives a build of one argument the shape of the first call argument, which may be the time's.
+        own_build = not dynamics.built and not hasattr(dynamics.build, "_is_default")
+        if self._takes_time and own_build and len(inspect.signature(dynamics.build).parameters) == 1:
+            dynamics.build(y_shape)
+        # A layer that loading calls built may hold layers that are not: a symbolic call builds them all.
+        y = keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, self.variable_dtype), y_shape)
+        dynamics(*((keras.KerasTensor((), self.variable_dtype), y) if self._takes_time else (y,)))
 
     def call(self, y, t=None, training=None):
         solution = solve_in_mode(
