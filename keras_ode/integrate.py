@@ -63,6 +63,22 @@ class Result(NamedTuple):
     observed: tuple
 
 
+class Clock:
+    """Time since the start of a solve, never negative, and the time itself."""
+
+    def __init__(self, start, end):
+        self.start, self.end = start, end
+        self.duration = tf.abs(end - start)
+        self.direction = tf.sign(end - start)
+
+    def time(self, since):
+        """The end, where it is reached, is exactly the end."""
+        return tf.where(since >= self.duration, self.end, self.start + self.direction * since)
+
+    def interval(self, since, until):
+        return Interval(self.time(since), self.time(until), self.direction * (until - since), since, until)
+
+
 class _Loop(NamedTuple):
     """What goes round the loop. `lost` is what rounding took from `since` (compensated summation)."""
 
@@ -114,15 +130,14 @@ class _Run:
 
     def __init__(self, field, start, end, method, stops, observers, dense):
         self.field, self.method, self.observers, self.dense = field, method, observers, dense
-        self.start, self.end = start, end
-        self.duration = tf.abs(end - start)
-        self.direction = tf.sign(end - start)
+        self.clock = Clock(start, end)
+        self.duration = self.clock.duration
         self.stops = stops
         self.epsilon = np.finfo(start.dtype.as_numpy_dtype).eps
 
     def first(self, y, integral):
         method, zero = self.method, tf.zeros_like(self.duration)
-        carry, evaluations = method.solver.start(self.field, self.start, y)
+        carry, evaluations = method.solver.start(self.field, self.clock.start, y)
         step_size, extra = self._first_step_size(y, method.solver.first_derivative(carry))
         count = tf.zeros_like(self.duration, dtype=tf.int32)
         return _Loop(
@@ -147,8 +162,8 @@ class _Run:
         interval, lost = self._reach(loop, running)
         until = interval.until
         step = method.solver.step(self.field, interval, loop.y, loop.carry, dense=self.dense)
-        error = self._scaled_error(step, loop.y)
-        tried = until - loop.since
+        error = tf.stop_gradient(self._scaled_error(step, loop.y))
+        tried = tf.stop_gradient(until - loop.since)
         verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)
         accept = verdict.accept & running
         step_size = self._next_size(loop.step_size, tried, verdict)
@@ -174,7 +189,7 @@ class _Run:
             y=loop.y,
             integral=loop.integral,
             status=tf.where(loop.status == RUNNING, int(Status.MAX_STEPS), loop.status),
-            time=self._time(loop.since),
+            time=self.clock.time(loop.since),
             step_size=loop.step_size,
             carry=loop.carry,
             num_steps=loop.num_steps,
@@ -195,8 +210,8 @@ class _Run:
             return tf.cast(method.step_size, self.duration.dtype) + tf.zeros_like(self.duration), 0
         size = first_step(
             self.field,
-            self.start,
-            self.direction,
+            self.clock.start,
+            self.clock.direction,
             y,
             derivative,
             method.solver.error_order,
@@ -204,7 +219,7 @@ class _Run:
             self.duration,
             method.per_sample,
         )
-        return size, 1
+        return tf.stop_gradient(size), 1
 
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
@@ -220,11 +235,7 @@ class _Run:
         until = tf.where(lands, stop, summed)
         lost = tf.where(lands, tf.zeros_like(summed), (summed - loop.since) - increment)
         until = tf.where(running, until, loop.since)
-        size = self.direction * (until - loop.since)
-        return Interval(self._time(loop.since), self._time(until), size, loop.since, until), lost
-
-    def _time(self, since):
-        return tf.where(since >= self.duration, self.end, self.start + self.direction * since)
+        return self.clock.interval(loop.since, until), lost
 
     def _scaled_error(self, step, y):
         """The error on the tolerance's scale; not finite where the step is not."""
@@ -261,11 +272,13 @@ class SaveAt:
         times: Times since the start, increasing: `[T]`, or `[T, B]` with a grid for every sample.
         y: The leaves of a state.
         solver: The solver, which interpolates its own steps.
+        differentiable: Whether the loop is differentiated, and so must be bounded.
     """
 
-    def __init__(self, times, y, solver):
+    def __init__(self, times, y, solver, differentiable=False):
         self.times, self.y, self.solver = times, y, solver
         self.count = tf.shape(times)[0]
+        self.bound = self.count if differentiable else None
 
     def start(self):
         buffers = tuple(
@@ -283,13 +296,11 @@ class SaveAt:
 
         def save(index, buffers):
             theta = (self.times[index] - since) / (until - since)
-            y = self.solver.interpolate(trial.step, trial.interval, trial.y, theta)
+            y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.y, theta)
             y = tree.where(theta >= 1, trial.step.y, y)
-            return index + 1, tuple(
-                tf.tensor_scatter_nd_update(b, [[index]], leaf[None]) for b, leaf in zip(buffers, y, strict=True)
-            )
+            return index + 1, tuple(tree.put(b, index, leaf) for b, leaf in zip(buffers, y, strict=True))
 
-        return tf.while_loop(pending, save, state)
+        return tf.while_loop(pending, save, state, maximum_iterations=self.bound)
 
 
 def _where(condition, new, old):

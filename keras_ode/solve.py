@@ -222,7 +222,12 @@ def _run(adjoint, problem, jit_compile):
     if jit_compile not in (True, False, "auto"):
         raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
     if jit_compile == "auto":
-        jit_compile = not problem.field.is_convolutional
+        jit_compile = adjoint.compiles_alone and not problem.field.is_convolutional
+    elif jit_compile and not adjoint.compiles_alone:
+        raise ValueError(
+            f"XLA cannot compile a solve with adjoint={adjoint!r} alone, only together with its gradient: put both in a "
+            f"tf.function(jit_compile=True) and leave jit_compile='auto' here. Received: jit_compile={jit_compile!r}"
+        )
     if not tf.executing_eagerly():
         if not jit_compile:
             return adjoint.solve(problem)

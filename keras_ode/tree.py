@@ -9,8 +9,8 @@ import tensorflow as tf
 
 
 def expand(scalar, leaf):
-    """Gives a `[B]` tensor as many trailing axes of length one as `leaf` has; a scalar stays as it is."""
-    missing = leaf.shape.rank - 1
+    """Gives a scalar of the solve the trailing axes of length one that broadcast it against `leaf`."""
+    missing = leaf.shape.rank - scalar.shape.rank
     if scalar.shape.rank == 0 or missing == 0:
         return scalar
     return tf.reshape(scalar, tf.concat([tf.shape(scalar), [1] * missing], axis=0))
@@ -50,6 +50,20 @@ def zeros_like(tree):
 def where(condition, tree, other):
     """Selects whole trees by a scalar condition, or rows of them by a `[B]` one."""
     return tuple(tf.where(expand(condition, a), a, b) for a, b in zip(tree, other, strict=True))
+
+
+def put(buffer, index, value):
+    """`buffer` with `buffer[index]` replaced; `[B]` indices replace `buffer[index[b], b]` for every sample."""
+    if index.shape.rank == 0:
+        return tf.tensor_scatter_nd_update(buffer, tf.reshape(index, [1, 1]), value[None])
+    return tf.tensor_scatter_nd_update(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1), value)
+
+
+def take(buffer, index):
+    """`buffer[index]`, or `buffer[index[b], b]` for every sample."""
+    if index.shape.rank == 0:
+        return tf.gather(buffer, index)
+    return tf.gather_nd(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1))
 
 
 def is_finite(tree, per_sample):

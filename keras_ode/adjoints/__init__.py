@@ -3,8 +3,10 @@
 from keras_ode import configurable
 from keras_ode.adjoints.backsolve import Backsolve
 from keras_ode.adjoints.base import Adjoint
+from keras_ode.adjoints.checkpointed import Checkpointed
+from keras_ode.adjoints.direct import Direct
 
-ADJOINTS = {"backsolve": Backsolve}
+ADJOINTS = {"backsolve": Backsolve, "checkpointed": Checkpointed, "direct": Direct}
 
 
 def get(identifier):

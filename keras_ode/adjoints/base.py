@@ -61,27 +61,97 @@ class Outcome(NamedTuple):
 
 
 class Adjoint(Configurable):
-    """How gradients go through a solve."""
+    """How gradients go through a solve.
+
+    Attributes:
+        compiles_alone: Whether XLA can compile the solve where the program around it is not compiled.
+    """
+
+    compiles_alone = True
 
     def solve(self, problem):
         """Solves a `Problem`; the `Outcome`'s `ys` are differentiable by its times, state and parameters."""
         raise NotImplementedError
 
 
-def forward(problem, bound=None):
-    """Solves the problem and saves the states at all its times."""
-    field, times, y, parameters, method = problem[:5]
+class Cotangents(NamedTuple):
+    """What a backward pass found.
 
-    def evaluate(t, y, with_integrand=True):
-        return Stage(field(t, y, parameters))
+    Attributes:
+        y: That of the state at the first time, from all later times: leaves.
+        parameters: Those of the field's differentiable parameters.
+        status: How the backward pass ended.
+        num_evaluations: How often it evaluated the field.
+    """
 
+    y: tuple
+    parameters: tuple
+    status: tf.Tensor
+    num_evaluations: tf.Tensor
+
+
+class FirstOrderAdjoint(Adjoint):
+    """An adjoint with a backward pass of its own, which is not differentiated again."""
+
+    def forward(self, problem):
+        """The `Outcome`, and a nest of tensors to keep for the backward pass."""
+        raise NotImplementedError
+
+    def backward(self, problem, outcome, memory, cotangents):
+        """The `Cotangents` from those of the states at all times, leaves `[T, ...]`."""
+        raise NotImplementedError
+
+    def solve(self, problem):
+        @tf.custom_gradient
+        def solve(*tensors):
+            # The gradient function may use only what is made in here: then it works inside a differentiated loop.
+            inner = problem.with_tensors([tf.stop_gradient(tensor) for tensor in tensors])
+            outcome, memory = self.forward(inner)
+
+            def gradient(*cotangents):
+                return self._gradients(inner, outcome, memory, cotangents[: len(outcome.ys)], len(tensors))
+
+            return tf.nest.flatten(outcome), gradient
+
+        flat = solve(*(tf.identity(tensor) for tensor in problem.tensors()))
+        num_leaves = len(problem.y)
+        return Outcome(tuple(flat[:num_leaves]), *flat[num_leaves:])
+
+    def _gradients(self, problem, outcome, memory, cotangents, num_tensors):
+        """One gradient, or `None`, for each of the problem's tensors."""
+        found = self.backward(problem, outcome, memory, cotangents)
+        ok = found.status == int(Status.SUCCESS)
+        y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
+        times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
+        y = tree.add(y, tuple(g[0] for g in cotangents))
+        times, y, parameters = tf.nest.pack_sequence_as(
+            (times, y, parameters), first_order_only(*times, *y, *parameters)
+        )
+        parameters = iter(parameters)
+        gradients = [*(times or (None,)), *y, *(next(parameters) if d else None for d in problem.field.differentiable)]
+        return gradients + [None] * (num_tensors - len(gradients))
+
+
+def solve_forward(problem, observer=None, dense=False, bound=None):
+    """The `Outcome` of a problem, with the states at all its times, and what an observer of its steps saw.
+
+    Args:
+        problem: A `Problem`.
+        observer: An observer, or `None`.
+        dense: Whether the observer interpolates.
+        bound: A number of iterations, for a loop that is differentiated.
+    """
+    times, y, method = problem.times, problem.y, problem.method
     saved = times.shape[0] != 2
-    observers = (SaveAt(tf.abs(times[1:-1] - times[0]), y, method.solver),) if saved else ()
-    result = integrate(evaluate, times[0], times[-1], y, method, observers=observers, dense=saved, bound=bound)
+    observers = [SaveAt(saved_times(problem), y, method.solver, bound is not None)] if saved else []
+    observers += [] if observer is None else [observer]
+    result = integrate(
+        stage_field(problem), times[0], times[-1], y, method, observers=observers, dense=dense or saved, bound=bound
+    )
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     inner = result.observed[0][1] if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
-    return Outcome(
+    outcome = Outcome(
         ys,
         result.status,
         result.time,
@@ -90,6 +160,18 @@ def forward(problem, bound=None):
         result.num_accepted,
         result.num_evaluations,
     )
+    return outcome, result.observed[-1] if observer is not None else ()
+
+
+def stage_field(problem):
+    """The problem's field as the loop takes it."""
+    field, parameters = problem.field, problem.parameters
+    return lambda t, y, with_integrand=True: Stage(field(t, y, parameters))
+
+
+def saved_times(problem):
+    """The times between the first and the last, as times since the first."""
+    return tf.abs(problem.times[1:-1] - problem.times[0])
 
 
 def nan_unless(condition, leaves):

@@ -26,9 +26,9 @@ class Impulses(Solver):
 
     Args:
         solver: The solver of the steps.
-        stops: The times since the backward start of the saved states but the first and last, increasing, then the end.
-        ys: The saved states in the same order, leaves `[T - 1, ...]`; empty where the state is not integrated backward.
-        cotangents: Their cotangents, leaves `[T - 1, ...]`; the last, of the end, is left to the caller.
+        stops: The saved times but the first and the last, as times since the backward start, increasing: `[T - 2]`.
+        ys: The saved states there in the same order, leaves `[T - 2, ...]`.
+        cotangents: Their cotangents, leaves `[T - 2, ...]`.
     """
 
     def __init__(self, solver, stops, ys, cotangents):
@@ -43,8 +43,7 @@ class Impulses(Solver):
         return self.solver.first_derivative(carry.inner)
 
     def step(self, field, interval, z, carry, dense=False):
-        # The end of the whole solve belongs to the caller.
-        stops, cotangents = self.stops[:-1], tuple(g[:-1] for g in self.cotangents)
+        stops, cotangents = self.stops, self.cotangents
         here = stops == interval.since
         inside = (stops > interval.since) & (stops < interval.until)
         weights = _hermite((interval.until - stops) / (interval.until - interval.since), inside)
@@ -107,7 +106,7 @@ class Impulses(Solver):
         for leaf, y0, f0, y1, f1, saved in zip(step.error, end, end_slope, start, start_slope, self.ys, strict=False):
             predicted = _outer(weights.end_value, y0) + _outer(weights.start_value, y1)
             predicted -= interval.size * (_outer(weights.end_slope, f0) + _outer(weights.start_slope, f1))
-            missed = predicted - _rows(tf.cast(impulse.inside, saved.dtype), saved) * saved[:-1]
+            missed = predicted - _rows(tf.cast(impulse.inside, saved.dtype), saved) * saved
             errors.append(tf.maximum(tf.abs(leaf), tf.reduce_max(tf.abs(missed), axis=0)))
         return (*errors, *step.error[len(self.ys) :])
 

@@ -76,6 +76,13 @@ class Solver(Configurable):
         """Tries one step from `y`; with `dense`, also what its interpolant needs."""
         raise NotImplementedError
 
-    def interpolate(self, step, interval, y, theta):
-        """The leaves at `start + theta * size` within a step from `y`."""
+    def interpolate(self, stages, size, y, theta):
+        """The leaves at `start + theta * size` within a step from `y`.
+
+        Args:
+            stages: Those of the `Step`.
+            size: The size of its interval.
+            y: The leaves at its start.
+            theta: Scalar or `[B]`; or `[K]` or `[K, B]` for leaves `[K, ...]`.
+        """
         raise NotImplementedError

@@ -56,17 +56,16 @@ class ExplicitRungeKutta(Solver):
             return None
         return tree.scale(size, tree.weighted_sum(weights, slopes[: len(weights)]))
 
-    def interpolate(self, step, interval, y, theta):
-        weights = interpolation_weights(self, theta)
-        slopes = step.stages[: len(weights)]
-        return tree.add_scaled(y, interval.size, tree.tensor_weighted_sum(weights, slopes))
+    def interpolate(self, stages, size, y, theta):
+        rows = _table(type(self)).interpolant
+        weights = tf.unstack(theta * _polynomial(rows, theta), num=len(rows))
+        if theta.shape.rank > size.shape.rank:
+            y, stages = _with_axis(y), [_with_axis(stage) for stage in stages]
+        return tree.add_scaled(y, size, tree.tensor_weighted_sum(weights, stages[: len(rows)]))
 
 
-def interpolation_weights(solver, theta):
-    """The stages' weights at `theta`, as one scalar (or `[B]`) a stage: `y + size * sum(weights * stages)`."""
-    rows = _table(type(solver)).interpolant
-    weights = theta * _polynomial(rows, theta)
-    return tf.unstack(weights, axis=0)
+def _with_axis(leaves):
+    return tuple(leaf[None] for leaf in leaves)
 
 
 class _Table(NamedTuple):
