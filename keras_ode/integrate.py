@@ -33,7 +33,6 @@ class Trial(NamedTuple):
 
     Attributes:
         interval: Where it was tried.
-        y: The leaves where it begins.
         step: What the solver made of it.
         error: Its scaled error; at most one is accepted, unless the step size is constant.
         accept: Whether it was accepted.
@@ -41,7 +40,6 @@ class Trial(NamedTuple):
     """
 
     interval: Interval
-    y: tuple
     step: Step
     error: tf.Tensor
     accept: tf.Tensor
@@ -159,15 +157,17 @@ class _Run:
         """Propose, judge, accept, observe."""
         method = self.method
         running = loop.status == RUNNING
-        interval, lost = self._reach(loop, running)
+        interval, lost, lands = self._reach(loop, running)
         until = interval.until
         step = method.solver.step(self.field, interval, loop.y, loop.carry, dense=self.dense)
-        error = tf.stop_gradient(self._scaled_error(step, loop.y))
+        error = tf.stop_gradient(self._scaled_error(step))
         tried = tf.stop_gradient(until - loop.since)
         verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)
         accept = verdict.accept & running
-        step_size = self._next_size(loop.step_size, tried, verdict)
-        trial = Trial(interval, loop.y, step, error, accept, running)
+        # A step that was cut short to land on a stop does not shorten the next one.
+        kept = verdict.accept & lands
+        step_size = tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size)
+        trial = Trial(interval, step, error, accept, running)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
         return _Loop(
             since=tf.where(accept, until, loop.since),
@@ -235,22 +235,17 @@ class _Run:
         until = tf.where(lands, stop, summed)
         lost = tf.where(lands, tf.zeros_like(summed), (summed - loop.since) - increment)
         until = tf.where(running, until, loop.since)
-        return self.clock.interval(loop.since, until), lost
+        return self.clock.interval(loop.since, until), lost, lands
 
-    def _scaled_error(self, step, y):
+    def _scaled_error(self, step):
         """The error on the tolerance's scale; not finite where the step is not."""
         method, dtype = self.method, self.duration.dtype
         finite = tree.is_finite((*step.y, *step.stages[-1]), method.per_sample)
         if step.error is None:
             error = tf.zeros_like(self.duration)
         else:
-            error = method.tolerance.scaled(step.error, y, step.y, method.per_sample, dtype)
+            error = method.tolerance.scaled(step.error, step.start, step.y, method.per_sample, dtype)
         return tf.where(finite, error, tf.constant(np.inf, dtype))
-
-    def _next_size(self, proposed, tried, verdict):
-        """A step that was cut short to land on a stop does not shorten the next one."""
-        kept = tf.maximum(verdict.step_size, proposed)
-        return tf.where(verdict.accept & (tried < proposed), kept, verdict.step_size)
 
     def _accumulate(self, accept, integral, increment):
         added = tuple(a + b for a, b in zip(integral, increment, strict=True))
@@ -292,11 +287,11 @@ class SaveAt:
         reached = tf.where(trial.accept, until, since)
 
         def pending(index, buffers):
-            return (index < self.count) & (self.times[tf.minimum(index, self.count - 1)] <= reached)
+            return (index < self.count) & (tf.gather(self.times, tf.minimum(index, self.count - 1)) <= reached)
 
         def save(index, buffers):
-            theta = (self.times[index] - since) / (until - since)
-            y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.y, theta)
+            theta = (tf.gather(self.times, index) - since) / (until - since)
+            y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
             y = tree.where(theta >= 1, trial.step.y, y)
             return index + 1, tuple(tree.put(b, index, leaf) for b, leaf in zip(buffers, y, strict=True))
 

@@ -5,8 +5,14 @@ from keras_ode.adjoints.backsolve import Backsolve
 from keras_ode.adjoints.base import Adjoint
 from keras_ode.adjoints.checkpointed import Checkpointed
 from keras_ode.adjoints.direct import Direct
+from keras_ode.adjoints.interpolating import Interpolating
 
-ADJOINTS = {"backsolve": Backsolve, "checkpointed": Checkpointed, "direct": Direct}
+ADJOINTS = {
+    "backsolve": Backsolve,
+    "interpolating": Interpolating,
+    "checkpointed": Checkpointed,
+    "direct": Direct,
+}
 
 
 def get(identifier):

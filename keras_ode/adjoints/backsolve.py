@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from keras_ode import tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, solve_forward
+from keras_ode import solvers, tree
+from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, solve_forward
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.integrate import integrate
 from keras_ode.solvers.base import Stage
@@ -26,47 +26,69 @@ class Backsolve(FirstOrderAdjoint):
     """
 
     def __init__(self, rtol=None, atol=None, solver=None):
-        self.rtol, self.atol, self.solver = rtol, atol, solver
+        self.rtol, self.atol = rtol, atol
+        self.solver = None if solver is None else solvers.get(solver)
 
     def forward(self, problem):
         return solve_forward(problem)
 
     def backward(self, problem, outcome, memory, cotangents):
-        times, ys, parameters = problem.times, outcome.ys, problem.parameters
-        field = _AdjointField(problem.field, parameters)
-        method = self._method(problem)
+        times, ys = problem.times, outcome.ys
+        equation = _Equation(problem)
+        method = backward_method(self, problem)
         z = tuple(leaf[-1] for leaf in (*ys, *cotangents))
-        integral = tree.zeros_like(problem.field.select(parameters))
         if times.shape[0] == 2:
-            result = integrate(field, times[-1], times[0], z, method, integral=integral)
-            return Cotangents(result.y[len(ys) :], result.integral, result.status, result.num_evaluations)
+            result = integrate(equation, times[-1], times[0], z, method, integral=equation.no_integral())
+            return Cotangents(equation.cotangent(result.y), result.integral, result.status, result.num_evaluations)
         stops = tf.abs(tf.reverse(times[:-1], [0]) - times[-1])
         reverse = [tuple(tf.reverse(leaf[1:-1], [0]) for leaf in leaves) for leaves in (ys, cotangents)]
-        impulses = Impulses(method.solver, stops[:-1], *reverse)
+        impulses = Impulses(method.solver, equation, stops[:-1], *reverse)
         method = method._replace(solver=impulses)
-        result = integrate(field, times[-1], times[0], z, method, integral=integral, stops=stops)
-        z = (*(leaf[0] for leaf in ys), *result.y[len(ys) :])
-        a, extra = impulses.finish(field, times[0], z, result.carry)
+        result = integrate(equation, times[-1], times[0], z, method, integral=equation.no_integral(), stops=stops)
+        z = (*(leaf[0] for leaf in ys), *equation.cotangent(result.y))
+        a, extra = impulses.finish(times[0], z, result.carry)
         return Cotangents(a, tree.add(result.integral, extra), result.status, result.num_evaluations + 1)
 
-    def _method(self, problem):
-        method = problem.method
-        tolerance = method.tolerance
-        if self.rtol is not None:
-            tolerance = tolerance._replace(rtol=tf.constant(self.rtol, tolerance.rtol.dtype))
-        if self.atol is not None:
-            tolerance = tolerance._replace(atol=tf.constant(self.atol, tolerance.atol.dtype))
-        return method._replace(tolerance=tolerance, solver=self.solver or method.solver)
 
+class _Equation:
+    """The augmented equation of state and cotangent; the integrand is that of the parameters' cotangents."""
 
-class _AdjointField:
-    """The augmented field of state and cotangent; the integrand is that of the parameters' cotangents."""
+    orientation = 1
 
-    def __init__(self, field, parameters):
-        self._field, self._parameters = field, parameters
+    def __init__(self, problem):
+        self._field, self._parameters, self._num_leaves = problem.field, problem.parameters, len(problem.y)
 
     def __call__(self, t, z, with_integrand=True):
-        num_leaves = len(z) // 2
-        y, a = z[:num_leaves], z[num_leaves:]
+        y, a = z[: self._num_leaves], self.cotangent(z)
         derivative, a_derivative, integrand = self._field.vjp(t, y, self._parameters, tree.scale(-1, a))
         return Stage((*derivative, *a_derivative), tuple(integrand) if with_integrand else ())
+
+    def cotangent(self, z):
+        return z[self._num_leaves :]
+
+    def with_cotangent(self, z, a):
+        return (*z[: self._num_leaves], *a)
+
+    def no_integral(self):
+        return tree.zeros_like(self._field.select(self._parameters))
+
+    def push(self, t, z, slope):
+        """What a cotangent of the derivative at a point means for the state there and for the parameters."""
+        y = z[: self._num_leaves]
+        return self._field.vjp(t, y, self._parameters, slope)[1:]
+
+    def reset(self, z, here, ys):
+        """The stored state where the time is a saved one."""
+        y, a = z[: self._num_leaves], self.cotangent(z)
+        index = tf.argmax(here, axis=0, output_type=tf.int32)
+        stored = tuple(tree.take(saved, index) for saved in ys)
+        return (*tree.where(tf.reduce_any(here, axis=0), stored, y), *a)
+
+    def state(self, t, z, derivative):
+        """The state and its derivative at a point."""
+        return z[: self._num_leaves], derivative[: self._num_leaves]
+
+    def raise_error(self, step, missed, y):
+        """The step's error, as large as interpolation misses saved states near `y`."""
+        raised = tuple(tf.maximum(tf.abs(error), leaf) for error, leaf in zip(step.error, missed, strict=False))
+        return (*raised, *step.error[self._num_leaves :])

@@ -174,6 +174,17 @@ def saved_times(problem):
     return tf.abs(problem.times[1:-1] - problem.times[0])
 
 
+def backward_method(adjoint, problem):
+    """The method of a backward solve: the forward's, with the adjoint's own tolerances and solver where it has some."""
+    method = problem.method
+    rtol, atol = method.tolerance
+    tolerance = Tolerance(
+        rtol if adjoint.rtol is None else tf.constant(adjoint.rtol, rtol.dtype),
+        atol if adjoint.atol is None else tf.constant(adjoint.atol, atol.dtype),
+    )
+    return method._replace(tolerance=tolerance, solver=adjoint.solver or method.solver)
+
+
 def nan_unless(condition, leaves):
     """NaN in place of what a failed solve would give."""
     return tree.where(condition, leaves, tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in leaves))
@@ -194,7 +205,7 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
 
     first = -rate(times[0], tuple(y[0] for y in ys), first_cotangent)
     later = tf.map_fn(
-        lambda i: rate(times[i], tuple(y[i] for y in ys), tuple(c[i] for c in cotangents)),
+        lambda i: rate(*(tf.nest.map_structure(lambda x: tf.gather(x, i), (times, ys, tuple(cotangents))))),
         tf.range(1, tf.shape(times)[0]),
         fn_output_signature=times.dtype,
     )

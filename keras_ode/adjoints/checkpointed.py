@@ -48,7 +48,7 @@ class Checkpointed(FirstOrderAdjoint):
             states = replay.states(first, last, capacity)
 
             def reverse_one(n, a, parameters):
-                y = tuple(leaf[n - first] for leaf in states)
+                y = tuple(tf.gather(leaf, n - first) for leaf in states)
                 a, change = reverse(n, y, a)
                 return n - 1, a, tree.add(parameters, change)
 

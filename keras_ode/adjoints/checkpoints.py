@@ -13,8 +13,8 @@ class Trajectory(NamedTuple):
 
     Attributes:
         num_steps: Accepted steps, a scalar or `[B]`.
-        untils: Where each accepted step ended, since the start: `[max_steps]` or `[max_steps, B]`; later entries hold
-            the duration, so that steps past the last have no length.
+        untils: Where each accepted step ended, since the start: `[more than max_steps]`, or `[..., B]`; later entries
+            hold the duration, so that steps past the last have no length.
         stride: How many steps apart the states in `slots` are.
         slots: The states where steps `0, stride, 2 stride, ...` began, leaves `[capacity + 1, ...]`; the last slot is
             where writes go that are not wanted.
@@ -32,20 +32,21 @@ class Checkpoints:
     Args:
         problem: The `Problem` that is solved.
         capacity: How many states to keep.
+        window: How many entries more than there can be steps `untils` shall have.
 
     Reference: Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
     """
 
-    def __init__(self, problem, capacity):
-        self.problem, self.capacity = problem, capacity
+    def __init__(self, problem, capacity, window=0):
+        self.problem, self.capacity, self.window = problem, capacity, window
 
     def start(self):
         duration = tf.abs(self.problem.times[-1] - self.problem.times[0])
         return Trajectory(
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
-            untils=_repeat(duration, self.problem.method.max_steps),
+            untils=repeat(duration, self.problem.method.max_steps + self.window),
             stride=tf.constant(1),
-            slots=tuple(_repeat(leaf, self.capacity + 1) for leaf in self.problem.y),
+            slots=tuple(repeat(leaf, self.capacity + 1) for leaf in self.problem.y),
         )
 
     def see(self, state, trial):
@@ -60,7 +61,7 @@ class Checkpoints:
             num_steps=n + tf.cast(trial.accept, tf.int32),
             untils=tree.put(state.untils, last, until),
             stride=stride,
-            slots=tuple(tree.put(s, slot, leaf) for s, leaf in zip(slots, trial.y, strict=True)),
+            slots=tuple(tree.put(s, slot, leaf) for s, leaf in zip(slots, trial.step.start, strict=True)),
         )
 
     def _thinned(self, state):
@@ -90,8 +91,9 @@ class Replay:
     def interval(self, n):
         """The interval of step `n`."""
         untils = self.trajectory.untils
-        since = tf.where(n > 0, untils[tf.maximum(n - 1, 0)], tf.zeros_like(untils[0]))
-        return self.clock.interval(since, untils[n])
+        # Gathered: XLA would compile a slice anew for every value of its bounds.
+        since = tf.where(n > 0, tf.gather(untils, tf.maximum(n - 1, 0)), 0)
+        return self.clock.interval(since, tf.gather(untils, n))
 
     def step(self, n, y):
         """Takes step `n` from its start `y`."""
@@ -101,9 +103,8 @@ class Replay:
 
     def states(self, first, last, capacity):
         """The states where the steps `first` to `last - 1` begin, leaves `[capacity, ...]`."""
-        stride, slots = self.trajectory.stride, self.trajectory.slots
-        y = tuple(leaf[first // stride] for leaf in slots)
-        buffers = tuple(_repeat(leaf, capacity) for leaf in y)
+        n, y = self.checkpoint(first)
+        buffers = tuple(repeat(leaf, capacity) for leaf in y)
 
         def advance(n, y, buffers):
             index = tf.maximum(n - first, 0)  # the states before `first` are written over
@@ -111,9 +112,14 @@ class Replay:
             y = tf.cond(n + 1 < last, lambda: self.step(n, y)[1].y, lambda: y)
             return n + 1, y, buffers
 
-        start = (first // stride) * stride
-        return tf.while_loop(lambda n, *_: n < last, advance, (start, y, buffers))[2]
+        return tf.while_loop(lambda n, *_: n < last, advance, (n, y, buffers))[2]
+
+    def checkpoint(self, n):
+        """The last step not after `n` whose first state was kept, and that state."""
+        index = n // self.trajectory.stride
+        return index * self.trajectory.stride, tuple(tf.gather(leaf, index) for leaf in self.trajectory.slots)
 
 
-def _repeat(leaf, count):
+def repeat(leaf, count):
+    """`count` copies of a leaf along a new first axis."""
     return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)

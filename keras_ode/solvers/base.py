@@ -35,20 +35,24 @@ class Step(NamedTuple):
     """One tried step.
 
     Attributes:
+        start: The leaves where it started: those that the solver was given, unless it moved them.
         y: The leaves at the end of the interval.
         error: Their estimated error, or `None`.
         integral: What the integrand adds up to over the step.
         stages: The derivatives of all stages, from which the interpolant is made.
         carry: What the next step starts from.
         evaluations: How often the field was evaluated: a number, or an int32 tensor.
+        extra: What a solver has to tell besides.
     """
 
+    start: tuple
     y: tuple
     error: tuple | None
     integral: tuple
     stages: tuple
     carry: Any
     evaluations: Any
+    extra: Any = ()
 
 
 class Solver(Configurable):
@@ -59,10 +63,12 @@ class Solver(Configurable):
     Attributes:
         order: The order of convergence.
         error_order: The power of the step size that the error estimate follows, or `None` without an estimate.
+        num_dense_stages: How many stages a dense step has.
     """
 
     order: int
     error_order: int | None = None
+    num_dense_stages: int
 
     def start(self, field, t, y):
         """The carry at the first point `(t, y)`, and how many evaluations it took."""
@@ -85,4 +91,8 @@ class Solver(Configurable):
             y: The leaves at its start.
             theta: Scalar or `[B]`; or `[K]` or `[K, B]` for leaves `[K, ...]`.
         """
+        raise NotImplementedError
+
+    def slope(self, stages, theta):
+        """The derivative by time of the interpolant; arguments as for `interpolate`."""
         raise NotImplementedError

@@ -41,6 +41,7 @@ class ExplicitRungeKutta(Solver):
             if i == last:
                 y_end = point
         return Step(
+            start=y,
             y=y_end,
             error=self.error(slopes, interval.size),
             integral=_integral(table.b, stages, interval.size),
@@ -56,12 +57,24 @@ class ExplicitRungeKutta(Solver):
             return None
         return tree.scale(size, tree.weighted_sum(weights, slopes[: len(weights)]))
 
+    @property
+    def num_dense_stages(self):
+        return len(_table(type(self)).c)
+
     def interpolate(self, stages, size, y, theta):
         rows = _table(type(self)).interpolant
-        weights = tf.unstack(theta * _polynomial(rows, theta), num=len(rows))
         if theta.shape.rank > size.shape.rank:
             y, stages = _with_axis(y), [_with_axis(stage) for stage in stages]
-        return tree.add_scaled(y, size, tree.tensor_weighted_sum(weights, stages[: len(rows)]))
+        return tree.add_scaled(y, size, _combine(theta * _polynomial(rows, theta), stages))
+
+    def slope(self, stages, theta):
+        rows = _table(type(self)).interpolant
+        rows = rows * np.arange(1, rows.shape[1] + 1)
+        return _combine(_polynomial(rows, theta), stages)
+
+
+def _combine(weights, stages):
+    return tree.tensor_weighted_sum(tf.unstack(weights, num=len(stages)), stages)
 
 
 def _with_axis(leaves):
