@@ -159,7 +159,7 @@ class _Run:
         running = loop.status == RUNNING
         interval, lost, lands = self._reach(loop, running)
         until = interval.until
-        step = method.solver.step(self.field, interval, loop.y, loop.carry, dense=self.dense)
+        step = method.solver.step(self.field, interval, loop.y, loop.carry, with_dense=self.dense)
         error = tf.stop_gradient(self._scaled_error(step))
         tried = tf.stop_gradient(until - loop.since)
         verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)

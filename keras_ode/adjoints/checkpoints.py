@@ -99,7 +99,7 @@ class Replay:
         """Takes step `n` from its start `y`."""
         interval = self.interval(n)
         carry, _ = self.solver.start(self.field, interval.start, y)
-        return interval, self.solver.step(self.field, interval, y, carry, dense=self.dense)
+        return interval, self.solver.step(self.field, interval, y, carry, with_dense=self.dense)
 
     def states(self, first, last, capacity):
         """The states where the steps `first` to `last - 1` begin, leaves `[capacity, ...]`."""

@@ -58,7 +58,7 @@ class Impulses(Solver):
     def first_derivative(self, carry):
         return self.solver.first_derivative(carry.inner)
 
-    def step(self, field, interval, z, carry, dense=False):
+    def step(self, field, interval, z, carry, with_dense=False):
         equation, impulse = self.equation, self._impulse(interval)
         length = -interval.size * equation.orientation
         jumps = carry.owed | tf.reduce_any(impulse.here | impulse.inside, axis=0)
@@ -68,7 +68,7 @@ class Impulses(Solver):
             lambda: self._jump(field, interval, z, slope, impulse),
             lambda: (z, carry.inner, equation.no_integral(), 0),
         )
-        step = self.solver.step(field, interval, z, inner, dense)
+        step = self.solver.step(field, interval, z, inner, with_dense)
         added = impulse.sum(impulse.end_value)
         y = equation.with_cotangent(step.y, tree.add(equation.cotangent(step.y), added))
         pending = tree.scale(length, impulse.sum(impulse.end_slope))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_ode import solvers, tree
+from keras_ode import dense, solvers, tree
 from keras_ode.adjoints.base import (
     Cotangents,
     FirstOrderAdjoint,
@@ -13,7 +13,7 @@ from keras_ode.adjoints.base import (
     solve_forward,
     stage_field,
 )
-from keras_ode.adjoints.checkpoints import Checkpoints, Replay, Trajectory, repeat
+from keras_ode.adjoints.checkpoints import Checkpoints, Replay, Trajectory
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
@@ -26,11 +26,11 @@ class Interpolating(FirstOrderAdjoint):
 
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
     integrating the state backward drifts. The parameters' cotangents are summed by Gauss quadrature on each of its
-    steps. The last `checkpoints` forward steps are kept with their stages, and the states of as many steps before
-    them, from which earlier ones are taken again: memory does not grow with the number of steps.
+    steps. The interpolants of the last `checkpoints` forward steps are kept, and the states of at most as many steps,
+    from which earlier ones are taken again: memory does not grow with the number of steps.
 
     Args:
-        checkpoints: The number of steps, and of states, to keep. Defaults to `32`.
+        checkpoints: The number of steps, and of states, to keep. Defaults to `16`.
         rtol, atol: Tolerances of the backward solve. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
@@ -39,7 +39,7 @@ class Interpolating(FirstOrderAdjoint):
         Rackauckas et al. (2020), Universal differential equations for scientific machine learning.
     """
 
-    def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
+    def __init__(self, checkpoints=16, rtol=None, atol=None, solver=None):
         if not isinstance(checkpoints, int) or checkpoints < 1:
             raise ValueError(f"checkpoints must be a positive whole number. Received: checkpoints={checkpoints!r}")
         self.checkpoints, self.rtol, self.atol = checkpoints, rtol, atol
@@ -56,7 +56,6 @@ class Interpolating(FirstOrderAdjoint):
             last=tf.where(tf.reduce_all(outcome.status == int(Status.SUCCESS)), last, 0),
             a=tuple(leaf[-1] for leaf in cotangents),
             parameters=tree.zeros_like(problem.field.select(problem.parameters)),
-            steps=memory.steps,
             step_size=outcome.step_size,
             status=outcome.status,
             num_evaluations=tf.constant(0),
@@ -69,25 +68,19 @@ class Interpolating(FirstOrderAdjoint):
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations)
 
 
-class _Steps(NamedTuple):
-    """Steps with what their interpolants need; step `n` is at `n % capacity`, and the last entry is never read."""
-
-    y: tuple
-    stages: tuple
-
-
 class _Memory(NamedTuple):
+    """What is kept of the forward solve; the polynomials of step `n` are at `n % capacity`, the last is never read."""
+
     trajectory: Trajectory
-    steps: _Steps
+    polynomials: tuple
 
 
 class _Progress(NamedTuple):
-    """How far the backward pass is: before step `last`, with its steps in `steps`."""
+    """How far the backward pass is: before step `last`."""
 
     last: tf.Tensor
     a: tuple
     parameters: tuple
-    steps: _Steps
     step_size: tf.Tensor
     status: tf.Tensor
     num_evaluations: tf.Tensor
@@ -101,32 +94,35 @@ class _History:
         self.checkpoints = Checkpoints(problem, capacity, window=capacity)
 
     def start(self):
-        return _Memory(self.checkpoints.start(), self.no_steps())
+        return _Memory(self.checkpoints.start(), self._no_polynomials())
 
     def see(self, state, trial):
         n = state.trajectory.num_steps
         slot = tf.where(trial.accept, n % self.capacity, self.capacity)
-        return _Memory(self.checkpoints.see(state.trajectory, trial), self.put(state.steps, slot, trial.step))
-
-    def no_steps(self):
-        empty = tuple(repeat(leaf, self.capacity + 1) for leaf in self.problem.y)
-        return _Steps(empty, (empty,) * self.problem.method.solver.num_dense_stages)
-
-    def put(self, steps, slot, step):
-        return tf.nest.map_structure(
-            lambda buffer, leaf: tree.put(buffer, slot, leaf), steps, _Steps(step.start, step.stages)
-        )
+        polynomials = self._put(state.polynomials, slot, trial.step, trial.interval)
+        return _Memory(self.checkpoints.see(state.trajectory, trial), polynomials)
 
     def replay(self, trajectory, first, last):
-        """The dense steps `first` to `last - 1`, taken again."""
+        """The polynomials of the steps `first` to `last - 1`, taken again."""
         replay = Replay(self.problem, stage_field(self.problem), trajectory, dense=True)
         n, y = replay.checkpoint(first)
 
-        def advance(n, y, steps):
-            _, step = replay.step(n, y)
-            return n + 1, step.y, self.put(steps, n % self.capacity, step)
+        def advance(n, y, polynomials):
+            interval, step = replay.step(n, y)
+            return n + 1, step.y, self._put(polynomials, n % self.capacity, step, interval)
 
-        return tf.while_loop(lambda n, *_: n < last, advance, (n, y, self.no_steps()))[2]
+        return tf.while_loop(lambda n, *_: n < last, advance, (n, y, self._no_polynomials()))[2]
+
+    def _no_polynomials(self):
+        count = self.problem.method.solver.degree + 1
+        return tuple(
+            tf.tile(leaf[None, ..., None], [self.capacity + 1] + [1] * leaf.shape.rank + [count])
+            for leaf in self.problem.y
+        )
+
+    def _put(self, polynomials, slot, step, interval):
+        new = self.problem.method.solver.polynomials(step, interval.size)
+        return tuple(tree.put(old, slot, leaf) for old, leaf in zip(polynomials, new, strict=True))
 
 
 class _Block:
@@ -137,8 +133,8 @@ class _Block:
         self.first = tf.maximum(progress.last - history.capacity, 0)
         self.replay = Replay(problem, stage_field(problem), memory.trajectory, dense=True)
         fresh = progress.last == tf.reduce_max(memory.trajectory.num_steps)
-        self.steps = tf.cond(
-            fresh, lambda: memory.steps, lambda: history.replay(memory.trajectory, self.first, progress.last)
+        self.polynomials = tf.cond(
+            fresh, lambda: memory.polynomials, lambda: history.replay(memory.trajectory, self.first, progress.last)
         )
         self.method = method._replace(step_size=progress.step_size)
         self.ys, self.cotangents = outcome.ys, cotangents
@@ -190,13 +186,13 @@ class _Block:
 
     def evaluate(self, since):
         """The state at a time since the forward start."""
-        interval, y, stages, theta = self._find(since)
-        return self.problem.method.solver.interpolate(stages, interval.size, y, theta)
+        polynomials, theta, _ = self._find(since)
+        return dense.evaluate(polynomials, theta)
 
     def slope(self, since):
         """Its derivative by that time."""
-        _, _, stages, theta = self._find(since)
-        return tree.scale(self.direction, self.problem.method.solver.slope(stages, theta))
+        polynomials, theta, length = self._find(since)
+        return tree.scale(1 / length, dense.slope(polynomials, theta))
 
     def time(self, since):
         return self.replay.clock.time(since)
@@ -206,15 +202,15 @@ class _Block:
         return self.replay.clock.direction
 
     def _find(self, since):
-        """The step that a time falls into: its interval, first state, stages, and the fraction of it."""
+        """The step that a time falls into: its polynomials, the fraction of it, and its length."""
         window = tf.gather(self.trajectory.untils, self.first + tf.range(self.history.capacity))
         n = self.first + tf.reduce_sum(tf.cast(window < since, tf.int32), axis=0)
         n = tf.minimum(n, self.progress.last - 1)
         interval = self.replay.interval(n)
         length = interval.until - interval.since
-        theta = tf.where(length > 0, since - interval.since, 0) / tf.where(length > 0, length, 1)
-        y, stages = tf.nest.map_structure(lambda b: tree.take(b, n % self.history.capacity), tuple(self.steps))
-        return interval, y, stages, theta
+        length = tf.where(length > 0, length, 1)
+        polynomials = tuple(tree.take(leaf, n % self.history.capacity) for leaf in self.polynomials)
+        return polynomials, (since - interval.since) / length, length
 
 
 class _Equation:

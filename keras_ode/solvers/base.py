@@ -63,12 +63,12 @@ class Solver(Configurable):
     Attributes:
         order: The order of convergence.
         error_order: The power of the step size that the error estimate follows, or `None` without an estimate.
-        num_dense_stages: How many stages a dense step has.
+        degree: The degree of its interpolant.
     """
 
     order: int
     error_order: int | None = None
-    num_dense_stages: int
+    degree: int
 
     def start(self, field, t, y):
         """The carry at the first point `(t, y)`, and how many evaluations it took."""
@@ -78,8 +78,8 @@ class Solver(Configurable):
         """The derivative's leaves at the point of `carry`."""
         raise NotImplementedError
 
-    def step(self, field, interval, y, carry, dense=False):
-        """Tries one step from `y`; with `dense`, also what its interpolant needs."""
+    def step(self, field, interval, y, carry, with_dense=False):
+        """Tries one step from `y`; `with_dense`, also what its interpolant needs."""
         raise NotImplementedError
 
     def interpolate(self, stages, size, y, theta):
@@ -93,6 +93,6 @@ class Solver(Configurable):
         """
         raise NotImplementedError
 
-    def slope(self, stages, theta):
-        """The derivative by time of the interpolant; arguments as for `interpolate`."""
+    def polynomials(self, step, size):
+        """The interpolant of a dense step as polynomials: see `keras_ode.dense`."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import tree
+from keras_ode import dense, tree
 from keras_ode.solvers.base import Solver, Step
 
 
@@ -28,12 +28,12 @@ class ExplicitRungeKutta(Solver):
     def first_derivative(self, carry):
         return carry.derivative
 
-    def step(self, field, interval, y, carry, dense=False):
+    def step(self, field, interval, y, carry, with_dense=False):
         table = _table(type(self))
         times = _stage_times(interval, table.c)
         last = table.num_stages - 1
         stages, slopes = [carry], [carry.derivative]
-        for i in range(1, len(table.c) if dense else table.num_stages):
+        for i in range(1, len(table.c) if with_dense else table.num_stages):
             point = tree.add_scaled(y, interval.size, tree.weighted_sum(table.a[i], slopes))
             counts = i == last or (i < last and table.b[i] != 0)
             stages.append(field(times[i], point, with_integrand=counts))
@@ -58,23 +58,18 @@ class ExplicitRungeKutta(Solver):
         return tree.scale(size, tree.weighted_sum(weights, slopes[: len(weights)]))
 
     @property
-    def num_dense_stages(self):
-        return len(_table(type(self)).c)
+    def degree(self):
+        return _table(type(self)).interpolant.shape[1]
 
     def interpolate(self, stages, size, y, theta):
         rows = _table(type(self)).interpolant
         if theta.shape.rank > size.shape.rank:
             y, stages = _with_axis(y), [_with_axis(stage) for stage in stages]
-        return tree.add_scaled(y, size, _combine(theta * _polynomial(rows, theta), stages))
+        weights = tf.unstack(theta * _polynomial(rows, theta), num=len(rows))
+        return tree.add_scaled(y, size, tree.tensor_weighted_sum(weights, stages))
 
-    def slope(self, stages, theta):
-        rows = _table(type(self)).interpolant
-        rows = rows * np.arange(1, rows.shape[1] + 1)
-        return _combine(_polynomial(rows, theta), stages)
-
-
-def _combine(weights, stages):
-    return tree.tensor_weighted_sum(tf.unstack(weights, num=len(stages)), stages)
+    def polynomials(self, step, size):
+        return dense.polynomials(_table(type(self)).interpolant, step.start, step.stages, size)
 
 
 def _with_axis(leaves):
