@@ -103,8 +103,8 @@ def integrate(field, start, end, y, method, *, integral=(), stops=None, observer
         y: The leaves at `start`.
         method: A `Method`.
         integral: The leaves to which the field's integrand is added.
-        stops: Times since the start (increasing, the last is the duration): a step that would pass some of them
-            ends on the last of those. `None`: the end alone.
+        stops: Times since the start, the duration among them: a step that would pass some of them ends on the last of
+            those, unless that would cut it by more than half. `None`: the end alone.
         observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
         dense: Whether the observers interpolate.
         bound: A number of iterations, for a loop that is differentiated.
@@ -228,8 +228,8 @@ class _Run:
             lands = proposal >= self.duration
             stop = self.duration
         else:
-            stop = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=-1)
-            lands = stop > loop.since
+            stop = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=0)
+            lands = (stop - loop.since >= loop.step_size / 2) | (stop >= self.duration)
         increment = loop.step_size - loop.lost
         summed = loop.since + increment
         until = tf.where(lands, stop, summed)

@@ -4,7 +4,9 @@ import tensorflow as tf
 
 from keras_ode import solvers, tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, solve_forward
+from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
 from keras_ode.adjoints.impulses import Impulses
+from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.solvers.base import Stage
 
@@ -12,11 +14,17 @@ from keras_ode.solvers.base import Stage
 class Backsolve(FirstOrderAdjoint):
     """The continuous adjoint, with the state re-integrated backward: memory does not grow with the number of steps.
 
-    Backward, `y` and its cotangent `a` solve `y' = f(t, y)`, `a' = -a^T df/dy` from the last time to the first, with
-    `y` reset to the stored state at every saved time that a step ends on. Parameters are no part of that state: their
-    cotangents `a^T df/dp` are summed by the method's weights, outside error control.
+    Backward, `y` and its cotangent `a` solve `y' = f(t, y)`, `a' = -a^T df/dy` from the last time to the first.
+    Parameters are no part of that state: their cotangents `a^T df/dp` are summed by the method's weights, outside error
+    control.
+
+    A solution that forgets its start cannot be integrated backward: `y` drifts from where it came. So it is reset
+    wherever a step ends on a stored state: the saved ones, and `checkpoints` of the forward steps. Where it still
+    arrives somewhere else, while the cotangent matters, the gradient would be wrong: it is NaN.
 
     Args:
+        checkpoints: The number of states to keep besides the saved ones; `0` is the method of Chen et al. as published.
+            Defaults to `16`.
         rtol, atol: Tolerances of the backward solve. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
@@ -25,29 +33,92 @@ class Backsolve(FirstOrderAdjoint):
         Kidger, Chen, Lyons (2021), "Hey, that's not an ODE": Faster ODE adjoints via seminorms, ICML.
     """
 
-    def __init__(self, rtol=None, atol=None, solver=None):
+    def __init__(self, checkpoints=16, rtol=None, atol=None, solver=None):
+        self.checkpoints = checked_checkpoints(checkpoints, least=0)
         self.rtol, self.atol = rtol, atol
         self.solver = None if solver is None else solvers.get(solver)
 
     def forward(self, problem):
-        return solve_forward(problem)
+        return solve_forward(problem, Checkpoints(problem, self.checkpoints) if self.checkpoints else None)
 
     def backward(self, problem, outcome, memory, cotangents):
         times, ys = problem.times, outcome.ys
         equation = _Equation(problem)
         method = backward_method(self, problem)
-        z = tuple(leaf[-1] for leaf in (*ys, *cotangents))
-        if times.shape[0] == 2:
-            result = integrate(equation, times[-1], times[0], z, method, integral=equation.no_integral())
-            return Cotangents(equation.cotangent(result.y), result.integral, result.status, result.num_evaluations)
-        stops = tf.abs(tf.reverse(times[:-1], [0]) - times[-1])
-        reverse = [tuple(tf.reverse(leaf[1:-1], [0]) for leaf in leaves) for leaves in (ys, cotangents)]
-        impulses = Impulses(method.solver, equation, stops[:-1], *reverse)
-        method = method._replace(solver=impulses)
-        result = integrate(equation, times[-1], times[0], z, method, integral=equation.no_integral(), stops=stops)
+        stops, stored, impulses = _stored(times, ys, cotangents, memory)
+        solver = Impulses(method.solver, equation, stops, stored, impulses)
+        drift = _Drift(
+            equation,
+            method.tolerance,
+            tf.concat([stops, tf.abs(times[:1] - times[-1])], axis=0),
+            tuple(tf.concat([a, b[:1]], axis=0) for a, b in zip(stored, ys, strict=True)),
+        )
+        result = integrate(
+            equation,
+            times[-1],
+            times[0],
+            tuple(leaf[-1] for leaf in (*ys, *cotangents)),
+            method._replace(solver=solver),
+            integral=equation.no_integral(),
+            stops=drift.stops,
+            observers=(drift,),
+        )
         z = (*(leaf[0] for leaf in ys), *equation.cotangent(result.y))
-        a, extra = impulses.finish(times[0], z, result.carry)
-        return Cotangents(a, tree.add(result.integral, extra), result.status, result.num_evaluations + 1)
+        a, extra = solver.finish(times[0], z, result.carry)
+        return Cotangents(
+            y=a,
+            parameters=tree.add(result.integral, extra),
+            status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
+            num_evaluations=result.num_evaluations + 1,
+        )
+
+
+def _stored(times, ys, cotangents, trajectory):
+    """The times, since the backward start, at which states are stored, the states, and their cotangents."""
+    stops = tf.abs(times[1:-1] - times[-1])
+    ys, cotangents = (tuple(leaf[1:-1] for leaf in leaves) for leaves in (ys, cotangents))
+    if not trajectory:
+        return stops, ys, cotangents
+    slots = tuple(leaf[:-1] for leaf in trajectory.slots)
+    steps = tf.range(tf.shape(slots[0])[0]) * trajectory.stride
+    reached = tf.gather(trajectory.untils, tf.clip_by_value(steps - 1, 0, tf.shape(trajectory.untils)[0] - 1))
+    inner = (steps > 0) & (steps < trajectory.num_steps)
+    stops = tf.concat([stops, tf.where(inner, tf.abs(times[0] - times[-1]) - reached, -1)], axis=0)
+    return (
+        stops,
+        tuple(tf.concat(pair, axis=0) for pair in zip(ys, slots, strict=True)),
+        tuple(tf.concat([g, tf.zeros_like(s)], axis=0) for g, s in zip(cotangents, slots, strict=True)),
+    )
+
+
+class _Drift:
+    """Observes how far the state is from a stored one where a step ends on it, while the cotangent matters."""
+
+    # A relative error of the state this large makes its Jacobian another one.
+    LARGEST = 0.1
+
+    def __init__(self, equation, tolerance, stops, ys):
+        self.equation, self.tolerance, self.stops, self.ys = equation, tolerance, stops, ys
+
+    def start(self):
+        zero = tf.zeros_like(self.stops[0])
+        return zero, zero
+
+    def see(self, state, trial):
+        largest, worst = state
+        z, dtype = trial.step.y, worst.dtype
+        size = tree.rms(self.equation.cotangent(z), False, dtype)
+        largest = tf.where(trial.accept, tf.maximum(largest, size), largest)
+        here = self.stops == trial.interval.until
+        y, stored = self.equation.state(None, z, z)[0], self.equation.reset(z, here, self.ys)
+        stored = self.equation.state(None, stored, stored)[0]
+        distance = tree.rms([a - b for a, b in zip(y, stored, strict=True)], False, dtype)
+        scale = tree.rms(stored, False, dtype) + tf.math.divide_no_nan(self.tolerance.atol, self.tolerance.rtol)
+        drift = tf.minimum(tf.math.divide_no_nan(distance, scale), 1) * tf.math.divide_no_nan(size, largest)
+        return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst)
+
+    def is_large(self, state):
+        return state[1] > self.LARGEST
 
 
 class _Equation:

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, saved_times, solve_forward, stage_field
-from keras_ode.adjoints.checkpoints import Checkpoints, Replay
+from keras_ode.adjoints.checkpoints import Checkpoints, Replay, checked_checkpoints
 
 
 class Checkpointed(FirstOrderAdjoint):
@@ -29,9 +29,7 @@ class Checkpointed(FirstOrderAdjoint):
     """
 
     def __init__(self, checkpoints=32):
-        if not isinstance(checkpoints, int) or checkpoints < 1:
-            raise ValueError(f"checkpoints must be a positive whole number. Received: checkpoints={checkpoints!r}")
-        self.checkpoints = checkpoints
+        self.checkpoints = checked_checkpoints(checkpoints)
 
     def forward(self, problem):
         return solve_forward(problem, Checkpoints(problem, self.checkpoints))

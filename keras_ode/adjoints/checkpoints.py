@@ -123,3 +123,10 @@ class Replay:
 def repeat(leaf, count):
     """`count` copies of a leaf along a new first axis."""
     return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)
+
+
+def checked_checkpoints(checkpoints, least=1):
+    """A number of checkpoints, at least `least`."""
+    if not isinstance(checkpoints, int) or isinstance(checkpoints, bool) or checkpoints < least:
+        raise ValueError(f"checkpoints must be a whole number from {least}. Received: checkpoints={checkpoints!r}")
+    return checkpoints

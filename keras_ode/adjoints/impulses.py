@@ -61,11 +61,12 @@ class Impulses(Solver):
     def step(self, field, interval, z, carry, with_dense=False):
         equation, impulse = self.equation, self._impulse(interval)
         length = -interval.size * equation.orientation
-        jumps = carry.owed | tf.reduce_any(impulse.here | impulse.inside, axis=0)
+        pushed = carry.owed | tf.reduce_any(impulse.inside, axis=0)
+        pushes = tf.reduce_any(pushed)
         slope = tree.add(carry.slope, tree.scale(length, impulse.sum(impulse.start_slope)))
         z, inner, integral, evaluations = tf.cond(
-            tf.reduce_any(jumps),
-            lambda: self._jump(field, interval, z, slope, impulse),
+            pushes | tf.reduce_any(impulse.here),
+            lambda: self._jump(field, interval, z, slope, pushes, impulse),
             lambda: (z, carry.inner, equation.no_integral(), 0),
         )
         step = self.solver.step(field, interval, z, inner, with_dense)
@@ -78,7 +79,7 @@ class Impulses(Solver):
             integral=tree.add(step.integral, integral) if integral else step.integral,
             carry=Carry(step.carry, pending, tf.reduce_any(impulse.inside, axis=0)),
             evaluations=step.evaluations + evaluations,
-            extra=Jump(slope, jumps),
+            extra=Jump(slope, pushed),
         )
 
     def finish(self, t, z, carry):
@@ -101,15 +102,19 @@ class Impulses(Solver):
             here, inside, mask * (1 - start_value), start_value, x * (1 - x) ** 2, x * x * (x - 1), self.cotangents
         )
 
-    def _jump(self, field, interval, z, slope, impulse):
+    def _jump(self, field, interval, z, slope, any_slope, impulse):
         """Applies the impulses at the start of the step, and those within it that belong to its start."""
         equation = self.equation
         z = equation.reset(z, impulse.here, self.ys)
-        change, integral = equation.push(interval.start, z, slope)
+        change, integral = tf.cond(
+            any_slope,
+            lambda: equation.push(interval.start, z, slope),
+            lambda: (tree.zeros_like(slope), equation.no_integral()),
+        )
         value = impulse.sum(impulse.start_value + tf.cast(impulse.here, interval.start.dtype))
         z = equation.with_cotangent(z, tree.add(equation.cotangent(z), tree.add(value, change)))
         inner, evaluations = self.solver.start(field, interval.start, z)
-        return z, inner, integral, 1 + evaluations
+        return z, inner, integral, tf.cast(any_slope, tf.int32) + evaluations
 
     def _with_mismatch(self, field, interval, step, inner, impulse):
         """The step's error, raised where Hermite interpolation misses the saved states by more."""

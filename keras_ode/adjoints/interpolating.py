@@ -13,7 +13,7 @@ from keras_ode.adjoints.base import (
     solve_forward,
     stage_field,
 )
-from keras_ode.adjoints.checkpoints import Checkpoints, Replay, Trajectory
+from keras_ode.adjoints.checkpoints import Checkpoints, Replay, Trajectory, checked_checkpoints
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
@@ -40,9 +40,8 @@ class Interpolating(FirstOrderAdjoint):
     """
 
     def __init__(self, checkpoints=16, rtol=None, atol=None, solver=None):
-        if not isinstance(checkpoints, int) or checkpoints < 1:
-            raise ValueError(f"checkpoints must be a positive whole number. Received: checkpoints={checkpoints!r}")
-        self.checkpoints, self.rtol, self.atol = checkpoints, rtol, atol
+        self.checkpoints = checked_checkpoints(checkpoints)
+        self.rtol, self.atol = rtol, atol
         self.solver = None if solver is None else solvers.get(solver)
 
     def forward(self, problem):
