@@ -13,6 +13,8 @@ import tensorflow as tf
 from keras.src.backend.common.variables import AutocastScope
 from tensorflow.python.eager import record
 
+from keras_ode import tree
+
 _NOT_ARGUMENTS = ("training", "mask")
 
 
@@ -33,15 +35,15 @@ class VectorField:
         self.differentiable = tuple(differentiable)
 
     def __call__(self, t, y, parameters):
-        """The derivative at `(t, y)`: a tuple of leaves like `y`."""
-        return tuple(self._function(t, *y, *parameters))
+        """The derivative at `(t, y)`: a tuple of leaves like `y`; `t` is a scalar, or `[B]`."""
+        return tuple(self._function(tree.expand(t, y[0]), *y, *parameters))
 
     def vjp(self, t, y, parameters, cotangent):
         """The derivative, and `cotangent`'s products with the Jacobians by `y` and by the differentiable parameters."""
         if self._vjp is None:
             self._vjp = self._trace_vjp(t, y, parameters)
         num_leaves = len(y)
-        results = self._vjp(t, *y, *parameters, *cotangent)
+        results = self._vjp(tree.expand(t, y[0]), *y, *parameters, *cotangent)
         return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
 
     def select(self, parameters):
@@ -72,7 +74,7 @@ class VectorField:
             gradients = tape.gradient(derivative, sources, output_gradients=cotangent, unconnected_gradients="zero")
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
-        return _trace(vjp, [_spec(x) for x in (t, *y, *parameters, *y)])
+        return _trace(vjp, [_spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
 
 
 def close(dynamics, t, y, args=(), training=None):
@@ -80,7 +82,8 @@ def close(dynamics, t, y, args=(), training=None):
 
     Args:
         dynamics: A Keras layer or model, or a function: `f(y)`, `f(t, y)`, with `args` behind.
-        t: A time as the dynamics will see it; only its shape and dtype count.
+        t: A time, scalar or `[B]`; only its shape and dtype count. With `[B]`, the dynamics sees `[B, 1, ..., 1]`, which
+            broadcasts against the first leaf.
         y: The state, a nest of float tensors.
         args: Further arguments, a tuple of nests of tensors.
         training: The mode to call a Keras layer in.
@@ -89,7 +92,7 @@ def close(dynamics, t, y, args=(), training=None):
     leaves = tf.nest.flatten(y)
     arguments = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(args)]
     closure = _Closure(dynamics)
-    specs = [_spec(x) for x in (t, *leaves, *arguments)]
+    specs = [_spec(x) for x in (tree.expand(t, leaves[0]), *leaves, *arguments)]
     with AutocastScope(None):  # the solve keeps the variables' own precision; the dynamics casts for itself
         function = closure.trace(call, specs)
         if closure.extend(function):

@@ -264,8 +264,8 @@ class SaveAt:
     """Observes the states at given times, read from the interpolants of the steps that pass them.
 
     Args:
-        times: Times since the start, increasing: `[T]`, or `[T, B]` with a grid for every sample.
-        y: The leaves of a state.
+        times: Times since the start, not decreasing: `[K]`, or `[K, B]` with a grid for every sample.
+        y: The leaves at the start.
         solver: The solver, which interpolates its own steps.
         differentiable: Whether the loop is differentiated, and so must be bounded.
     """
@@ -276,26 +276,39 @@ class SaveAt:
         self.bound = self.count if differentiable else None
 
     def start(self):
-        buffers = tuple(
-            tf.fill(tf.concat([[self.count], tf.shape(leaf)], axis=0), tf.constant(np.nan, leaf.dtype))
-            for leaf in self.y
-        )
-        return tf.constant(0), buffers
+        """The number of times passed, scalar or `[B]`, and buffers whose last entry is never read."""
+        at_start = self.times <= 0  # where there is nothing to integrate
+        buffers = []
+        for leaf in self.y:
+            shape = tf.concat([[self.count], tf.shape(leaf)], axis=0)
+            saved = tf.where(tree.expand(at_start, leaf[None]), leaf[None], tf.constant(np.nan, leaf.dtype))
+            buffers.append(tf.concat([tf.broadcast_to(saved, shape), leaf[None]], axis=0))
+        return tf.reduce_sum(tf.cast(at_start, tf.int32), axis=0), tuple(buffers)
 
     def see(self, state, trial):
         since, until = trial.interval.since, trial.interval.until
-        reached = tf.where(trial.accept, until, since)
+        length = tf.where(until > since, until - since, 1)
 
-        def pending(index, buffers):
-            return (index < self.count) & (tf.gather(self.times, tf.minimum(index, self.count - 1)) <= reached)
+        def pending(index):
+            time = tree.take(self.times, tf.minimum(index, self.count - 1))
+            return trial.accept & (index < self.count) & (time <= until), time
 
         def save(index, buffers):
-            theta = (tf.gather(self.times, index) - since) / (until - since)
+            wanted, time = pending(index)
+            theta = (time - since) / length
             y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
-            y = tree.where(theta >= 1, trial.step.y, y)
-            return index + 1, tuple(tree.put(b, index, leaf) for b, leaf in zip(buffers, y, strict=True))
+            y = tree.where(time >= until, trial.step.y, y)
+            slot = tf.where(wanted, index, self.count)
+            buffers = tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
+            return index + tf.cast(wanted, tf.int32), buffers
 
-        return tf.while_loop(pending, save, state, maximum_iterations=self.bound)
+        return tf.while_loop(
+            lambda index, _: tf.reduce_any(pending(index)[0]), save, state, maximum_iterations=self.bound
+        )
+
+    def saved(self, state):
+        """The states, leaves `[K, ...]`."""
+        return tuple(buffer[:-1] for buffer in state[1])
 
 
 def _where(condition, new, old):

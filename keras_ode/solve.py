@@ -32,6 +32,7 @@ def solve(
     controller=None,
     step_size=None,
     max_steps=4096,
+    per_sample=False,
     on_failure="auto",
     jit_compile="auto",
 ):
@@ -41,9 +42,11 @@ def solve(
 
     Args:
         dynamics: A Keras layer, a model or a function: `f(y)` or `f(t, y)`, told apart by the signature, with `args`
-            behind. `t` is a scalar of the state's dtype. Returns a nest like `y0`.
+            behind. `t` is a scalar of the state's dtype; with `per_sample`, `[B, 1, ..., 1]`, which broadcasts against
+            the (first leaf of the) state. Returns a nest like `y0`.
         y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them.
-        t: The times, shape `[T]`, two or more, strictly increasing or decreasing.
+        t: The times, shape `[T]`, two or more, strictly increasing or decreasing. With `per_sample` also `[B, T]`: every
+            row has its own times, in either direction; a row that has fewer is padded by repeating its last.
         args: A tuple of further arguments of the dynamics: nests of tensors.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
@@ -54,6 +57,9 @@ def solve(
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
             one. Positive, in the units of `t`, in either direction of time.
         max_steps: The most steps to try. Defaults to `4096`.
+        per_sample: Whether every sample, a row of the leaves' first axis, has its own step size, error, status and
+            statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
+            Defaults to `False`: all share their steps.
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
             for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
@@ -74,7 +80,8 @@ def solve(
 
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """
-    return solve_in_mode(**locals(), training=None)
+    options = locals()
+    return solve_in_mode(**options, training=None)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -100,14 +107,33 @@ def odeint(func, y0, t, **options):
 
 
 def solve_in_mode(
-    dynamics, y0, t, *, args, solver, rtol, atol, adjoint, controller, step_size, max_steps, on_failure, jit_compile, training
+    dynamics,
+    y0,
+    t,
+    *,
+    args,
+    solver,
+    rtol,
+    atol,
+    adjoint,
+    controller,
+    step_size,
+    max_steps,
+    per_sample,
+    on_failure,
+    jit_compile,
+    training,
 ):
     """`solve`, with the mode in which to call a Keras layer."""
-    y0 = _checked_state(y0)
+    y0 = _checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
-    times, times_vary = _checked_times(t, dtype)
+    times, times_vary = _checked_times(t, dtype, per_sample)
+    ts = times
+    if per_sample:
+        times = _times_of_rows(times, leaves)
     method = checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
+    method = method._replace(per_sample=bool(per_sample))
     adjoint = adjoints.get(adjoint)
     _check_on_failure(on_failure)
     field = _close(dynamics, times[0], y0, args, training)
@@ -116,7 +142,7 @@ def solve_in_mode(
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         _raise_on_failure(outcome, method.max_steps)
     return Solution(
-        ts=times,
+        ts=ts,
         ys=tf.nest.pack_sequence_as(y0, outcome.ys),
         stats={
             "num_steps": outcome.num_steps,
@@ -160,24 +186,45 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
     )
 
 
-def check_times(t):
+def check_times(t, per_sample=False):
     """Refuses times that are not two or more, finite and strictly monotone; `t` is a NumPy array."""
-    if t.ndim != 1 or t.size < 2:
-        raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received: {t!r} of shape {t.shape}")
+    if t.ndim not in ((1, 2) if per_sample else (1,)) or t.shape[-1] < 2:
+        rows = ", or [B, T]" if per_sample else ""
+        raise ValueError(f"t must be two or more times, shape [T]{rows} with T >= 2. Received: {t!r} of shape {t.shape}")
     if not np.all(np.isfinite(t)):
         raise ValueError(f"t must be finite. Received: {t!r}")
-    steps = np.diff(t)
-    if not (np.all(steps > 0) or np.all(steps < 0)):
-        raise ValueError(f"t must be strictly increasing or strictly decreasing. Received: {t!r}")
+    if not np.all(_are_monotone(t, np)):
+        rows = " (rows may repeat their last time)" if t.ndim == 2 else ""
+        raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
 
 
-def _checked_state(y0):
+def _are_monotone(t, xp):
+    """Whether times, or rows of times, are strictly monotone; rows may be padded with their last time."""
+    steps = t[..., 1:] - t[..., :-1]
+    if len(t.shape) == 1:
+        return (steps > 0).all() | (steps < 0).all() if xp is np else tf.reduce_all(steps > 0) | tf.reduce_all(steps < 0)
+    padding = t[..., 1:] == t[..., -1:]
+    every = (lambda x: x.all(axis=-1)) if xp is np else (lambda x: tf.reduce_all(x, axis=-1))
+    return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
+
+
+def _times_of_rows(times, leaves):
+    """Times `[T, B]`: every row its own, or all the same."""
+    batch = tf.shape(leaves[0])[0]
+    if times.shape.rank == 2:
+        return tf.transpose(times)
+    return tf.ensure_shape(tf.tile(times[:, None], [1, batch]), [times.shape[0], leaves[0].shape[0]])
+
+
+def _checked_state(y0, per_sample):
     def convert(leaf):
         leaf = tf.convert_to_tensor(leaf)
         if leaf.dtype not in (tf.float32, tf.float64):
             raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
         if leaf.shape.rank is None:
             raise ValueError("y0 must have a known rank. Received a tensor of unknown shape: use tf.ensure_shape.")
+        if per_sample and leaf.shape.rank == 0:
+            raise ValueError(f"y0 must have rows where per_sample=True, shape [B, ...]. Received: {leaf!r}")
         return leaf
 
     y0 = tf.nest.map_structure(convert, y0)
@@ -186,7 +233,7 @@ def _checked_state(y0):
     return y0
 
 
-def _checked_times(t, dtype):
+def _checked_times(t, dtype, per_sample):
     """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
     times = t if tf.is_tensor(t) or isinstance(t, tf.Variable) else np.asarray(t)
     if not times.dtype in (tf.float32, tf.float64) and not np.issubdtype(tf.as_dtype(times.dtype).as_numpy_dtype, np.number):
@@ -194,14 +241,13 @@ def _checked_times(t, dtype):
     times = tf.cast(tf.convert_to_tensor(times), dtype)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
     if known is not None:
-        check_times(known)
+        check_times(known, per_sample)
         varies = tf.executing_eagerly() and dynamics.is_watched(times)
         return times, varies
-    if times.shape.rank != 1 or times.shape[0] == 1:
+    if times.shape.rank not in ((1, 2) if per_sample else (1,)) or times.shape[-1] == 1:
         raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
-    steps = times[1:] - times[:-1]
-    monotone = tf.reduce_all(steps > 0) | tf.reduce_all(steps < 0)
-    return tf.where(monotone, times, tf.constant(np.nan, dtype)), True
+    monotone = _are_monotone(times, tf)
+    return tf.where(monotone[..., None] if times.shape.rank == 2 else monotone, times, tf.constant(np.nan, dtype)), True
 
 
 def _close(function, t, y0, args, training):
@@ -233,8 +279,15 @@ def _run(adjoint, problem, jit_compile):
             return adjoint.solve(problem)
         return _function(adjoint, problem, True)(problem.tensors())
     tensors = problem.tensors()
-    key = (problem.field.fingerprint, adjoint, problem.method[:2], problem.method.max_steps, problem.times_vary, jit_compile,
-           tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors))
+    method = problem.method
+    key = (
+        problem.field.fingerprint,
+        adjoint,
+        (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
+        problem.times_vary,
+        jit_compile,
+        tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors),
+    )
     if key not in _compiled:
         _compiled[key] = _function(adjoint, problem, jit_compile)
         if len(_compiled) > _MOST_COMPILED:
@@ -251,9 +304,15 @@ def _function(adjoint, problem, jit_compile):
 
 
 def _raise_on_failure(outcome, max_steps):
-    status = errors.Status(int(outcome.status))
-    if status in (errors.Status.SUCCESS, errors.Status.EVENT):
+    statuses = outcome.status.numpy()
+    failed = np.flatnonzero((statuses != errors.Status.SUCCESS) & (statuses != errors.Status.EVENT))
+    if not failed.size:
         return
-    time, step_size = float(outcome.time), float(outcome.step_size)
-    message = errors.failure_message(status, time, step_size, max_steps, int(outcome.num_steps))
-    raise errors.SolveError(message, status, time, step_size)
+    sample = None if statuses.ndim == 0 else int(failed[0])
+    status, time, step_size, num_steps = (
+        (x.numpy() if sample is None else x.numpy()[sample]).item()
+        for x in (outcome.status, outcome.time, outcome.step_size, outcome.num_steps)
+    )
+    status = errors.Status(status)
+    message = errors.failure_message(status, time, step_size, max_steps, num_steps, sample)
+    raise errors.SolveError(message, status, time, step_size, sample)

@@ -77,6 +77,11 @@ def rms(tree, per_sample, dtype):
     return tf.sqrt(_sum(squares) / _sum([_count(leaf, per_sample, dtype) for leaf in tree]))
 
 
+def dot(tree, other, per_sample, dtype):
+    """The product summed over all elements of all leaves: a scalar, or `[B]`."""
+    return _sum([tf.cast(_reduce(tf.reduce_sum, a * b, per_sample), dtype) for a, b in zip(tree, other, strict=True)])
+
+
 def _count(leaf, per_sample, dtype):
     shape = leaf.shape[1:] if per_sample else leaf.shape
     if shape.is_fully_defined():

@@ -6,6 +6,7 @@ from keras_ode import solvers, tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, solve_forward
 from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
 from keras_ode.adjoints.impulses import Impulses
+from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.solvers.base import Stage
@@ -49,10 +50,12 @@ class Backsolve(FirstOrderAdjoint):
         solver = Impulses(method.solver, equation, stops, stored, impulses)
         drift = _Drift(
             equation,
-            method.tolerance,
+            method,
             tf.concat([stops, tf.abs(times[:1] - times[-1])], axis=0),
             tuple(tf.concat([a, b[:1]], axis=0) for a, b in zip(stored, ys, strict=True)),
         )
+        # A step that only some samples accept adds to their parameters' cotangents alone: these are summed afterwards.
+        quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locator(method.solver))
         result = integrate(
             equation,
             times[-1],
@@ -61,15 +64,21 @@ class Backsolve(FirstOrderAdjoint):
             method._replace(solver=solver),
             integral=equation.no_integral(),
             stops=drift.stops,
-            observers=(drift,),
+            observers=(drift, quadrature) if method.per_sample else (drift,),
+            dense=method.per_sample,
         )
         z = (*(leaf[0] for leaf in ys), *equation.cotangent(result.y))
-        a, extra = solver.finish(times[0], z, result.carry)
+        a, parameters, num_evaluations = solver.finish(times[0], z, result.carry, equation.push)
+        if method.per_sample:
+            summed, extra = result.observed[1]
+            parameters, num_evaluations = tree.add(parameters, summed), num_evaluations + extra
+        else:
+            parameters = tree.add(parameters, result.integral)
         return Cotangents(
             y=a,
-            parameters=tree.add(result.integral, extra),
+            parameters=parameters,
             status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
-            num_evaluations=result.num_evaluations + 1,
+            num_evaluations=result.num_evaluations + num_evaluations,
         )
 
 
@@ -82,6 +91,7 @@ def _stored(times, ys, cotangents, trajectory):
     slots = tuple(leaf[:-1] for leaf in trajectory.slots)
     steps = tf.range(tf.shape(slots[0])[0]) * trajectory.stride
     reached = tf.gather(trajectory.untils, tf.clip_by_value(steps - 1, 0, tf.shape(trajectory.untils)[0] - 1))
+    steps = tree.expand(steps, reached)
     inner = (steps > 0) & (steps < trajectory.num_steps)
     stops = tf.concat([stops, tf.where(inner, tf.abs(times[0] - times[-1]) - reached, -1)], axis=0)
     return (
@@ -97,8 +107,9 @@ class _Drift:
     # A relative error of the state this large makes its Jacobian another one.
     LARGEST = 0.1
 
-    def __init__(self, equation, tolerance, stops, ys):
-        self.equation, self.tolerance, self.stops, self.ys = equation, tolerance, stops, ys
+    def __init__(self, equation, method, stops, ys):
+        self.equation, self.tolerance, self.per_sample = equation, method.tolerance, method.per_sample
+        self.stops, self.ys = stops, ys
 
     def start(self):
         zero = tf.zeros_like(self.stops[0])
@@ -107,13 +118,13 @@ class _Drift:
     def see(self, state, trial):
         largest, worst = state
         z, dtype = trial.step.y, worst.dtype
-        size = tree.rms(self.equation.cotangent(z), False, dtype)
+        size = tree.rms(self.equation.cotangent(z), self.per_sample, dtype)
         largest = tf.where(trial.accept, tf.maximum(largest, size), largest)
         here = self.stops == trial.interval.until
         y, stored = self.equation.state(None, z, z)[0], self.equation.reset(z, here, self.ys)
         stored = self.equation.state(None, stored, stored)[0]
-        distance = tree.rms([a - b for a, b in zip(y, stored, strict=True)], False, dtype)
-        scale = tree.rms(stored, False, dtype) + tf.math.divide_no_nan(self.tolerance.atol, self.tolerance.rtol)
+        distance = tree.rms([a - b for a, b in zip(y, stored, strict=True)], self.per_sample, dtype)
+        scale = tree.rms(stored, self.per_sample, dtype) + tf.math.divide_no_nan(self.tolerance.atol, self.tolerance.rtol)
         drift = tf.minimum(tf.math.divide_no_nan(distance, scale), 1) * tf.math.divide_no_nan(size, largest)
         return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst)
 
@@ -128,11 +139,12 @@ class _Equation:
 
     def __init__(self, problem):
         self._field, self._parameters, self._num_leaves = problem.field, problem.parameters, len(problem.y)
+        self._integrates = not problem.method.per_sample
 
     def __call__(self, t, z, with_integrand=True):
         y, a = z[: self._num_leaves], self.cotangent(z)
         derivative, a_derivative, integrand = self._field.vjp(t, y, self._parameters, tree.scale(-1, a))
-        return Stage((*derivative, *a_derivative), tuple(integrand) if with_integrand else ())
+        return Stage((*derivative, *a_derivative), tuple(integrand) if with_integrand and self._integrates else ())
 
     def cotangent(self, z):
         return z[self._num_leaves :]
@@ -141,12 +153,24 @@ class _Equation:
         return (*z[: self._num_leaves], *a)
 
     def no_integral(self):
-        return tree.zeros_like(self._field.select(self._parameters))
+        return tree.zeros_like(self._field.select(self._parameters)) if self._integrates else ()
 
     def push(self, t, z, slope):
         """What a cotangent of the derivative at a point means for the state there and for the parameters."""
         y = z[: self._num_leaves]
         return self._field.vjp(t, y, self._parameters, slope)[1:]
+
+    def locator(self, solver):
+        """How the quadrature finds time, state and cotangent within a trial."""
+
+        def locate(trial, theta):
+            interval = trial.interval
+            theta = tf.fill(tf.shape(interval.size), tf.constant(theta, interval.size.dtype))
+            z = solver.interpolate(trial.step.stages, interval.size, trial.step.start, theta)
+            # Along backward time: `trial.interval.size` is negative where the forward solve goes on in time.
+            return interval.start + theta * interval.size, z[: self._num_leaves], self.cotangent(z)
+
+        return locate
 
     def reset(self, z, here, ys):
         """The stored state where the time is a saved one."""

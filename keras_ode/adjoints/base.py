@@ -19,7 +19,7 @@ class Problem(NamedTuple):
 
     Attributes:
         field: The vector field.
-        times: `[T]`.
+        times: `[T]`, or `[T, B]` with `method.per_sample`.
         y: The leaves of the state at `times[0]`.
         parameters: What `field` takes as parameters.
         method: How to integrate.
@@ -119,7 +119,7 @@ class FirstOrderAdjoint(Adjoint):
 
     def _gradients(self, problem, outcome, memory, cotangents, num_tensors):
         """One gradient, or `None`, for each of the problem's tensors."""
-        found = self.backward(problem, outcome, memory, cotangents)
+        found = self.backward(problem, outcome, memory, _without_padding(problem, cotangents))
         ok = found.status == int(Status.SUCCESS)
         y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
         times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
@@ -149,7 +149,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         stage_field(problem), times[0], times[-1], y, method, observers=observers, dense=dense or saved, bound=bound
     )
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
-    inner = result.observed[0][1] if saved else tuple(leaf[None][:0] for leaf in y)
+    inner = observers[0].saved(result.observed[0]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
     outcome = Outcome(
         ys,
@@ -167,6 +167,20 @@ def stage_field(problem):
     """The problem's field as the loop takes it."""
     field, parameters = problem.field, problem.parameters
     return lambda t, y, with_integrand=True: Stage(field(t, y, parameters))
+
+
+def _without_padding(problem, cotangents):
+    """The cotangents with those of repeated last times, as in padded grids, added to the last."""
+    if not problem.method.per_sample:
+        return cotangents
+    times = problem.times
+    repeated = tf.concat([tf.zeros_like(times[:1]), tf.cast(times[1:-1] == times[-1], times.dtype)], axis=0)
+
+    def move(g):
+        weights = tree.expand(tf.cast(repeated, g.dtype), g)
+        return tf.concat([g[:-1] * (1 - weights), g[-1:] + tf.reduce_sum(weights * g[:-1], axis=0, keepdims=True)], axis=0)
+
+    return tuple(move(g) for g in cotangents)
 
 
 def saved_times(problem):
@@ -200,8 +214,7 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
     field, times, _, parameters = problem[:4]
 
     def rate(t, y, cotangent):
-        products = [tf.reduce_sum(a * b) for a, b in zip(cotangent, field(t, y, parameters), strict=True)]
-        return tf.add_n([tf.cast(p, t.dtype) for p in products])
+        return tree.dot(cotangent, field(t, y, parameters), problem.method.per_sample, t.dtype)
 
     first = -rate(times[0], tuple(y[0] for y in ys), first_cotangent)
     later = tf.map_fn(

@@ -92,8 +92,8 @@ class Replay:
         """The interval of step `n`."""
         untils = self.trajectory.untils
         # Gathered: XLA would compile a slice anew for every value of its bounds.
-        since = tf.where(n > 0, tf.gather(untils, tf.maximum(n - 1, 0)), 0)
-        return self.clock.interval(since, tf.gather(untils, n))
+        since = tf.where(n > 0, tree.take(untils, tf.maximum(n - 1, 0)), 0)
+        return self.clock.interval(since, tree.take(untils, n))
 
     def step(self, n, y):
         """Takes step `n` from its start `y`."""

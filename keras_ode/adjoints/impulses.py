@@ -82,13 +82,22 @@ class Impulses(Solver):
             extra=Jump(slope, pushed),
         )
 
-    def finish(self, t, z, carry):
-        """Applies what is owed at the end: the cotangent's leaves there, and what is to be added to the integral."""
-        change, integral = self.equation.push(t, z, carry.slope)
-        return tree.add(self.equation.cotangent(z), change), integral
+    def finish(self, t, z, carry, push):
+        """Applies what is owed at the end: the cotangent's leaves there, the parameters' cotangents, and evaluations.
+
+        Args:
+            push: Like the equation's, but always with the parameters' cotangents.
+        """
+        change, parameters = push(t, z, carry.slope)
+        return tree.add(self.equation.cotangent(z), change), parameters, 1
 
     def interpolate(self, stages, size, y, theta):
         return self.solver.interpolate(stages, size, y, theta)
+
+    def _push(self, t, z, slope):
+        """The equation's push; without the parameters where the equation does not integrate their cotangents."""
+        change, parameters = self.equation.push(t, z, slope)
+        return tuple(change), tuple(parameters) if self.equation.no_integral() else ()
 
     def _impulse(self, interval):
         """Which saved times the step meets, with Hermite's weights at `x`: 0 at the step's end, 1 at its start."""
@@ -108,7 +117,7 @@ class Impulses(Solver):
         z = equation.reset(z, impulse.here, self.ys)
         change, integral = tf.cond(
             any_slope,
-            lambda: equation.push(interval.start, z, slope),
+            lambda: self._push(interval.start, z, slope),
             lambda: (tree.zeros_like(slope), equation.no_integral()),
         )
         value = impulse.sum(impulse.start_value + tf.cast(impulse.here, interval.start.dtype))

@@ -153,9 +153,8 @@ class _Block:
         parameters, evaluations = result.observed[0]
         parameters = tree.add(progress.parameters, parameters)
         if impulses is not None:
-            parameters = tree.add(parameters, equation.parameters_of(early, result.carry.slope))
-            a, _ = impulses.finish(early, a, result.carry)
-            evaluations += 1
+            a, extra, count = impulses.finish(early, a, result.carry, equation.push)
+            parameters, evaluations = tree.add(parameters, extra), evaluations + count
         failed = progress.status != int(Status.SUCCESS)
         return progress._replace(
             last=self.first,
@@ -234,14 +233,9 @@ class _Equation:
         return ()
 
     def push(self, since, a, slope):
-        """What a cotangent of the derivative at a point means for the state there; parameters are summed elsewhere."""
+        """What a cotangent of the derivative at a point means for the state there and for the parameters."""
         block = self._block
-        return self._field.vjp(block.time(since), block.evaluate(since), self._parameters, slope)[1], ()
-
-    def parameters_of(self, since, slope):
-        """And what it means for the parameters."""
-        block = self._block
-        return self._field.vjp(block.time(since), block.evaluate(since), self._parameters, slope)[2]
+        return self._field.vjp(block.time(since), block.evaluate(since), self._parameters, slope)[1:]
 
     def locate(self, trial, theta):
         """Time, state and cotangent within a trial, for the quadrature along forward time."""

@@ -32,6 +32,8 @@ class ODELayer(keras.Layer):
             error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
         max_steps: The most steps to try. Defaults to `4096`.
+        per_sample: Whether every row has its own step size, status and statistics, so that its output does not depend
+            on its batch mates. The dynamics then gets `t` as `[B, 1, ..., 1]`. Defaults to `False`.
         return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False` or
             `"auto"`.
@@ -39,7 +41,7 @@ class ODELayer(keras.Layer):
 
     Call arguments:
         y: The state at `t[0]`, or a nest of tensors.
-        t: Times to use instead of the layer's, shape `[T]`.
+        t: Times to use instead of the layer's, shape `[T]`, or `[B, T]` with `per_sample`.
         training: Passed to the dynamics.
 
     Input shape:
@@ -71,6 +73,7 @@ class ODELayer(keras.Layer):
         controller=None,
         step_size=None,
         max_steps=4096,
+        per_sample=False,
         return_sequences=False,
         jit_compile="auto",
         **kwargs,
@@ -89,6 +92,7 @@ class ODELayer(keras.Layer):
         self.controller = None if controller is None else controllers.get(controller)
         self.step_size = step_size
         self.max_steps = max_steps
+        self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
         self.jit_compile = jit_compile
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.float32)
@@ -103,7 +107,9 @@ class ODELayer(keras.Layer):
             dynamics.build(y_shape)
         # A layer that loading calls built may hold layers that are not: a symbolic call builds them all.
         y = keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, self.variable_dtype), y_shape)
-        dynamics(*((keras.KerasTensor((), self.variable_dtype), y) if self._takes_time else (y,)))
+        first = keras.tree.flatten(y)[0]
+        t_shape = (first.shape[0], *[1] * (len(first.shape) - 1)) if self.per_sample else ()
+        dynamics(*((keras.KerasTensor(t_shape, self.variable_dtype), y) if self._takes_time else (y,)))
 
     def call(self, y, t=None, training=None):
         solution = solve_in_mode(
@@ -118,6 +124,7 @@ class ODELayer(keras.Layer):
             controller=self.controller,
             step_size=self.step_size,
             max_steps=self.max_steps,
+            per_sample=self.per_sample,
             on_failure="auto",
             jit_compile=self.jit_compile,
             training=training,
@@ -128,7 +135,7 @@ class ODELayer(keras.Layer):
     def compute_output_shape(self, y_shape, t_shape=None):
         if not self.return_sequences:
             return y_shape
-        length = len(self.t) if t_shape is None else t_shape[0]
+        length = len(self.t) if t_shape is None else t_shape[-1]
         return keras.tree.map_shape_structure(lambda shape: (shape[0], length, *shape[1:]), y_shape)
 
     def get_config(self):
@@ -143,6 +150,7 @@ class ODELayer(keras.Layer):
             "controller": configurable.describe(self.controller, controllers.CONTROLLERS),
             "step_size": self.step_size,
             "max_steps": self.max_steps,
+            "per_sample": self.per_sample,
             "return_sequences": self.return_sequences,
             "jit_compile": self.jit_compile,
         }
