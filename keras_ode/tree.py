@@ -66,6 +66,14 @@ def take(buffer, index):
     return tf.gather_nd(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1))
 
 
+def take_each(buffer, indices):
+    """`buffer[k]` for each of `[K]` indices, or `buffer[k[b], b]` for each row of `[K, B]` indices."""
+    if indices.shape.rank == 1:
+        return tf.gather(buffer, indices)
+    samples = tf.broadcast_to(tf.range(tf.shape(indices)[1]), tf.shape(indices))
+    return tf.gather_nd(buffer, tf.stack([indices, samples], axis=-1))
+
+
 def is_finite(tree, per_sample):
     """Whether all elements are finite: a scalar, or `[B]` where every sample is judged alone."""
     return tf.reduce_all(tf.stack([_reduce(tf.reduce_all, tf.math.is_finite(leaf), per_sample) for leaf in tree]), axis=0)

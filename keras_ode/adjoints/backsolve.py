@@ -89,10 +89,10 @@ def _stored(times, ys, cotangents, trajectory):
     if not trajectory:
         return stops, ys, cotangents
     slots = tuple(leaf[:-1] for leaf in trajectory.slots)
-    steps = tf.range(tf.shape(slots[0])[0]) * trajectory.stride
-    reached = tf.gather(trajectory.untils, tf.clip_by_value(steps - 1, 0, tf.shape(trajectory.untils)[0] - 1))
-    steps = tree.expand(steps, reached)
+    slot = tree.expand(tf.range(tf.shape(slots[0])[0]), trajectory.untils)
+    steps = slot * trajectory.stride
     inner = (steps > 0) & (steps < trajectory.num_steps)
+    reached = tree.take_each(trajectory.untils, tf.where(inner, steps - 1, 0))
     stops = tf.concat([stops, tf.where(inner, tf.abs(times[0] - times[-1]) - reached, -1)], axis=0)
     return (
         stops,

@@ -39,25 +39,30 @@ class Checkpointed(FirstOrderAdjoint):
         reverse = _ReverseStep(problem, replay, cotangents)
         capacity = block_capacity(self.checkpoints)
         block = tf.minimum(memory.stride, capacity)
-        num_steps = tf.reduce_max(memory.num_steps)
+        num_steps = memory.num_steps
 
         def reverse_block(index, a, parameters):
-            first, last = index * block, tf.minimum((index + 1) * block, num_steps)
+            first = tf.where(index >= 0, index * block, num_steps)
+            last = tf.where(index >= 0, tf.minimum((index + 1) * block, num_steps), num_steps)
             states = replay.states(first, last, capacity)
 
             def reverse_one(n, a, parameters):
-                y = tuple(tf.gather(leaf, n - first) for leaf in states)
-                a, change = reverse(n, y, a)
+                # Samples that are done wait in the step after their last, which has no length.
+                left = n >= first
+                y = tuple(tree.take(leaf, tf.where(left, n - first, 0)) for leaf in states)
+                a, change = reverse(tf.where(left, n, num_steps), y, a)
                 return n - 1, a, tree.add(parameters, change)
 
-            _, a, parameters = tf.while_loop(lambda n, *_: n >= first, reverse_one, (last - 1, a, parameters))
+            _, a, parameters = tf.while_loop(
+                lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters)
+            )
             return index - 1, a, parameters
 
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))
         last_block = (num_steps + block - 1) // block - 1
         _, a, parameters = tf.while_loop(
-            lambda index, *_: index >= 0, reverse_block, (last_block, a, parameters)
+            lambda index, *_: tf.reduce_any(index >= 0), reverse_block, (last_block, a, parameters)
         )
         return Cotangents(a, parameters, outcome.status, memory.num_steps)
 

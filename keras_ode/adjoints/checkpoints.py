@@ -15,7 +15,7 @@ class Trajectory(NamedTuple):
         num_steps: Accepted steps, a scalar or `[B]`.
         untils: Where each accepted step ended, since the start: `[more than max_steps]`, or `[..., B]`; later entries
             hold the duration, so that steps past the last have no length.
-        stride: How many steps apart the states in `slots` are.
+        stride: How many steps apart the states in `slots` are, a scalar or `[B]`.
         slots: The states where steps `0, stride, 2 stride, ...` began, leaves `[capacity + 1, ...]`; the last slot is
             where writes go that are not wanted.
     """
@@ -32,12 +32,12 @@ class Checkpoints:
     Args:
         problem: The `Problem` that is solved.
         capacity: How many states to keep.
-        window: How many entries more than there can be steps `untils` shall have.
+        window: How many entries more than there can be steps `untils` shall have, at least one.
 
     Reference: Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
     """
 
-    def __init__(self, problem, capacity, window=0):
+    def __init__(self, problem, capacity, window=1):
         self.problem, self.capacity, self.window = problem, capacity, window
 
     def start(self):
@@ -45,14 +45,16 @@ class Checkpoints:
         return Trajectory(
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
             untils=repeat(duration, self.problem.method.max_steps + self.window),
-            stride=tf.constant(1),
+            stride=tf.ones_like(duration, dtype=tf.int32),
             slots=tuple(repeat(leaf, self.capacity + 1) for leaf in self.problem.y),
         )
 
     def see(self, state, trial):
         n = state.num_steps
-        full = tf.reduce_any(trial.accept & (n >= state.stride * self.capacity))
-        stride, slots = tf.cond(full, lambda: self._thinned(state), lambda: (state.stride, state.slots))
+        full = trial.accept & (n >= state.stride * self.capacity)
+        stride, slots = tf.cond(
+            tf.reduce_any(full), lambda: self._thinned(state, full), lambda: (state.stride, state.slots)
+        )
         kept = trial.accept & (n % stride == 0)
         slot = tf.where(kept, n // stride, self.capacity)
         last = tf.minimum(n, self.problem.method.max_steps - 1)
@@ -64,14 +66,15 @@ class Checkpoints:
             slots=tuple(tree.put(s, slot, leaf) for s, leaf in zip(slots, trial.step.start, strict=True)),
         )
 
-    def _thinned(self, state):
-        """Half the states, twice as far apart."""
+    def _thinned(self, state, full):
+        """Half the states, twice as far apart, where the slots are full."""
 
         def thin(slots):
             kept = slots[: self.capacity : 2]
-            return tf.concat([kept, slots[: self.capacity + 1 - kept.shape[0]]], axis=0)
+            thinned = tf.concat([kept, slots[: self.capacity + 1 - kept.shape[0]]], axis=0)
+            return tf.where(tree.expand(full[None], slots) if full.shape.rank else full, thinned, slots)
 
-        return 2 * state.stride, tuple(thin(slots) for slots in state.slots)
+        return tf.where(full, 2, 1) * state.stride, tuple(thin(slots) for slots in state.slots)
 
 
 class Replay:
@@ -102,22 +105,39 @@ class Replay:
         return interval, self.solver.step(self.field, interval, y, carry, with_dense=self.dense)
 
     def states(self, first, last, capacity):
-        """The states where the steps `first` to `last - 1` begin, leaves `[capacity, ...]`."""
-        n, y = self.checkpoint(first)
-        buffers = tuple(repeat(leaf, capacity) for leaf in y)
+        """The states where the steps `first` to `last - 1` begin: leaves `[capacity + 1, ...]`, the last never read."""
+
+        def put(buffers, slot, y, *_):
+            return tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
+
+        empty = tuple(repeat(leaf, capacity + 1) for leaf in self.checkpoint(first)[1])
+        # The states before `first` are written over, and the last step need not be taken.
+        return self.collect(first, last, empty, put, lambda n: tf.where(n < last, tf.maximum(n - first, 0), capacity), 1)
+
+    def collect(self, first, last, buffers, put, slot_of, skipped=0):
+        """Takes the steps up to `last - 1` from the last checkpoint before `first`.
+
+        Args:
+            first, last: Scalars or `[B]`; a sample that has come to its last waits for the others.
+            buffers: Where `put` puts.
+            put: A function of the buffers, a slot, the state where a step begins, its interval, and the step.
+            slot_of: A function from the number of a step to its slot.
+            skipped: How many of the last steps are not needed.
+        """
 
         def advance(n, y, buffers):
-            index = tf.maximum(n - first, 0)  # the states before `first` are written over
-            buffers = tuple(tree.put(b, index, leaf) for b, leaf in zip(buffers, y, strict=True))
-            y = tf.cond(n + 1 < last, lambda: self.step(n, y)[1].y, lambda: y)
-            return n + 1, y, buffers
+            interval, step = self.step(n, y)
+            buffers = put(buffers, slot_of(n), y, interval, step)
+            return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), buffers
 
-        return tf.while_loop(lambda n, *_: n < last, advance, (n, y, buffers))[2]
+        n, y = self.checkpoint(first)
+        n, y, buffers = tf.while_loop(lambda n, *_: tf.reduce_any(n < last - skipped), advance, (n, y, buffers))
+        return put(buffers, slot_of(n), y, None, None) if skipped else buffers
 
     def checkpoint(self, n):
         """The last step not after `n` whose first state was kept, and that state."""
         index = n // self.trajectory.stride
-        return index * self.trajectory.stride, tuple(tf.gather(leaf, index) for leaf in self.trajectory.slots)
+        return index * self.trajectory.stride, tuple(tree.take(leaf, index) for leaf in self.trajectory.slots)
 
 
 def repeat(leaf, count):

@@ -50,9 +50,8 @@ class Interpolating(FirstOrderAdjoint):
     def backward(self, problem, outcome, memory, cotangents):
         history = _History(problem, self.checkpoints)
         method = backward_method(self, problem)
-        last = tf.reduce_max(memory.trajectory.num_steps)
         start = _Progress(
-            last=tf.where(tf.reduce_all(outcome.status == int(Status.SUCCESS)), last, 0),
+            last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
             a=tuple(leaf[-1] for leaf in cotangents),
             parameters=tree.zeros_like(problem.field.select(problem.parameters)),
             step_size=outcome.step_size,
@@ -63,7 +62,7 @@ class Interpolating(FirstOrderAdjoint):
         def reverse_block(*progress):
             return tuple(_Block(problem, history, memory, outcome, cotangents, method, _Progress(*progress)).reverse())
 
-        end = _Progress(*tf.while_loop(lambda last, *_: last > 0, reverse_block, tuple(start)))
+        end = _Progress(*tf.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations)
 
 
@@ -75,7 +74,7 @@ class _Memory(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """How far the backward pass is: before step `last`."""
+    """How far the backward pass is: before step `last`, a scalar or `[B]`."""
 
     last: tf.Tensor
     a: tuple
@@ -104,13 +103,14 @@ class _History:
     def replay(self, trajectory, first, last):
         """The polynomials of the steps `first` to `last - 1`, taken again."""
         replay = Replay(self.problem, stage_field(self.problem), trajectory, dense=True)
-        n, y = replay.checkpoint(first)
 
-        def advance(n, y, polynomials):
-            interval, step = replay.step(n, y)
-            return n + 1, step.y, self._put(polynomials, n % self.capacity, step, interval)
+        def put(polynomials, slot, _, interval, step):
+            return self._put(polynomials, slot, step, interval)
 
-        return tf.while_loop(lambda n, *_: n < last, advance, (n, y, self._no_polynomials()))[2]
+        def slot_of(n):
+            return tf.where(n < last, n % self.capacity, self.capacity)
+
+        return replay.collect(first, last, self._no_polynomials(), put, slot_of)
 
     def _no_polynomials(self):
         count = self.problem.method.solver.degree + 1
@@ -131,9 +131,12 @@ class _Block:
         self.problem, self.history, self.trajectory, self.progress = problem, history, memory.trajectory, progress
         self.first = tf.maximum(progress.last - history.capacity, 0)
         self.replay = Replay(problem, stage_field(problem), memory.trajectory, dense=True)
-        fresh = progress.last == tf.reduce_max(memory.trajectory.num_steps)
+        fresh = tf.reduce_all(progress.last == memory.trajectory.num_steps)
         self.polynomials = tf.cond(
             fresh, lambda: memory.polynomials, lambda: history.replay(memory.trajectory, self.first, progress.last)
+        )
+        self.window = tree.take_each(
+            memory.trajectory.untils, self.first + tree.expand(tf.range(history.capacity), memory.trajectory.untils)
         )
         self.method = method._replace(step_size=progress.step_size)
         self.ys, self.cotangents = outcome.ys, cotangents
@@ -141,7 +144,7 @@ class _Block:
     def reverse(self):
         problem, progress = self.problem, self.progress
         early = self.replay.interval(self.first).since
-        late = self.replay.interval(progress.last - 1).until
+        late = tf.where(progress.last > 0, self.replay.interval(tf.maximum(progress.last - 1, 0)).until, early)
         equation = _Equation(problem, self)
         method, a, impulses = self.method, progress.a, None
         if problem.times.shape[0] != 2:
@@ -201,9 +204,8 @@ class _Block:
 
     def _find(self, since):
         """The step that a time falls into: its polynomials, the fraction of it, and its length."""
-        window = tf.gather(self.trajectory.untils, self.first + tf.range(self.history.capacity))
-        n = self.first + tf.reduce_sum(tf.cast(window < since, tf.int32), axis=0)
-        n = tf.minimum(n, self.progress.last - 1)
+        n = self.first + tf.reduce_sum(tf.cast(self.window < since, tf.int32), axis=0)
+        n = tf.clip_by_value(n, 0, tf.maximum(self.progress.last - 1, 0))
         interval = self.replay.interval(n)
         length = interval.until - interval.since
         length = tf.where(length > 0, length, 1)

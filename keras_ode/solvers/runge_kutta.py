@@ -65,6 +65,7 @@ class ExplicitRungeKutta(Solver):
         rows = _table(type(self)).interpolant
         if theta.shape.rank > size.shape.rank:
             y, stages = _with_axis(y), [_with_axis(stage) for stage in stages]
+            size = size[None] if size.shape.rank else size
         weights = tf.unstack(theta * _polynomial(rows, theta), num=len(rows))
         return tree.add_scaled(y, size, tree.tensor_weighted_sum(weights, stages))
 
