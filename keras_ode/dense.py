@@ -4,9 +4,65 @@ A leaf of a polynomial has the shape of the state's leaf with one more axis behi
 theta^1, ...`, where `theta` is the fraction of the step.
 """
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from keras_ode import tree
+
+
+class DenseOutput(NamedTuple):
+    """The interpolants of a solve's accepted steps.
+
+    Attributes:
+        start, end: The times of the solve, scalars or `[B]`.
+        num_steps: How many steps there are.
+        untils: Where each ended, since the start: `[S]` or `[S, B]`.
+        polynomials: Leaves `[S, ..., degree + 1]`.
+    """
+
+    start: tf.Tensor
+    end: tf.Tensor
+    num_steps: tf.Tensor
+    untils: tf.Tensor
+    polynomials: tuple
+
+    def evaluate(self, t):
+        """The state at times `t`: see `Solution.evaluate`."""
+        return self._at(t, lambda polynomials, theta, _: evaluate(polynomials, theta))
+
+    def derivative(self, t):
+        """Its derivative by time there."""
+        direction = tf.sign(self.end - self.start)
+        return self._at(t, lambda polynomials, theta, length: tree.scale(direction / length, slope(polynomials, theta)))
+
+    def _at(self, t, read):
+        """What `read` makes of the polynomials, the fraction, and the length of the step for each time."""
+        t = tf.cast(tf.convert_to_tensor(t), self.start.dtype)
+        if self.start.shape.rank == 0:
+            flat = tf.map_fn(lambda x: self._one(x, read), tf.reshape(t, [-1]), fn_output_signature=self._signature())
+            return tuple(tf.reshape(x, tf.concat([tf.shape(t), tf.shape(x)[1:]], axis=0)) for x in flat)
+        if t.shape.rank == 0:
+            return self._one(tf.broadcast_to(t, tf.shape(self.start)), read)
+        rows = tf.transpose(t) if t.shape.rank == 2 else tf.tile(t[:, None], [1, tf.shape(self.start)[0]])
+        return tf.map_fn(lambda x: self._one(x, read), rows, fn_output_signature=self._signature())
+
+    def _one(self, t, read):
+        # The polynomials move with the start; the time within them does not.
+        since = tf.sign(self.end - self.start) * (t - tf.stop_gradient(self.start))
+        n = tf.reduce_sum(tf.cast(self.untils < since, tf.int32), axis=0)
+        n = tf.clip_by_value(n, 0, tf.maximum(self.num_steps - 1, 0))
+        begin = tf.where(n > 0, tree.take(self.untils, tf.maximum(n - 1, 0)), 0)
+        reached = tree.take(self.untils, tf.maximum(self.num_steps - 1, 0))
+        length = tree.take(self.untils, n) - begin
+        length = tf.where(length > 0, length, 1)
+        values = read(tuple(tree.take(leaf, n) for leaf in self.polynomials), (since - begin) / length, length)
+        inside = (since >= 0) & (since <= reached) & (self.num_steps > 0)
+        nan = float("nan")
+        return tuple(tf.where(tree.expand(inside, x), x, tf.constant(nan, x.dtype)) for x in values)
+
+    def _signature(self):
+        return tuple(tf.TensorSpec(leaf.shape[1:-1], leaf.dtype) for leaf in self.polynomials)
 
 
 def polynomials(weights, y, stages, size):

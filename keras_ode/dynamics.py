@@ -18,25 +18,46 @@ from keras_ode import tree
 _NOT_ARGUMENTS = ("training", "mask")
 
 
-class VectorField:
-    """A pure vector field `f(t, y, parameters)`: the traced dynamics with nothing hidden.
+class PureFunction:
+    """A traced function of tensors with nothing hidden: `f(t, y, parameters)`, its results a tuple.
 
     Attributes:
-        parameters: The tensors to pass: the leaves of `args`, then what the dynamics reads from outside.
+        parameters: The tensors to pass: the leaves of `args`, then what the function reads from outside.
         differentiable: A bool for each parameter: whether it can have a gradient.
-        fingerprint: A hashable value, equal for two fields that compute the same function.
+        fingerprint: A hashable value, equal for two that compute the same function.
         is_convolutional: Whether the graph holds a convolution.
     """
 
     def __init__(self, function, parameters, differentiable):
         self._function = function
-        self._vjp = None
         self.parameters = tuple(parameters)
         self.differentiable = tuple(differentiable)
 
     def __call__(self, t, y, parameters):
+        return tuple(self._function(t, *y, *parameters))
+
+    @property
+    def fingerprint(self):
+        graph = self._function.graph
+        text = graph.as_graph_def().SerializeToString(deterministic=True)
+        captured = tuple(id(tensor) for tensor in self._function.captured_inputs)
+        return hashlib.sha256(text).hexdigest(), captured, self.differentiable
+
+    @property
+    def is_convolutional(self):
+        return any("Conv" in op.type for op in self._function.graph.get_operations())
+
+
+class VectorField(PureFunction):
+    """A pure vector field and its vector-Jacobian products."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._vjp = None
+
+    def __call__(self, t, y, parameters):
         """The derivative at `(t, y)`: a tuple of leaves like `y`; `t` is a scalar, or `[B]`."""
-        return tuple(self._function(tree.expand(t, y[0]), *y, *parameters))
+        return super().__call__(tree.expand(t, y[0]), y, parameters)
 
     def vjp(self, t, y, parameters, cotangent):
         """The derivative, and `cotangent`'s products with the Jacobians by `y` and by the differentiable parameters."""
@@ -49,17 +70,6 @@ class VectorField:
     def select(self, parameters):
         """The differentiable ones among `parameters`."""
         return tuple(p for p, keep in zip(parameters, self.differentiable, strict=True) if keep)
-
-    @property
-    def fingerprint(self):
-        graph = self._function.graph
-        text = graph.as_graph_def().SerializeToString(deterministic=True)
-        captured = tuple(id(tensor) for tensor in self._function.captured_inputs)
-        return hashlib.sha256(text).hexdigest(), captured, self.differentiable
-
-    @property
-    def is_convolutional(self):
-        return any("Conv" in op.type for op in self._function.graph.get_operations())
 
     def _trace_vjp(self, t, y, parameters):
         num_leaves, num_parameters = len(y), len(parameters)
@@ -88,11 +98,26 @@ def close(dynamics, t, y, args=(), training=None):
         args: Further arguments, a tuple of nests of tensors.
         training: The mode to call a Keras layer in.
     """
-    call = _Call(dynamics, y, args, training)
     leaves = tf.nest.flatten(y)
+    return VectorField(*_closed(_Call(dynamics, y, args, training), dynamics, tree.expand(t, leaves[0]), leaves, args))
+
+
+def close_map(function, t, y):
+    """A function like the dynamics that gives a new state: `y` and `t` as in `close`."""
+    leaves = tf.nest.flatten(y)
+    return PureFunction(*_closed(_Call(function, y, (), None), function, tree.expand(t, leaves[0]), leaves, ()))
+
+
+def close_scalar(function, t, y):
+    """A function `g(t, y)` or `g(y)` that gives one number like `t`, a scalar or `[B]`."""
+    return PureFunction(*_closed(_ScalarCall(function, y, t), function, t, tf.nest.flatten(y), ()))
+
+
+def _closed(call, dynamics, t, leaves, args):
+    """What a `PureFunction` is made of."""
     arguments = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(args)]
     closure = _Closure(dynamics)
-    specs = [_spec(x) for x in (tree.expand(t, leaves[0]), *leaves, *arguments)]
+    specs = [_spec(x) for x in (t, *leaves, *arguments)]
     with AutocastScope(None):  # the solve keeps the variables' own precision; the dynamics casts for itself
         function = closure.trace(call, specs)
         if closure.extend(function):
@@ -100,7 +125,7 @@ def close(dynamics, t, y, args=(), training=None):
             closure.check(function)
         parameters = (*arguments, *closure.values())
     differentiable = [*(_may_need_gradient(a) for a in arguments), *closure.differentiable()]
-    return VectorField(function, parameters, differentiable)
+    return function, parameters, differentiable
 
 
 class _Call:
@@ -158,6 +183,24 @@ class _Call:
                 f"The dynamics '{self._name}' must return the shape of the state, {y.shape}. Received: {derivative.shape}"
             )
         return tf.ensure_shape(derivative, y.shape)
+
+
+class _ScalarCall(_Call):
+    """A function of time and state that gives one number, or one for each sample."""
+
+    def __init__(self, function, y, t):
+        super().__init__(function, y, (), None)
+        self._t = t
+
+    def _checked(self, value, leaves):
+        value = tf.convert_to_tensor(value)
+        wanted = self._t.shape
+        if not value.dtype.is_floating or not value.shape.is_compatible_with(wanted):
+            raise ValueError(
+                f"The function '{self._name}' must return a float of shape {wanted} (one number"
+                f"{' a sample' if wanted.rank else ''}). Received: {value.dtype.name} of shape {value.shape}"
+            )
+        return [tf.ensure_shape(tf.cast(value, self._t.dtype), wanted)]
 
 
 class _Closure:

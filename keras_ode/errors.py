@@ -32,7 +32,7 @@ class SolveError(RuntimeError):
         self.sample = sample
 
 
-def failure_message(status, time, step_size, max_steps, num_steps, sample=None, details=""):
+def failure_message(status, time, step_size, num_steps, max_steps, sample=None, details=""):
     """What happened, where, why that is likely, and what to change."""
     where = f"at t = {time:.6g} with step size {step_size:.3g} after {num_steps} steps"
     who = "The solve" if sample is None else f"The solve of sample {sample}"

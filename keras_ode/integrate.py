@@ -94,7 +94,9 @@ class _Loop(NamedTuple):
     observed: tuple
 
 
-def integrate(field, start, end, y, method, *, integral=(), stops=None, observers=(), dense=False, bound=None):
+def integrate(
+    field, start, end, y, method, *, integral=(), stops=None, observers=(), dense=False, bound=None, halts=None
+):
     """Integrates a field from `start` to `end`.
 
     Args:
@@ -108,11 +110,12 @@ def integrate(field, start, end, y, method, *, integral=(), stops=None, observer
         observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
         dense: Whether the observers interpolate.
         bound: A number of iterations, for a loop that is differentiated.
+        halts: A function of what the last observer saw: where the solve ends as by an event.
 
     Returns:
         A `Result`.
     """
-    run = _Run(field, start, end, method, stops, observers, dense)
+    run = _Run(field, start, end, method, stops, observers, dense, halts)
     loop = run.first(y, integral)
     loop = tf.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
@@ -126,8 +129,8 @@ def integrate(field, start, end, y, method, *, integral=(), stops=None, observer
 class _Run:
     """One integration: the body of the loop and what stays the same in it."""
 
-    def __init__(self, field, start, end, method, stops, observers, dense):
-        self.field, self.method, self.observers, self.dense = field, method, observers, dense
+    def __init__(self, field, start, end, method, stops, observers, dense, halts):
+        self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
         self.clock = Clock(start, end)
         self.duration = self.clock.duration
         self.stops = stops
@@ -169,6 +172,10 @@ class _Run:
         step_size = tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size)
         trial = Trial(interval, step, error, accept, running)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
+        observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
+        status = self._status(until, step_size, error, accept, num_steps)
+        if self.halts is not None:
+            status = tf.where(self.halts(observed[-1]), int(Status.EVENT), status)
         return _Loop(
             since=tf.where(accept, until, loop.since),
             lost=tf.where(accept, lost, loop.lost),
@@ -177,11 +184,11 @@ class _Run:
             carry=_where(accept, step.carry, loop.carry),
             step_size=tf.where(running, step_size, loop.step_size),
             control=_where(running, verdict.state, loop.control),
-            status=tf.where(running, self._status(until, step_size, error, accept, num_steps), loop.status),
+            status=tf.where(running, status, loop.status),
             num_steps=num_steps,
             num_accepted=loop.num_accepted + tf.cast(accept, tf.int32),
             num_evaluations=loop.num_evaluations + tf.where(running, step.evaluations, 0),
-            observed=tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True)),
+            observed=observed,
         )
 
     def result(self, loop):
@@ -258,57 +265,6 @@ class _Run:
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)
         return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
-
-
-class SaveAt:
-    """Observes the states at given times, read from the interpolants of the steps that pass them.
-
-    Args:
-        times: Times since the start, not decreasing: `[K]`, or `[K, B]` with a grid for every sample.
-        y: The leaves at the start.
-        solver: The solver, which interpolates its own steps.
-        differentiable: Whether the loop is differentiated, and so must be bounded.
-    """
-
-    def __init__(self, times, y, solver, differentiable=False):
-        self.times, self.y, self.solver = times, y, solver
-        self.count = tf.shape(times)[0]
-        self.bound = self.count if differentiable else None
-
-    def start(self):
-        """The number of times passed, scalar or `[B]`, and buffers whose last entry is never read."""
-        at_start = self.times <= 0  # where there is nothing to integrate
-        buffers = []
-        for leaf in self.y:
-            shape = tf.concat([[self.count], tf.shape(leaf)], axis=0)
-            saved = tf.where(tree.expand(at_start, leaf[None]), leaf[None], tf.constant(np.nan, leaf.dtype))
-            buffers.append(tf.concat([tf.broadcast_to(saved, shape), leaf[None]], axis=0))
-        return tf.reduce_sum(tf.cast(at_start, tf.int32), axis=0), tuple(buffers)
-
-    def see(self, state, trial):
-        since, until = trial.interval.since, trial.interval.until
-        length = tf.where(until > since, until - since, 1)
-
-        def pending(index):
-            time = tree.take(self.times, tf.minimum(index, self.count - 1))
-            return trial.accept & (index < self.count) & (time <= until), time
-
-        def save(index, buffers):
-            wanted, time = pending(index)
-            theta = (time - since) / length
-            y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
-            y = tree.where(time >= until, trial.step.y, y)
-            slot = tf.where(wanted, index, self.count)
-            buffers = tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
-            return index + tf.cast(wanted, tf.int32), buffers
-
-        return tf.while_loop(
-            lambda index, _: tf.reduce_any(pending(index)[0]), save, state, maximum_iterations=self.bound
-        )
-
-    def saved(self, state):
-        """The states, leaves `[K, ...]`."""
-        return tuple(buffer[:-1] for buffer in state[1])
 
 
 def _where(condition, new, old):

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_ode.dense import DenseOutput
+
 
 class Solution(NamedTuple):
     """The result of `keras_ode.solve`: a nest of tensors that a `tf.function` can return.
@@ -11,13 +13,45 @@ class Solution(NamedTuple):
     Attributes:
         ts: The times asked for, shape `[T]` (`[B, T]` where every sample has its own).
         ys: The states at these times: the nest of `y0`, each leaf of shape `[T, *leaf.shape]`. States that a failed
-            solve did not reach are NaN.
-        stats: A dict of int32 tensors, scalars or `[B]` with `per_sample=True`: `num_steps` (steps tried),
-            `num_accepted`, `num_rejected`, `num_evaluations` (calls of the dynamics).
+            solve did not reach, and those after a terminal event, are NaN.
+        stats: A dict of tensors, scalars or `[B]` with `per_sample=True`: `num_steps` (steps tried), `num_accepted`,
+            `num_rejected`, `num_evaluations` (calls of the dynamics), all int32; and `stiffness`, the largest spectral
+            radius of the Jacobian that the steps showed, per unit of time: where times the step size it is above two,
+            stability limits the steps, not accuracy.
         status: int32, scalar or `[B]`: a value of `keras_ode.Status`.
+        event_time: When the event happened, scalar or `[B]`; for events that are not terminal `[max_events]` or
+            `[max_events, B]`. NaN where there was none. `None` without an event.
+        event_state: The state then (before a reset), a nest like `y0` with the axes of `event_time`.
+        dense: A `DenseOutput` with `dense=True`, else `None`.
     """
 
     ts: tf.Tensor
     ys: Any
     stats: dict
     status: tf.Tensor
+    event_time: Any = None
+    event_state: Any = None
+    dense: DenseOutput | None = None
+
+    def evaluate(self, t):
+        """The state anywhere in the interval; NaN outside it.
+
+        Args:
+            t: Times of any shape; with `per_sample=True` a scalar, `[K]` or, with times for every sample, `[B, K]`.
+
+        Returns:
+            The nest of `y0`, each leaf of shape `[*t.shape, *leaf.shape]`; with `per_sample=True`, `[K, *leaf.shape]`.
+
+        Raises:
+            ValueError: If the solve was not asked for dense output.
+        """
+        return tf.nest.pack_sequence_as(self.ys, self._checked_dense().evaluate(t))
+
+    def derivative(self, t):
+        """The derivative of `evaluate` by time; arguments and shapes are the same."""
+        return tf.nest.pack_sequence_as(self.ys, self._checked_dense().derivative(t))
+
+    def _checked_dense(self):
+        if self.dense is None:
+            raise ValueError("This solution has no dense output. Ask for it with solve(..., dense=True).")
+        return self.dense

@@ -2,14 +2,20 @@
 
 import collections
 import numbers
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import adjoints, controllers, dynamics, errors, solvers
+from keras_ode import adjoints, controllers, dynamics, solvers
 from keras_ode.adjoints.base import Problem
 from keras_ode.controllers import Tolerance
+from keras_ode.dense import DenseOutput
+from keras_ode.diagnosis import raise_on_failure
+from keras_ode.events import ClosedEvent, close_events
 from keras_ode.integrate import Method
+from keras_ode.segments import is_looped, solve_segments
 from keras_ode.solution import Solution
 
 _ON_FAILURE = ("auto", "raise", "nan")
@@ -28,11 +34,14 @@ def solve(
     solver="tsit5",
     rtol=1e-3,
     atol=1e-6,
-    adjoint="backsolve",
+    adjoint=None,
     controller=None,
     step_size=None,
     max_steps=4096,
     per_sample=False,
+    event=None,
+    jump_times=None,
+    dense=False,
     on_failure="auto",
     jit_compile="auto",
 ):
@@ -51,7 +60,8 @@ def solve(
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the root mean square. Default to `1e-3` and `1e-6`.
-        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed.
+        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
+            `"interpolating"`, or `"checkpointed"` with `dense`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
             error, else `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
@@ -60,6 +70,11 @@ def solve(
         per_sample: Whether every sample, a row of the leaves' first axis, has its own step size, error, status and
             statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
             Defaults to `False`: all share their steps.
+        event: A `keras_ode.Event`, or a list of them, of which the earliest wins. The solution then has `event_time` and
+            `event_state`, which are differentiable; states after a terminal event are NaN.
+        jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: steps end there.
+        dense: Whether the solution shall have `evaluate(t)` and `derivative(t)` anywhere in the interval. Room for
+            `max_steps` interpolants is kept, so set that as low as the solve allows. Defaults to `False`.
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
             for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
@@ -120,6 +135,9 @@ def solve_in_mode(
     step_size,
     max_steps,
     per_sample,
+    event,
+    jump_times,
+    dense,
     on_failure,
     jit_compile,
     training,
@@ -128,19 +146,18 @@ def solve_in_mode(
     y0 = _checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
-    times, times_vary = _checked_times(t, dtype, per_sample)
-    ts = times
-    if per_sample:
-        times = _times_of_rows(times, leaves)
+    ts, times_vary = _checked_times(t, dtype, per_sample)
+    times = _times_of_rows(ts, leaves) if per_sample else ts
     method = checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
-    adjoint = adjoints.get(adjoint)
+    adjoint = _checked_adjoint(adjoint, dense)
     _check_on_failure(on_failure)
     field = _close(dynamics, times[0], y0, args, training)
-    problem = Problem(field, times, leaves, field.parameters, method, times_vary)
-    outcome = _run(adjoint, problem, jit_compile)
+    problem = Problem(field, times, leaves, field.parameters, method, times_vary, bool(dense))
+    segments = _segments(event, jump_times, problem, y0)
+    outcome, events = _run(adjoint, problem, segments, jit_compile)
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
-        _raise_on_failure(outcome, method.max_steps)
+        raise_on_failure(problem, outcome)
     return Solution(
         ts=ts,
         ys=tf.nest.pack_sequence_as(y0, outcome.ys),
@@ -149,8 +166,12 @@ def solve_in_mode(
             "num_accepted": outcome.num_accepted,
             "num_rejected": outcome.num_steps - outcome.num_accepted,
             "num_evaluations": outcome.num_evaluations,
+            "stiffness": outcome.stiffness,
         },
         status=outcome.status,
+        event_time=None if events is None else events.times,
+        event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
+        dense=DenseOutput(*outcome.output, outcome.dense) if dense else None,
     )
 
 
@@ -171,6 +192,13 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
             raise ValueError(f"{label} must be a number that is not negative. Received: {label}={value!r}")
     if rtol == 0 and atol == 0:
         raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
+    resolution = float(np.finfo(dtype.as_numpy_dtype).eps)
+    if controller.adaptive and 0 < rtol < resolution and atol < resolution:
+        warnings.warn(
+            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution:.1e}): steps will fail or be wasted. Use a "
+            "larger rtol, or solve in float64.",
+            stacklevel=4,
+        )
     if step_size is None and not controller.adaptive:
         raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
     if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < np.inf):
@@ -256,6 +284,18 @@ def _close(function, t, y0, args, training):
     return dynamics.close(function, t, y0, tuple(args), training)
 
 
+def _checked_adjoint(adjoint, dense):
+    if adjoint is None:
+        adjoint = "checkpointed" if dense else "interpolating"
+    adjoint = adjoints.get(adjoint)
+    if dense and not adjoint.differentiates_dense:
+        raise ValueError(
+            "dense=True keeps the solver's own steps, so its gradient is that of these steps: use "
+            f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
+        )
+    return adjoint
+
+
 def _check_on_failure(on_failure):
     if on_failure not in _ON_FAILURE:
         raise ValueError(f"on_failure must be one of {_ON_FAILURE}. Received: on_failure={on_failure!r}")
@@ -263,56 +303,81 @@ def _check_on_failure(on_failure):
         raise ValueError("on_failure='raise' works in eager code only: in a graph, use 'nan' and read solution.status.")
 
 
-def _run(adjoint, problem, jit_compile):
+class _SegmentsOf(NamedTuple):
+    """The event and the jumps of a solve; `tensors` are what they read."""
+
+    event: ClosedEvent | None
+    tensors: tuple
+
+    def key(self):
+        return None if self.event is None else self.event.key()
+
+
+def _segments(event, jump_times, problem, y0):
+    """What divides the solve, or `None`."""
+    if event is None and jump_times is None:
+        return None
+    if problem.dense:
+        raise ValueError("dense=True cannot be combined with event or jump_times: solve the segments one by one.")
+    jumps = ()
+    if jump_times is not None:
+        jumps = (tf.cast(tf.convert_to_tensor(jump_times), problem.times.dtype),)
+        if jumps[0].shape.rank != 1 or jumps[0].shape[0] is None:
+            raise ValueError(f"jump_times must have a known shape [J]. Received: {jump_times!r}")
+    closed = None
+    if event is not None:
+        closed = close_events(event, problem.times[0], y0)
+    return _SegmentsOf(closed, (closed.tensors() if closed else (), jumps))
+
+
+def _run(adjoint, problem, segments, jit_compile):
     """Runs the solve: in eager code as a compiled function, in a graph as a part of it."""
     if jit_compile not in (True, False, "auto"):
         raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
+    looped = segments is not None and is_looped(segments.event)
     if jit_compile == "auto":
-        jit_compile = adjoint.compiles_alone and not problem.field.is_convolutional
-    elif jit_compile and not adjoint.compiles_alone:
+        jit_compile = adjoint.compiles_alone and segments is None and not problem.field.is_convolutional
+    elif jit_compile and not (adjoint.compiles_alone and not looped):
+        what = "events that are not terminal" if looped else f"adjoint={adjoint!r}"
         raise ValueError(
-            f"XLA cannot compile a solve with adjoint={adjoint!r} alone, only together with its gradient: put both in a "
+            f"XLA cannot compile a solve with {what} alone, only together with its gradient: put both in a "
             f"tf.function(jit_compile=True) and leave jit_compile='auto' here. Received: jit_compile={jit_compile!r}"
         )
+    tensors = (problem.tensors(), () if segments is None else segments.tensors)
     if not tf.executing_eagerly():
         if not jit_compile:
-            return adjoint.solve(problem)
-        return _function(adjoint, problem, True)(problem.tensors())
-    tensors = problem.tensors()
+            return _solve(adjoint, problem, segments, tensors)
+        return _function(adjoint, problem, segments, tensors, True)(tensors)
     method = problem.method
     key = (
         problem.field.fingerprint,
+        segments and segments.key(),
         adjoint,
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
-        problem.times_vary,
+        (problem.times_vary, problem.dense),
         jit_compile,
-        tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors),
+        tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
     if key not in _compiled:
-        _compiled[key] = _function(adjoint, problem, jit_compile)
+        _compiled[key] = _function(adjoint, problem, segments, tensors, jit_compile)
         if len(_compiled) > _MOST_COMPILED:
             _compiled.popitem(last=False)
     _compiled.move_to_end(key)
     return _compiled[key](tensors)
 
 
-def _function(adjoint, problem, jit_compile):
-    skeleton = problem.with_tensors([tf.TensorSpec(x.shape, x.dtype) for x in problem.tensors()])
+def _solve(adjoint, problem, segments, tensors):
+    """The `Outcome`, and the `EventOutcome` or `None`."""
+    problem = problem.with_tensors(tensors[0])
+    if segments is None:
+        return adjoint.solve(problem), None
+    event_parameters, jumps = tensors[1]
+    return solve_segments(adjoint, problem, segments.event, event_parameters, jumps[0] if jumps else None)
+
+
+def _function(adjoint, problem, segments, tensors, jit_compile):
+    # Only the shapes stay with the function, not the tensors of its first call.
+    problem = problem.with_tensors([tf.TensorSpec(x.shape, x.dtype) for x in tensors[0]])
     return tf.function(
-        lambda tensors: adjoint.solve(skeleton.with_tensors(tensors)), autograph=False, jit_compile=jit_compile
+        lambda tensors: _solve(adjoint, problem, segments, tensors), autograph=False, jit_compile=jit_compile
     )
-
-
-def _raise_on_failure(outcome, max_steps):
-    statuses = outcome.status.numpy()
-    failed = np.flatnonzero((statuses != errors.Status.SUCCESS) & (statuses != errors.Status.EVENT))
-    if not failed.size:
-        return
-    sample = None if statuses.ndim == 0 else int(failed[0])
-    status, time, step_size, num_steps = (
-        (x.numpy() if sample is None else x.numpy()[sample]).item()
-        for x in (outcome.status, outcome.time, outcome.step_size, outcome.num_steps)
-    )
-    status = errors.Status(status)
-    message = errors.failure_message(status, time, step_size, max_steps, num_steps, sample)
-    raise errors.SolveError(message, status, time, step_size, sample)

@@ -102,7 +102,8 @@ def _reduce(operation, leaf, per_sample):
 
 
 def _scale(weight, leaf):
-    return leaf if weight == 1 else tf.cast(weight, leaf.dtype) * leaf
+    # Not tf.cast, which takes a Python number through float32.
+    return leaf if weight == 1 else tf.constant(weight, leaf.dtype) * leaf
 
 
 def _sum(terms):

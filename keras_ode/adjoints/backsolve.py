@@ -1,5 +1,6 @@
 """The adjoint of Chen et al.: the state is integrated backward together with its cotangent."""
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ode import solvers, tree
@@ -21,7 +22,8 @@ class Backsolve(FirstOrderAdjoint):
 
     A solution that forgets its start cannot be integrated backward: `y` drifts from where it came. So it is reset
     wherever a step ends on a stored state: the saved ones, and `checkpoints` of the forward steps. Where it still
-    arrives somewhere else, while the cotangent matters, the gradient would be wrong: it is NaN.
+    arrives further away than the square root of the tolerance, relative to the state, while the cotangent matters, the
+    gradient would be wrong by about as much: it is NaN.
 
     Args:
         checkpoints: The number of states to keep besides the saved ones; `0` is the method of Chen et al. as published.
@@ -48,12 +50,7 @@ class Backsolve(FirstOrderAdjoint):
         method = backward_method(self, problem)
         stops, stored, impulses = _stored(times, ys, cotangents, memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses)
-        drift = _Drift(
-            equation,
-            method,
-            tf.concat([stops, tf.abs(times[:1] - times[-1])], axis=0),
-            tuple(tf.concat([a, b[:1]], axis=0) for a, b in zip(stored, ys, strict=True)),
-        )
+        drift = _Drift(equation, method, stops, stored)
         # A step that only some samples accept adds to their parameters' cotangents alone: these are summed afterwards.
         quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locator(method.solver))
         result = integrate(
@@ -63,7 +60,7 @@ class Backsolve(FirstOrderAdjoint):
             tuple(leaf[-1] for leaf in (*ys, *cotangents)),
             method._replace(solver=solver),
             integral=equation.no_integral(),
-            stops=drift.stops,
+            stops=stops,
             observers=(drift, quadrature) if method.per_sample else (drift,),
             dense=method.per_sample,
         )
@@ -84,8 +81,8 @@ class Backsolve(FirstOrderAdjoint):
 
 def _stored(times, ys, cotangents, trajectory):
     """The times, since the backward start, at which states are stored, the states, and their cotangents."""
-    stops = tf.abs(times[1:-1] - times[-1])
-    ys, cotangents = (tuple(leaf[1:-1] for leaf in leaves) for leaves in (ys, cotangents))
+    stops = tf.abs(times[:-1] - times[-1])
+    ys, cotangents = (tuple(leaf[:-1] for leaf in leaves) for leaves in (ys, cotangents))
     if not trajectory:
         return stops, ys, cotangents
     slots = tuple(leaf[:-1] for leaf in trajectory.slots)
@@ -103,9 +100,6 @@ def _stored(times, ys, cotangents, trajectory):
 
 class _Drift:
     """Observes how far the state is from a stored one where a step ends on it, while the cotangent matters."""
-
-    # A relative error of the state this large makes its Jacobian another one.
-    LARGEST = 0.1
 
     def __init__(self, equation, method, stops, ys):
         self.equation, self.tolerance, self.per_sample = equation, method.tolerance, method.per_sample
@@ -129,7 +123,10 @@ class _Drift:
         return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst)
 
     def is_large(self, state):
-        return state[1] > self.LARGEST
+        """Whether fewer than half of the digits that the tolerance asks for are left; the gradient's error follows it."""
+        rtol, atol = self.tolerance
+        epsilon = tf.constant(np.finfo(rtol.dtype.as_numpy_dtype).eps, rtol.dtype)
+        return state[1] > tf.minimum(tf.sqrt(tf.reduce_max([rtol, atol, epsilon])), 0.1)
 
 
 class _Equation:

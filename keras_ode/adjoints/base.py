@@ -10,7 +10,8 @@ from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
 from keras_ode.dynamics import VectorField
 from keras_ode.errors import Status
-from keras_ode.integrate import Method, SaveAt, integrate
+from keras_ode.integrate import Clock, Method, integrate
+from keras_ode.observers import KeepDense, SaveAt, Stiffness
 from keras_ode.solvers.base import Stage
 
 
@@ -24,6 +25,7 @@ class Problem(NamedTuple):
         parameters: What `field` takes as parameters.
         method: How to integrate.
         times_vary: Whether the times may need a gradient.
+        dense: Whether to keep all interpolants.
     """
 
     field: VectorField
@@ -32,6 +34,7 @@ class Problem(NamedTuple):
     parameters: tuple
     method: Method
     times_vary: bool
+    dense: bool = False
 
     def tensors(self):
         """All tensors of the problem, flat; `with_tensors` puts them back."""
@@ -49,15 +52,33 @@ class Problem(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a solve found: `ys` are the leaves at all times, `[T, ...]`; the rest are scalars or `[B]`."""
+    """What a solve found: scalars or `[B]`, but for leaves.
+
+    Attributes:
+        ys: The leaves at all times, `[T, ...]`.
+        dense: The polynomials of a `DenseOutput`, its only part that has gradients; empty unless asked for.
+        status, time, step_size: How the solve ended, when, and with which step size to go on.
+        num_steps, num_accepted, num_evaluations: What it took.
+        stiffness: The largest spectral radius seen.
+        y: The leaves that it reached.
+        output: The rest of the `DenseOutput`, or empty.
+    """
 
     ys: tuple
+    dense: tuple
     status: tf.Tensor
     time: tf.Tensor
     step_size: tf.Tensor
     num_steps: tf.Tensor
     num_accepted: tf.Tensor
     num_evaluations: tf.Tensor
+    stiffness: tf.Tensor
+    y: tuple
+    output: tuple
+
+    def differentiable(self):
+        """The leaves that have gradients."""
+        return (*self.ys, *self.dense)
 
 
 class Adjoint(Configurable):
@@ -65,9 +86,11 @@ class Adjoint(Configurable):
 
     Attributes:
         compiles_alone: Whether XLA can compile the solve where the program around it is not compiled.
+        differentiates_dense: Whether dense output has gradients.
     """
 
     compiles_alone = True
+    differentiates_dense = False
 
     def solve(self, problem):
         """Solves a `Problem`; the `Outcome`'s `ys` are differentiable by its times, state and parameters."""
@@ -98,7 +121,10 @@ class FirstOrderAdjoint(Adjoint):
         raise NotImplementedError
 
     def backward(self, problem, outcome, memory, cotangents):
-        """The `Cotangents` from those of the states at all times, leaves `[T, ...]`."""
+        """The `Cotangents` from those of the states at all times, leaves `[T, ...]`.
+
+        An adjoint that differentiates dense output is given the cotangents of its polynomials too, where there are any.
+        """
         raise NotImplementedError
 
     def solve(self, problem):
@@ -108,18 +134,27 @@ class FirstOrderAdjoint(Adjoint):
             inner = problem.with_tensors([tf.stop_gradient(tensor) for tensor in tensors])
             outcome, memory = self.forward(inner)
 
+            structure.append(outcome)
+            # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
+            kept = tf.nest.map_structure(tf.stop_gradient, (outcome, memory))
+
             def gradient(*cotangents):
-                return self._gradients(inner, outcome, memory, cotangents[: len(outcome.ys)], len(tensors))
+                return self._gradients(inner, *kept, cotangents, len(tensors))
 
             return tf.nest.flatten(outcome), gradient
 
+        structure = []
         flat = solve(*(tf.identity(tensor) for tensor in problem.tensors()))
-        num_leaves = len(problem.y)
-        return Outcome(tuple(flat[:num_leaves]), *flat[num_leaves:])
+        outcome = tf.nest.pack_sequence_as(structure[-1], flat)
+        rest = {name: tf.nest.map_structure(tf.stop_gradient, x) for name, x in outcome._asdict().items()}
+        return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense})
 
     def _gradients(self, problem, outcome, memory, cotangents, num_tensors):
         """One gradient, or `None`, for each of the problem's tensors."""
-        found = self.backward(problem, outcome, memory, _without_padding(problem, cotangents))
+        num_leaves = len(outcome.ys)
+        cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
+        padded = _without_padding(problem, cotangents)
+        found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
         ok = found.status == int(Status.SUCCESS)
         y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
         times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
@@ -143,24 +178,42 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     """
     times, y, method = problem.times, problem.y, problem.method
     saved = times.shape[0] != 2
-    observers = [SaveAt(saved_times(problem), y, method.solver, bound is not None)] if saved else []
-    observers += [] if observer is None else [observer]
+    observers = {"stiffness": Stiffness(times[0])}
+    if saved:
+        observers["saved"] = SaveAt(saved_times(problem), y, method.solver, bound is not None)
+    if problem.dense:
+        clock = Clock(times[0], times[-1])
+        observers["dense"] = KeepDense(clock, y, method.solver, method.max_steps)
+    if observer is not None:
+        observers["asked"] = observer
     result = integrate(
-        stage_field(problem), times[0], times[-1], y, method, observers=observers, dense=dense or saved, bound=bound
+        stage_field(problem),
+        times[0],
+        times[-1],
+        y,
+        method,
+        observers=tuple(observers.values()),
+        dense=dense or saved or problem.dense,
+        bound=bound,
     )
+    seen = dict(zip(observers, result.observed, strict=True))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
-    inner = observers[0].saved(result.observed[0]) if saved else tuple(leaf[None][:0] for leaf in y)
+    inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
     outcome = Outcome(
-        ys,
-        result.status,
-        result.time,
-        result.step_size,
-        result.num_steps,
-        result.num_accepted,
-        result.num_evaluations,
+        ys=ys,
+        dense=seen["dense"].polynomials if problem.dense else (),
+        status=result.status,
+        time=result.time,
+        step_size=result.step_size,
+        num_steps=result.num_steps,
+        num_accepted=result.num_accepted,
+        num_evaluations=result.num_evaluations,
+        stiffness=seen["stiffness"],
+        y=result.y,
+        output=tuple(seen["dense"])[:-1] if problem.dense else (),
     )
-    return outcome, result.observed[-1] if observer is not None else ()
+    return outcome, seen.get("asked", ())
 
 
 def stage_field(problem):
@@ -171,9 +224,9 @@ def stage_field(problem):
 
 def _without_padding(problem, cotangents):
     """The cotangents with those of repeated last times, as in padded grids, added to the last."""
-    if not problem.method.per_sample:
-        return cotangents
     times = problem.times
+    if times.shape[0] == 2:
+        return cotangents
     repeated = tf.concat([tf.zeros_like(times[:1]), tf.cast(times[1:-1] == times[-1], times.dtype)], axis=0)
 
     def move(g):

@@ -28,15 +28,17 @@ class Checkpointed(FirstOrderAdjoint):
         Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
     """
 
+    differentiates_dense = True
+
     def __init__(self, checkpoints=32):
         self.checkpoints = checked_checkpoints(checkpoints)
 
     def forward(self, problem):
         return solve_forward(problem, Checkpoints(problem, self.checkpoints))
 
-    def backward(self, problem, outcome, memory, cotangents):
-        replay = Replay(problem, stage_field(problem), memory, dense=problem.times.shape[0] != 2)
-        reverse = _ReverseStep(problem, replay, cotangents)
+    def backward(self, problem, outcome, memory, cotangents, of_dense=()):
+        replay = Replay(problem, stage_field(problem), memory, dense=problem.times.shape[0] != 2 or problem.dense)
+        reverse = _ReverseStep(problem, replay, cotangents, of_dense)
         capacity = block_capacity(self.checkpoints)
         block = tf.minimum(memory.stride, capacity)
         num_steps = memory.num_steps
@@ -70,8 +72,9 @@ class Checkpointed(FirstOrderAdjoint):
 class _ReverseStep:
     """The transposed derivative of one step, with the states saved within it."""
 
-    def __init__(self, problem, replay, cotangents):
+    def __init__(self, problem, replay, cotangents, of_dense):
         self.problem, self.replay, self.solver = problem, replay, problem.method.solver
+        self.of_dense = of_dense
         self.saved = saved_times(problem)
         self.cotangents = tuple(leaf[1:-1] for leaf in cotangents)
 
@@ -83,7 +86,10 @@ class _ReverseStep:
             tape.watch((y, parameters))
             interval, step = self.replay.step(n, y)
             targets, weights = [*step.y], [*a]
-            if self.replay.dense:
+            if self.of_dense:
+                targets += self.solver.polynomials(step, interval.size)
+                weights += [tree.take(leaf, n) for leaf in self.of_dense]
+            if self.problem.times.shape[0] != 2:
                 targets.append(self._saved_product(interval, step, y))
                 weights.append(tf.ones_like(targets[-1]))
         return tape.gradient(targets, (y, parameters), output_gradients=weights, unconnected_gradients="zero")

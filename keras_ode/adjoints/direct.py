@@ -11,6 +11,7 @@ class Direct(Adjoint):
     """
 
     compiles_alone = False
+    differentiates_dense = True
 
     def solve(self, problem):
         return solve_forward(problem, bound=problem.method.max_steps)[0]

@@ -127,6 +127,10 @@ class Impulses(Solver):
 
     def _with_mismatch(self, field, interval, step, inner, impulse):
         """The step's error, raised where Hermite interpolation misses the saved states by more."""
+        if step.error is None:
+            return None
+        if step.error is None:
+            return None
         landing = self.stops == interval.until
         y1, f1 = self.equation.state(interval.start, step.start, self.solver.first_derivative(inner))
         end = self.equation.reset(step.y, landing, self.ys)

@@ -27,7 +27,8 @@ class ODELayer(keras.Layer):
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Tolerances of a step: its error is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
             `1e-6`.
-        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed.
+        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. Defaults to
+            `"interpolating"`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
             error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
@@ -69,7 +70,7 @@ class ODELayer(keras.Layer):
         solver="tsit5",
         rtol=1e-3,
         atol=1e-6,
-        adjoint="backsolve",
+        adjoint="interpolating",
         controller=None,
         step_size=None,
         max_steps=4096,
@@ -125,6 +126,9 @@ class ODELayer(keras.Layer):
             step_size=self.step_size,
             max_steps=self.max_steps,
             per_sample=self.per_sample,
+            event=None,
+            jump_times=None,
+            dense=False,
             on_failure="auto",
             jit_compile=self.jit_compile,
             training=training,

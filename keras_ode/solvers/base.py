@@ -42,6 +42,7 @@ class Step(NamedTuple):
         stages: The derivatives of all stages, from which the interpolant is made.
         carry: What the next step starts from.
         evaluations: How often the field was evaluated: a number, or an int32 tensor.
+        neighbors: Two points close to each other, leaves, each with the derivative there: the last two stages.
         extra: What a solver has to tell besides.
     """
 
@@ -52,6 +53,7 @@ class Step(NamedTuple):
     stages: tuple
     carry: Any
     evaluations: Any
+    neighbors: tuple
     extra: Any = ()
 
 

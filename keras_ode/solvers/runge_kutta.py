@@ -32,22 +32,21 @@ class ExplicitRungeKutta(Solver):
         table = _table(type(self))
         times = _stage_times(interval, table.c)
         last = table.num_stages - 1
-        stages, slopes = [carry], [carry.derivative]
+        stages, slopes, points = [carry], [carry.derivative], [y]
         for i in range(1, len(table.c) if with_dense else table.num_stages):
-            point = tree.add_scaled(y, interval.size, tree.weighted_sum(table.a[i], slopes))
+            points.append(tree.add_scaled(y, interval.size, tree.weighted_sum(table.a[i], slopes)))
             counts = i == last or (i < last and table.b[i] != 0)
-            stages.append(field(times[i], point, with_integrand=counts))
-            slopes.append(stages[-1].derivative)
-            if i == last:
-                y_end = point
+            stages.append(field(times[i], points[i], with_integrand=counts))
+            slopes.append(stages[i].derivative)
         return Step(
             start=y,
-            y=y_end,
+            y=points[last],
             error=self.error(slopes, interval.size),
             integral=_integral(table.b, stages, interval.size),
             stages=tuple(slopes),
             carry=stages[last],
             evaluations=len(stages) - 1,
+            neighbors=((points[last - 1], slopes[last - 1]), (points[last], slopes[last])),
         )
 
     def error(self, slopes, size):

@@ -1,0 +1,123 @@
+"""Observers of the loop over steps: what is kept of a solve besides its end.
+
+An observer has `start()`, its first state, and `see(state, trial)`, its state after a tried step.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ode import tree
+from keras_ode.dense import DenseOutput
+
+
+class SaveAt:
+    """Observes the states at given times, read from the interpolants of the steps that pass them.
+
+    Args:
+        times: Times since the start, not decreasing: `[K]`, or `[K, B]` with a grid for every sample.
+        y: The leaves at the start.
+        solver: The solver, which interpolates its own steps.
+        differentiable: Whether the loop is differentiated, and so must be bounded.
+    """
+
+    def __init__(self, times, y, solver, differentiable=False):
+        self.times, self.y, self.solver = times, y, solver
+        self.count = tf.shape(times)[0]
+        self.bound = self.count if differentiable else None
+
+    def start(self):
+        """The number of times passed, scalar or `[B]`, and buffers whose last entry is never read."""
+        at_start = self.times <= 0  # where there is nothing to integrate
+        buffers = []
+        for leaf in self.y:
+            shape = tf.concat([[self.count], tf.shape(leaf)], axis=0)
+            saved = tf.where(tree.expand(at_start, leaf[None]), leaf[None], tf.constant(np.nan, leaf.dtype))
+            buffers.append(tf.concat([tf.broadcast_to(saved, shape), leaf[None]], axis=0))
+        return tf.reduce_sum(tf.cast(at_start, tf.int32), axis=0), tuple(buffers)
+
+    def see(self, state, trial):
+        since, until = trial.interval.since, trial.interval.until
+        length = tf.where(until > since, until - since, 1)
+
+        def pending(index):
+            time = tree.take(self.times, tf.minimum(index, self.count - 1))
+            return trial.accept & (index < self.count) & (time <= until), time
+
+        def save(index, buffers):
+            wanted, time = pending(index)
+            theta = (time - since) / length
+            y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
+            y = tree.where(time >= until, trial.step.y, y)
+            slot = tf.where(wanted, index, self.count)
+            buffers = tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
+            return index + tf.cast(wanted, tf.int32), buffers
+
+        return tf.while_loop(
+            lambda index, _: tf.reduce_any(pending(index)[0]), save, state, maximum_iterations=self.bound
+        )
+
+    def saved(self, state):
+        """The states, leaves `[K, ...]`."""
+        return tuple(buffer[:-1] for buffer in state[1])
+
+
+class Stiffness:
+    """Observes the largest spectral radius of the Jacobian that accepted steps show, per unit of time.
+
+    It is the ratio of the differences of derivative and state between the last two stages.
+
+    Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2.
+    """
+
+    def __init__(self, like):
+        self.like = like
+
+    def start(self):
+        return tf.zeros_like(self.like)
+
+    def see(self, state, trial):
+        radius = spectral_radius(trial.step, self.like.shape.rank == 1, self.like.dtype)
+        return tf.where(trial.accept, tf.maximum(state, radius), state)
+
+
+def spectral_radius(step, per_sample, dtype):
+    """The radius that one step shows, a scalar or `[B]`."""
+    (near, near_slope), (end, end_slope) = step.neighbors
+    change = tree.rms([a - b for a, b in zip(end_slope, near_slope, strict=True)], per_sample, dtype)
+    distance = tree.rms([a - b for a, b in zip(end, near, strict=True)], per_sample, dtype)
+    return tf.math.divide_no_nan(change, distance)
+
+
+class KeepDense:
+    """Observes accepted steps and keeps their interpolants: a `DenseOutput` of at most `capacity` steps."""
+
+    def __init__(self, clock, y, solver, capacity):
+        self.clock, self.y, self.solver, self.capacity = clock, y, solver, capacity
+
+    def start(self):
+        duration = self.clock.duration
+
+        def repeat(leaf, count):
+            return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)
+
+        return DenseOutput(
+            start=self.clock.start,
+            end=self.clock.end,
+            num_steps=tf.zeros_like(duration, dtype=tf.int32),
+            untils=repeat(duration, self.capacity + 1),
+            polynomials=tuple(
+                tf.tile(leaf[None, ..., None], [self.capacity + 1] + [1] * leaf.shape.rank + [self.solver.degree + 1])
+                for leaf in self.y
+            ),
+        )
+
+    def see(self, state, trial):
+        slot = tf.where(trial.accept, state.num_steps, self.capacity)
+        new = self.solver.polynomials(trial.step, trial.interval.size)
+        # The last entry is where writes go that are not wanted.
+        until = tf.where(trial.accept, trial.interval.until, self.clock.duration)
+        return state._replace(
+            num_steps=state.num_steps + tf.cast(trial.accept, tf.int32),
+            untils=tree.put(state.untils, slot, until),
+            polynomials=tuple(tree.put(old, slot, leaf) for old, leaf in zip(state.polynomials, new, strict=True)),
+        )
