@@ -122,12 +122,14 @@ def get(identifier):
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 
-def first_step(field, t, direction, y, derivative, order, tolerance, duration, per_sample):
+def first_step(field, clock, y, derivative, order, tolerance, per_sample):
     """A first step size from the scales of the state, its derivative and its second derivative; one evaluation.
+
+    `clock` has the `duration`, the `direction` and the `time` since the start of the solve.
 
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
-    dtype = duration.dtype
+    duration, dtype = clock.duration, clock.duration.dtype
     scale = tolerance.scale(y, y)
 
     def norm(leaves):
@@ -136,7 +138,8 @@ def first_step(field, t, direction, y, derivative, order, tolerance, duration, p
     size, slope = norm(y), norm(derivative)
     trial = tf.where((size < 1e-5) | (slope < 1e-5), tf.constant(1e-6, dtype), 0.01 * size / slope)
     trial = tf.where(tf.math.is_finite(trial), tf.minimum(trial, duration), 1e-6 * duration)
-    probe = field(t + direction * trial, tree.add_scaled(y, direction * trial, derivative), with_integrand=False)
+    ahead = tree.add_scaled(y, clock.direction * trial, derivative)
+    probe = field(clock.time(trial), ahead, with_integrand=False)
     change = [b - a for a, b in zip(derivative, probe.derivative, strict=True)]
     curvature = tf.math.divide_no_nan(norm(change), trial)
     largest = tf.maximum(slope, curvature)

@@ -10,7 +10,7 @@ import inspect
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common.variables import AutocastScope
+from keras.src.backend.common import global_state
 from tensorflow.python.eager import record
 
 from keras_ode import tree
@@ -99,7 +99,24 @@ def close(dynamics, t, y, args=(), training=None):
         training: The mode to call a Keras layer in.
     """
     leaves = tf.nest.flatten(y)
+    if isinstance(dynamics, keras.Layer) and not dynamics.built:
+        build(dynamics, tree.expand(t, leaves[0]), y)
     return VectorField(*_closed(_Call(dynamics, y, args, training), dynamics, tree.expand(t, leaves[0]), leaves, args))
+
+
+def build(layer, t, y):
+    """Builds a layer and all within it for a time and a state like these, by a symbolic call."""
+
+    def spec(x):
+        return keras.KerasTensor(tuple(x.shape), tf.as_dtype(x.dtype).name)
+
+    takes = takes_time(layer)
+    # Keras gives a build of one argument the shape of the first call argument, which may be the time's.
+    own_build = not layer.built and not hasattr(layer.build, "_is_default")
+    if takes and own_build and len(inspect.signature(layer.build).parameters) == 1:
+        layer.build(tf.nest.map_structure(lambda x: tuple(x.shape), y))
+    y = tf.nest.map_structure(spec, y)
+    layer(*((spec(t), y) if takes else (y,)))
 
 
 def close_map(function, t, y):
@@ -115,10 +132,10 @@ def close_scalar(function, t, y):
 
 def _closed(call, dynamics, t, leaves, args):
     """What a `PureFunction` is made of."""
-    arguments = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(args)]
+    arguments = [_as_argument(leaf, t.dtype) for leaf in tf.nest.flatten(args)]
     closure = _Closure(dynamics)
     specs = [_spec(x) for x in (t, *leaves, *arguments)]
-    with AutocastScope(None):  # the solve keeps the variables' own precision; the dynamics casts for itself
+    with _no_autocast():
         function = closure.trace(call, specs)
         if closure.extend(function):
             function = closure.trace(call, specs)
@@ -169,6 +186,8 @@ class _Call:
         return [self._checked_leaf(d, y) for d, y in zip(tf.nest.flatten(derivative), leaves, strict=True)]
 
     def _checked_leaf(self, derivative, y):
+        if derivative is None:
+            raise ValueError(f"The dynamics '{self._name}' must return the derivative of the state. Received: None")
         derivative = tf.convert_to_tensor(derivative)
         if self._casts and derivative.dtype.is_floating:
             derivative = tf.cast(derivative, y.dtype)
@@ -229,7 +248,7 @@ class _Closure:
 
     def trace(self, call, specs):
         """Traces the call with the closure's known members as explicit inputs."""
-        members = [_spec(x) for x in (*self._keras_variables, *self._variables, *self._tensors)]
+        members = [_spec(x) for x in self.values()]
         num_leaves, num_specs = call.num_leaves(), len(specs)
         self._seen = {}
 
@@ -301,6 +320,22 @@ class _RecordingScope(keras.StatelessScope):
         return value
 
 
+@contextlib.contextmanager
+def _no_autocast():
+    """The solve keeps the variables' own precision; the dynamics casts for itself."""
+    scope = global_state.get_global_attribute("autocast_scope")
+    global_state.set_global_attribute("autocast_scope", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("autocast_scope", scope)
+
+
+def _as_argument(value, dtype):
+    """A tensor; Python floats take the precision of the state."""
+    return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
+
+
 def _trace(function, specs):
     return tf.function(function, autograph=False).get_concrete_function(*specs)
 
@@ -342,7 +377,7 @@ def takes_time(dynamics, num_args=0):
         return required == 0 or positional[0].name in ("t", "time")
     if required <= num_args + 2 <= most:
         return True
-    if required <= num_args + 1 <= most:
+    if required <= num_args + 1 <= most and not (num_args and positional[0].name in ("t", "time")):
         return False
     extra = f" and {num_args} more for args" if num_args else ""
     raise TypeError(

@@ -13,6 +13,8 @@ from keras_ode.solvers.base import Interval, Solver, Step
 RUNNING = -1
 # A step that would leave less than this part of itself before a stop is stretched to land on it.
 _STRETCH = 1e-3
+# A step is cut to land on a stop before the end if at least this part of it remains.
+_WORTH_LANDING = 0.8
 # A step of fewer units in the last place of the time than this is too small to go on.
 _SMALLEST_STEP_ULPS = 4
 
@@ -70,8 +72,10 @@ class Clock:
         self.direction = tf.sign(end - start)
 
     def time(self, since):
-        """The end, where it is reached, is exactly the end."""
-        return tf.where(since >= self.duration, self.end, self.start + self.direction * since)
+        """Never beyond the end by rounding; and where the end is reached, exactly that."""
+        time = self.start + self.direction * since
+        time = tf.where(self.direction > 0, tf.minimum(time, self.end), tf.maximum(time, self.end))
+        return tf.where(since >= self.duration, self.end, time)
 
     def interval(self, since, until):
         return Interval(self.time(since), self.time(until), self.direction * (until - since), since, until)
@@ -106,7 +110,7 @@ def integrate(
         method: A `Method`.
         integral: The leaves to which the field's integrand is added.
         stops: Times since the start, the duration among them: a step that would pass some of them ends on the last of
-            those, unless that would cut it by more than half. `None`: the end alone.
+            those, unless that would make it much shorter. `None`: the end alone.
         observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
         dense: Whether the observers interpolate.
         bound: A number of iterations, for a loop that is differentiated.
@@ -173,7 +177,9 @@ class _Run:
         trial = Trial(interval, step, error, accept, running)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
-        status = self._status(until, step_size, error, accept, num_steps)
+        # A rejected step whose successor rounds to the same one cannot be made smaller.
+        stuck = ~accept & (loop.since + (step_size - loop.lost) >= until)
+        status = self._status(until, step_size, error, accept, num_steps, stuck)
         if self.halts is not None:
             status = tf.where(self.halts(observed[-1]), int(Status.EVENT), status)
         return _Loop(
@@ -217,13 +223,11 @@ class _Run:
             return tf.cast(method.step_size, self.duration.dtype) + tf.zeros_like(self.duration), 0
         size = first_step(
             self.field,
-            self.clock.start,
-            self.clock.direction,
+            self.clock,
             y,
             derivative,
             method.solver.error_order,
             method.tolerance,
-            self.duration,
             method.per_sample,
         )
         return tf.stop_gradient(size), 1
@@ -236,7 +240,7 @@ class _Run:
             stop = self.duration
         else:
             stop = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=0)
-            lands = (stop - loop.since >= loop.step_size / 2) | (stop >= self.duration)
+            lands = (stop - loop.since >= _WORTH_LANDING * loop.step_size) | (stop >= self.duration)
         increment = loop.step_size - loop.lost
         summed = loop.since + increment
         until = tf.where(lands, stop, summed)
@@ -258,9 +262,9 @@ class _Run:
         added = tuple(a + b for a, b in zip(integral, increment, strict=True))
         return tuple(tf.where(accept, new, old) for new, old in zip(added, integral, strict=True))
 
-    def _status(self, until, step_size, error, accept, num_steps):
+    def _status(self, until, step_size, error, accept, num_steps, stuck):
         smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)
-        stuck = ~accept & (not self.method.controller.adaptive) | (step_size < smallest)
+        stuck |= ~accept & (not self.method.controller.adaptive) | (step_size < smallest)
         cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)

@@ -23,6 +23,9 @@ class SaveAt:
     def __init__(self, times, y, solver, differentiable=False):
         self.times, self.y, self.solver = times, y, solver
         self.count = tf.shape(times)[0]
+        # One more time, never reached, follows the last.
+        never = tf.fill(tf.concat([[1], tf.shape(times)[1:]], axis=0), tf.constant(np.inf, times.dtype))
+        self.queue = tf.concat([times, never], axis=0)
         self.bound = self.count if differentiable else None
 
     def start(self):
@@ -40,8 +43,8 @@ class SaveAt:
         length = tf.where(until > since, until - since, 1)
 
         def pending(index):
-            time = tree.take(self.times, tf.minimum(index, self.count - 1))
-            return trial.accept & (index < self.count) & (time <= until), time
+            time = tree.take(self.queue, index)
+            return trial.accept & (time <= until), time
 
         def save(index, buffers):
             wanted, time = pending(index)

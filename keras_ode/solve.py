@@ -150,7 +150,7 @@ def solve_in_mode(
     times = _times_of_rows(ts, leaves) if per_sample else ts
     method = checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
-    adjoint = _checked_adjoint(adjoint, dense)
+    adjoint = _checked_adjoint(adjoint, dense, method)
     _check_on_failure(on_failure)
     field = _close(dynamics, times[0], y0, args, training)
     problem = Problem(field, times, leaves, field.parameters, method, times_vary, bool(dense))
@@ -264,8 +264,8 @@ def _checked_state(y0, per_sample):
 def _checked_times(t, dtype, per_sample):
     """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
     times = t if tf.is_tensor(t) or isinstance(t, tf.Variable) else np.asarray(t)
-    if not times.dtype in (tf.float32, tf.float64) and not np.issubdtype(tf.as_dtype(times.dtype).as_numpy_dtype, np.number):
-        raise TypeError(f"t must be numbers. Received: {t!r}")
+    if not times.dtype in (tf.float32, tf.float64) and not _is_real(times.dtype):
+        raise TypeError(f"t must be real numbers. Received: {t!r}")
     times = tf.cast(tf.convert_to_tensor(times), dtype)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
     if known is not None:
@@ -278,13 +278,18 @@ def _checked_times(t, dtype, per_sample):
     return tf.where(monotone[..., None] if times.shape.rank == 2 else monotone, times, tf.constant(np.nan, dtype)), True
 
 
+def _is_real(dtype):
+    dtype = tf.as_dtype(dtype)
+    return dtype.is_floating or dtype.is_integer
+
+
 def _close(function, t, y0, args, training):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
     return dynamics.close(function, t, y0, tuple(args), training)
 
 
-def _checked_adjoint(adjoint, dense):
+def _checked_adjoint(adjoint, dense, method):
     if adjoint is None:
         adjoint = "checkpointed" if dense else "interpolating"
     adjoint = adjoints.get(adjoint)
@@ -292,6 +297,12 @@ def _checked_adjoint(adjoint, dense):
         raise ValueError(
             "dense=True keeps the solver's own steps, so its gradient is that of these steps: use "
             f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
+        )
+    backward = getattr(adjoint, "solver", None) or method.solver
+    if method.controller.adaptive and not backward.error_order:
+        raise ValueError(
+            f"The backward solver {type(backward).__name__} does not estimate its error, but the step size is "
+            f"controlled. Received: adjoint={adjoint!r}"
         )
     return adjoint
 

@@ -54,6 +54,8 @@ def where(condition, tree, other):
 
 def put(buffer, index, value):
     """`buffer` with `buffer[index]` replaced; `[B]` indices replace `buffer[index[b], b]` for every sample."""
+    if 0 in buffer.shape:  # nothing to put: TensorFlow refuses empty updates
+        return buffer
     if index.shape.rank == 0:
         return tf.tensor_scatter_nd_update(buffer, tf.reshape(index, [1, 1]), value[None])
     return tf.tensor_scatter_nd_update(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1), value)

@@ -378,7 +378,8 @@ def test_solution_can_be_returned_from_a_graph():
     solution = run(tf.constant([1.0]))
     assert isinstance(solution, keras_ode.Solution)
     assert int(solution.status) == Status.SUCCESS
-    assert set(solution.stats) == {"num_steps", "num_accepted", "num_rejected", "num_evaluations"}
+    counts = {"num_steps", "num_accepted", "num_rejected", "num_evaluations"}
+    assert set(solution.stats) == counts | {"stiffness"}
 
 
 def test_args_reach_the_dynamics():

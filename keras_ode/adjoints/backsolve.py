@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import solvers, tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, solve_forward
+from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances, solve_forward
 from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
@@ -38,7 +38,7 @@ class Backsolve(FirstOrderAdjoint):
 
     def __init__(self, checkpoints=16, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints, least=0)
-        self.rtol, self.atol = rtol, atol
+        self.rtol, self.atol = checked_tolerances(rtol, atol)
         self.solver = None if solver is None else solvers.get(solver)
 
     def forward(self, problem):

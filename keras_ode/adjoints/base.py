@@ -1,5 +1,6 @@
 """The adjoint contract: a solve whose outputs can be differentiated."""
 
+import numbers
 from typing import NamedTuple
 
 import numpy as np
@@ -139,7 +140,7 @@ class FirstOrderAdjoint(Adjoint):
             kept = tf.nest.map_structure(tf.stop_gradient, (outcome, memory))
 
             def gradient(*cotangents):
-                return self._gradients(inner, *kept, cotangents, len(tensors))
+                return self._gradients(inner, *kept, cotangents, tensors)
 
             return tf.nest.flatten(outcome), gradient
 
@@ -149,7 +150,7 @@ class FirstOrderAdjoint(Adjoint):
         rest = {name: tf.nest.map_structure(tf.stop_gradient, x) for name, x in outcome._asdict().items()}
         return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense})
 
-    def _gradients(self, problem, outcome, memory, cotangents, num_tensors):
+    def _gradients(self, problem, outcome, memory, cotangents, tensors):
         """One gradient, or `None`, for each of the problem's tensors."""
         num_leaves = len(outcome.ys)
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
@@ -160,11 +161,11 @@ class FirstOrderAdjoint(Adjoint):
         times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
         y = tree.add(y, tuple(g[0] for g in cotangents))
         times, y, parameters = tf.nest.pack_sequence_as(
-            (times, y, parameters), first_order_only(*times, *y, *parameters)
+            (times, y, parameters), first_order_only((*times, *y, *parameters), tensors)
         )
         parameters = iter(parameters)
         gradients = [*(times or (None,)), *y, *(next(parameters) if d else None for d in problem.field.differentiable)]
-        return gradients + [None] * (num_tensors - len(gradients))
+        return gradients + [None] * (len(tensors) - len(gradients))
 
 
 def solve_forward(problem, observer=None, dense=False, bound=None):
@@ -241,6 +242,14 @@ def saved_times(problem):
     return tf.abs(problem.times[1:-1] - problem.times[0])
 
 
+def checked_tolerances(rtol, atol):
+    """Tolerances of a backward solve: positive numbers, or `None` for the forward solve's."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and (not isinstance(value, numbers.Real) or not 0 < value < np.inf):
+            raise ValueError(f"{name} must be a positive number, or None. Received: {name}={value!r}")
+    return rtol, atol
+
+
 def backward_method(adjoint, problem):
     """The method of a backward solve: the forward's, with the adjoint's own tolerances and solver where it has some."""
     method = problem.method
@@ -278,9 +287,8 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
     return tf.concat([first[None], later], axis=0)
 
 
-@tf.custom_gradient
-def first_order_only(*tensors):
-    """Refuses to be differentiated: the gradient that passes here would be wrong or missing in silence."""
+def first_order_only(values, sources):
+    """The values, which refuse to be differentiated by the sources: that gradient would be missing in silence."""
 
     def refuse(*_):
         raise NotImplementedError(
@@ -288,4 +296,8 @@ def first_order_only(*tensors):
             "gradient) use adjoint='direct'."
         )
 
-    return tuple(tf.identity(tensor) for tensor in tensors), refuse
+    @tf.custom_gradient
+    def pass_on(*tensors):
+        return tuple(tf.identity(tensor) for tensor in tensors[: len(values)]), refuse
+
+    return pass_on(*values, *sources)

@@ -9,6 +9,7 @@ from keras_ode.adjoints.base import (
     Cotangents,
     FirstOrderAdjoint,
     backward_method,
+    checked_tolerances,
     saved_times,
     solve_forward,
     stage_field,
@@ -41,7 +42,7 @@ class Interpolating(FirstOrderAdjoint):
 
     def __init__(self, checkpoints=16, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints)
-        self.rtol, self.atol = rtol, atol
+        self.rtol, self.atol = checked_tolerances(rtol, atol)
         self.solver = None if solver is None else solvers.get(solver)
 
     def forward(self, problem):

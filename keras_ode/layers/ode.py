@@ -1,12 +1,11 @@
 """The differential equation as a layer."""
 
-import inspect
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_ode import adjoints, configurable, controllers, solvers
+from keras_ode.dynamics import build as build_dynamics
 from keras_ode.dynamics import takes_time
 from keras_ode.solve import check_times, checked_method, solve_in_mode
 
@@ -84,7 +83,7 @@ class ODELayer(keras.Layer):
             raise TypeError(
                 f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
             )
-        self._takes_time = takes_time(dynamics)
+        takes_time(dynamics)  # refuses wrong arguments
         self.dynamics = dynamics
         self.t = tuple(float(x) for x in _checked_times(t))
         self.solver = solvers.get(solver)
@@ -99,18 +98,13 @@ class ODELayer(keras.Layer):
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.float32)
 
     def build(self, y_shape, t_shape=None):
-        dynamics = self.dynamics
-        if not isinstance(dynamics, keras.Layer):
+        if not isinstance(self.dynamics, keras.Layer):
             return
-        # Keras gives a build of one argument the shape of the first call argument, which may be the time's.
-        own_build = not dynamics.built and not hasattr(dynamics.build, "_is_default")
-        if self._takes_time and own_build and len(inspect.signature(dynamics.build).parameters) == 1:
-            dynamics.build(y_shape)
-        # A layer that loading calls built may hold layers that are not: a symbolic call builds them all.
         y = keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, self.variable_dtype), y_shape)
         first = keras.tree.flatten(y)[0]
         t_shape = (first.shape[0], *[1] * (len(first.shape) - 1)) if self.per_sample else ()
-        dynamics(*((keras.KerasTensor(t_shape, self.variable_dtype), y) if self._takes_time else (y,)))
+        # A layer that loading calls built may hold layers that are not: so this is done in any case.
+        build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y)
 
     def call(self, y, t=None, training=None):
         solution = solve_in_mode(

@@ -108,7 +108,10 @@ def _stage_times(interval, c):
     """The stages' times: the first and the last exactly the interval's ends."""
     shape = (-1,) + (1,) * interval.size.shape.rank
     nodes = tf.constant(c.reshape(shape), interval.size.dtype)
-    times = tf.unstack(interval.start + nodes * interval.size, num=len(c))
+    times = interval.start + nodes * interval.size
+    # By rounding, a stage could lie beyond the end, where the field need not be defined.
+    times = tf.maximum(tf.minimum(times, tf.maximum(interval.start, interval.end)), tf.minimum(interval.start, interval.end))
+    times = tf.unstack(times, num=len(c))
     return [interval.end if c[i] == 1 else times[i] for i in range(len(c))]
 
 
