@@ -259,8 +259,7 @@ class _Run:
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
     def _accumulate(self, accept, integral, increment):
-        added = tuple(a + b for a, b in zip(integral, increment, strict=True))
-        return tuple(tf.where(accept, new, old) for new, old in zip(added, integral, strict=True))
+        return tf.cond(accept, lambda: tree.add(integral, increment), lambda: integral) if integral else ()
 
     def _status(self, until, step_size, error, accept, num_steps, stuck):
         smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)

@@ -264,7 +264,7 @@ def _checked_state(y0, per_sample):
 def _checked_times(t, dtype, per_sample):
     """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
     times = t if tf.is_tensor(t) or isinstance(t, tf.Variable) else np.asarray(t)
-    if not times.dtype in (tf.float32, tf.float64) and not _is_real(times.dtype):
+    if times.dtype not in (tf.float32, tf.float64) and not _is_real(times.dtype):
         raise TypeError(f"t must be real numbers. Received: {t!r}")
     times = tf.cast(tf.convert_to_tensor(times), dtype)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)

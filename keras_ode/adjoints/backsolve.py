@@ -58,24 +58,20 @@ class Backsolve(FirstOrderAdjoint):
             times[-1],
             times[0],
             tuple(leaf[-1] for leaf in (*ys, *cotangents)),
-            method._replace(solver=solver),
+            method._replace(solver=solver, step_size=outcome.step_size),
             integral=equation.no_integral(),
             stops=stops,
             observers=(drift, quadrature) if method.per_sample else (drift,),
             dense=method.per_sample,
         )
         z = (*(leaf[0] for leaf in ys), *equation.cotangent(result.y))
-        a, parameters, num_evaluations = solver.finish(times[0], z, result.carry, equation.push)
-        if method.per_sample:
-            summed, extra = result.observed[1]
-            parameters, num_evaluations = tree.add(parameters, summed), num_evaluations + extra
-        else:
-            parameters = tree.add(parameters, result.integral)
+        parameters, evaluations = result.observed[1] if method.per_sample else (result.integral, 0)
+        a, parameters, more_evaluations = solver.finish(times[0], z, result.carry, parameters)
         return Cotangents(
             y=a,
             parameters=parameters,
             status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
-            num_evaluations=result.num_evaluations + num_evaluations,
+            num_evaluations=result.num_evaluations + evaluations + more_evaluations,
         )
 
 

@@ -7,7 +7,6 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.solvers.base import Solver
 
-
 # How much of the interpolation's error at saved states counts as a step's. That error does not add up over steps as a
 # step's own does, and an interpolated state is itself less accurate than a step's end: a tenth keeps the gradient's error
 # near the tolerance.
@@ -82,20 +81,25 @@ class Impulses(Solver):
         return step._replace(
             y=y,
             error=self._with_mismatch(field, interval, step, inner, impulse),
-            integral=tree.add(step.integral, integral) if integral else step.integral,
+            integral=tf.cond(pushes, lambda: tree.add(step.integral, integral), lambda: step.integral) if integral else (),
             carry=Carry(step.carry, pending, tf.reduce_any(impulse.inside, axis=0)),
             evaluations=step.evaluations + evaluations,
             extra=Jump(slope, pushed),
         )
 
-    def finish(self, t, z, carry, push):
+    def finish(self, t, z, carry, parameters):
         """Applies what is owed at the end: the cotangent's leaves there, the parameters' cotangents, and evaluations.
 
         Args:
-            push: Like the equation's, but always with the parameters' cotangents.
+            parameters: The parameters' cotangents before that.
         """
-        change, parameters = push(t, z, carry.slope)
-        return tree.add(self.equation.cotangent(z), change), parameters, 1
+        a = tuple(self.equation.cotangent(z))
+
+        def push():
+            change, added = self.equation.push(t, z, carry.slope)
+            return tree.add(a, change), tree.add(parameters, added), 1
+
+        return tf.cond(tf.reduce_any(carry.owed), push, lambda: (a, tuple(parameters), 0))
 
     def interpolate(self, stages, size, y, theta):
         return self.solver.interpolate(stages, size, y, theta)

@@ -157,8 +157,8 @@ class _Block:
         parameters, evaluations = result.observed[0]
         parameters = tree.add(progress.parameters, parameters)
         if impulses is not None:
-            a, extra, count = impulses.finish(early, a, result.carry, equation.push)
-            parameters, evaluations = tree.add(parameters, extra), evaluations + count
+            a, parameters, count = impulses.finish(early, a, result.carry, parameters)
+            evaluations += count
         failed = progress.status != int(Status.SUCCESS)
         return progress._replace(
             last=self.first,

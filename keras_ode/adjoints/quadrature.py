@@ -1,12 +1,13 @@
 """Parameters' cotangents as integrals over backward steps."""
 
-import numpy as np
 import tensorflow as tf
+from numpy.polynomial.legendre import leggauss
 
 from keras_ode import tree
 
 # Gauss and Legendre's rule with three nodes, of order six, on [0, 1].
-_NODES, _WEIGHTS = (x.tolist() for x in ((np.polynomial.legendre.leggauss(3)[0] + 1) / 2, np.polynomial.legendre.leggauss(3)[1] / 2))
+_NODES = ((1 + leggauss(3)[0]) / 2).tolist()
+_WEIGHTS = (leggauss(3)[1] / 2).tolist()
 
 
 class ParameterQuadrature:

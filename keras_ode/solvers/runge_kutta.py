@@ -119,7 +119,8 @@ def _integral(b, stages, size):
     weighted = [(weight, stage.integrand) for weight, stage in zip(b, stages, strict=False) if weight != 0]
     if not weighted[0][1]:
         return ()
-    return tree.scale(size, tree.weighted_sum(*zip(*weighted, strict=True)))
+    weights, integrands = zip(*weighted, strict=True)
+    return tree.tensor_weighted_sum([weight * size for weight in weights], integrands)
 
 
 def _polynomial(rows, theta):

@@ -149,8 +149,9 @@ def test_gradients_with_a_hundred_saved_times_follow_the_tolerance(solver, toler
     times = np.linspace(0, 10, 100)
     found = linear_solve(times, eager, solver=solver, rtol=tolerance, atol=tolerance)
     expected = linear_gradients(times, weights_of(times))
-    # Error a step is at most the tolerance; the steps' errors add up, some ten of them over each oscillation.
-    assert max(relative_error(found[name], expected[name]) for name in found) < 20 * tolerance
+    # Error a step is at most the tolerance; the steps' errors add up, some ten of them over each oscillation, and each
+    # saved time inside a step is moved to its ends with up to ten tolerances.
+    assert max(relative_error(found[name], expected[name]) for name in found) < 50 * tolerance
 
 
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4", "tsit5"])

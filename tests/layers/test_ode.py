@@ -1,6 +1,7 @@
 """`ODELayer` as a Keras layer: in models, in `fit`, saved, exported, and in gradients."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -68,17 +69,18 @@ def data(rows=64):
     return x, x @ turn
 
 
-def new_model(dynamics=None, jit_compile="auto"):
+def new_model(make=Timed, jit_compile=False, solve_jit_compile=False, **options):
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input([2]), ODELayer(dynamics or Timed(), name="flow"), keras.layers.Dense(2)])
-    model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
+    layer = ODELayer(make(), name="flow", jit_compile=solve_jit_compile)
+    model = keras.Sequential([keras.Input([2]), layer, keras.layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile, **options)
     return model
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model after a few epochs, and its losses."""
-    model = new_model()
+    """A model after a few epochs, and its losses; everything compiles as it does by default."""
+    model = new_model(jit_compile="auto", solve_jit_compile="auto")
     return model, model.fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
 
 
@@ -183,7 +185,7 @@ def test_symbolic_call_with_times_knows_its_shape():
 @pytest.mark.parametrize("make", [Timed, untimed], ids=["of time", "without time"])
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_loss_falls_in_fit(jit_compile, make):
-    losses = new_model(make(), jit_compile).fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
+    losses = new_model(make, jit_compile).fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
     # The target's variance is one: a constant would do no better.
     assert losses[-1] < 0.5 * losses[0]
 
@@ -194,23 +196,45 @@ def test_loss_falls_in_fit_with_automatic_compilation(trained):
 
 
 def test_compiled_and_plain_fit_give_the_same_losses():
-    histories = [new_model(untimed(), jit).fit(*data(), batch_size=32, epochs=2, verbose=0).history for jit in (True, False)]
+    losses = [new_model(untimed, jit).fit(*data(), batch_size=32, epochs=2, verbose=0).history["loss"] for jit in (True, False)]
     # float32 rounding, which may move a step within rtol = 1e-3 of the solve.
-    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-3)
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_eager_fit_gives_the_losses_of_the_graph():
-    histories = []
-    for run_eagerly in (True, False):
-        model = new_model(untimed(), jit_compile=False)
-        model.compile("sgd", "mse", run_eagerly=run_eagerly, jit_compile=False)
-        histories.append(model.fit(*data(), batch_size=32, epochs=1, verbose=0).history["loss"])
-    np.testing.assert_allclose(*histories, rtol=1e-3)
+    losses = [
+        new_model(untimed, run_eagerly=eagerly).fit(*data(), batch_size=32, epochs=1, verbose=0).history["loss"]
+        for eagerly in (True, False)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+FIT = """
+import numpy as np
+from tests.layers.test_ode import data, new_model, {make}
+model = new_model({make}, jit_compile=False, solve_jit_compile=True)
+print("compiling")
+model.fit(*data(96), batch_size=32, epochs=3, verbose=0)
+"""
+
+
+@pytest.mark.parametrize("make", ["Timed", "untimed"])
+def test_compiled_solve_in_a_plain_fit_is_compiled_once_and_not_at_every_batch(make):
+    """XLA bakes in what it takes for the sizes of tensors: weights must not be among them."""
+    fit = subprocess.run(
+        [sys.executable, "-c", FIT.format(make=make)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "device_compiler=1"},
+    )
+    assert fit.returncode == 0, fit.stderr
+    # One of the forward solve, one of the backward, and at most one of each for a first batch of another shape.
+    assert 1 <= fit.stderr.count("Compilation of XLA executable time") <= 4
 
 
 def test_functional_model_with_a_branch_around_the_layer_trains():
     inputs = keras.Input([2])
-    outputs = keras.layers.Dense(2)(keras.layers.Add()([inputs, ODELayer(Timed())(inputs)]))
+    outputs = keras.layers.Dense(2)(keras.layers.Add()([inputs, ODELayer(Timed(), jit_compile=False)(inputs)]))
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=False)
     losses = model.fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
@@ -232,7 +256,7 @@ B = np.array([[0.3, -0.5], [0.4, 0.2]])
 
 def test_gradients_of_two_layers_in_one_model_are_those_of_the_matrix_exponentials():
     first, second = linear(A), linear(B)
-    options = {"rtol": 1e-9, "atol": 1e-9, "dtype": "float64"}
+    options = {"rtol": 1e-9, "atol": 1e-9, "dtype": "float64", "jit_compile": False}
     model = keras.Sequential([keras.Input([2], dtype="float64"), ODELayer(first, **options), ODELayer(second, **options)])
     x = np.random.default_rng(0).normal(size=(3, 2))
     with tf.GradientTape() as tape:
@@ -247,7 +271,7 @@ def test_gradients_of_two_layers_in_one_model_are_those_of_the_matrix_exponentia
 
 def test_dynamics_shared_by_two_layers_gets_the_sum_of_their_gradients():
     shared = linear(A)
-    options = {"rtol": 1e-9, "atol": 1e-9, "dtype": "float64"}
+    options = {"rtol": 1e-9, "atol": 1e-9, "dtype": "float64", "jit_compile": False}
     model = keras.Sequential([keras.Input([2], dtype="float64"), ODELayer(shared, **options), ODELayer(shared, **options)])
     x = np.random.default_rng(0).normal(size=(3, 2))
     with tf.GradientTape() as tape:
@@ -262,7 +286,7 @@ def test_dynamics_shared_by_two_layers_gets_the_sum_of_their_gradients():
 def test_frozen_dynamics_stays_as_it_is_while_the_rest_trains():
     dynamics = untimed()
     dynamics.trainable = False
-    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2), ODELayer(dynamics)])
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2), ODELayer(dynamics, jit_compile=False)])
     model.compile("sgd", "mse", jit_compile=False)
     before = model.get_weights()
     model.fit(*data(), epochs=1, verbose=0)
@@ -409,7 +433,6 @@ def test_exported_model_runs_without_the_package_at_any_batch_size(trained, tmp_
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={"TF_CPP_MIN_LOG_LEVEL": "3", "PATH": "/usr/bin:/bin"},
     )
     assert served.stdout.strip().endswith("served"), served.stderr
 
@@ -506,7 +529,7 @@ def test_mixed_precision_keeps_the_state_in_single_and_gives_half(policy, roundi
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_model_in_mixed_precision_trains(policy):
     keras.config.set_dtype_policy(policy)
-    model = new_model(Timed(), jit_compile=False)
+    model = new_model()
     assert {w.dtype for w in model.trainable_weights} == {"float32"}
     losses = model.fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < 0.5 * losses[0]
@@ -527,7 +550,7 @@ def explosion(y):
 
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_failed_solve_in_fit_gives_a_loss_of_nan(jit_compile):
-    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, kernel_initializer="ones"), ODELayer(explosion)])
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, kernel_initializer="ones"), ODELayer(explosion, jit_compile=False)])
     model.compile("sgd", "mse", jit_compile=jit_compile)
     losses = model.fit(np.ones([4, 2]), np.ones([4, 2]), epochs=1, verbose=0).history["loss"]
     assert np.isnan(losses).all()
