@@ -28,8 +28,8 @@ class PureFunction:
         is_convolutional: Whether the graph holds a convolution.
     """
 
-    def __init__(self, function, parameters, differentiable):
-        self._function = function
+    def __init__(self, function, python, parameters, differentiable):
+        self._function, self._python = function, python
         self.parameters = tuple(parameters)
         self.differentiable = tuple(differentiable)
 
@@ -80,7 +80,10 @@ class VectorField(PureFunction):
             sources = (*y, *self.select(parameters))
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
-                derivative = self(t, y, parameters)
+                # The user's code once more, not a call of its trace: what a call returns, XLA takes for constant where
+                # a shape depends on it, and would compile anew for every value of the weights.
+                with _no_autocast():
+                    derivative = tuple(self._python(t, *y, *parameters))
             gradients = tape.gradient(derivative, sources, output_gradients=cotangent, unconnected_gradients="zero")
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
@@ -142,7 +145,7 @@ def _closed(call, dynamics, t, leaves, args):
             closure.check(function)
         parameters = (*arguments, *closure.values())
     differentiable = [*(_may_need_gradient(a) for a in arguments), *closure.differentiable()]
-    return function, parameters, differentiable
+    return function, closure.python, parameters, differentiable
 
 
 class _Call:
@@ -258,9 +261,11 @@ class _Closure:
                 return call(t, leaves, arguments, convert)
 
         try:
-            return _trace(lambda *inputs: flat(False, *inputs), specs + members)
+            self.python = lambda *inputs: flat(False, *inputs)
+            return _trace(self.python, specs + members)
         except tf.errors.OperatorNotAllowedInGraphError:
-            return _trace(lambda *inputs: flat(True, *inputs), specs + members)
+            self.python = lambda *inputs: flat(True, *inputs)
+            return _trace(self.python, specs + members)
 
     def extend(self, function):
         """Adds what a trace captured besides the known members; whether there was anything."""

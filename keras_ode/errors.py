@@ -1,6 +1,7 @@
 """How a solve ends, and what is said when it ends badly."""
 
 import enum
+import sys
 
 
 class Status(enum.IntEnum):
@@ -24,8 +25,12 @@ class SolveError(RuntimeError):
         sample: The index of the failed sample with `per_sample=True`, else `None`.
     """
 
-    def __init__(self, message, status, time, step_size, sample=None):
+    def __init__(self, message, status=None, time=None, step_size=None, sample=None):
         super().__init__(message)
+        # Keras makes an error that a layer raised again from its message, while the first one is being handled.
+        first = sys.exc_info()[1]
+        if status is None and isinstance(first, SolveError):
+            status, time, step_size, sample = first.status, first.time, first.step_size, first.sample
         self.status = status
         self.time = time
         self.step_size = step_size

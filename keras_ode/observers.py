@@ -48,7 +48,8 @@ class SaveAt:
 
         def save(index, buffers):
             wanted, time = pending(index)
-            theta = (time - since) / length
+            # What is not wanted must stay finite too: its gradient is zero times its value.
+            theta = tf.where(wanted, time - since, 0) / length
             y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
             y = tree.where(time >= until, trial.step.y, y)
             slot = tf.where(wanted, index, self.count)

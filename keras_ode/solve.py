@@ -343,11 +343,10 @@ def _segments(event, jump_times, problem, y0):
 
 def _run(adjoint, problem, segments, jit_compile):
     """Runs the solve: in eager code as a compiled function, in a graph as a part of it."""
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
+    check_jit_compile(jit_compile)
     looped = segments is not None and is_looped(segments.event)
     if jit_compile == "auto":
-        jit_compile = adjoint.compiles_alone and segments is None and not problem.field.is_convolutional
+        jit_compile = adjoint.pays_to_compile and segments is None and not problem.field.is_convolutional
     elif jit_compile and not (adjoint.compiles_alone and not looped):
         what = "events that are not terminal" if looped else f"adjoint={adjoint!r}"
         raise ValueError(
@@ -375,6 +374,12 @@ def _run(adjoint, problem, segments, jit_compile):
             _compiled.popitem(last=False)
     _compiled.move_to_end(key)
     return _compiled[key](tensors)
+
+
+def check_jit_compile(jit_compile):
+    """Refuses what is not an option."""
+    if jit_compile not in (True, False, "auto"):
+        raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
 
 
 def _solve(adjoint, problem, segments, tensors):

@@ -461,6 +461,13 @@ def explosion(t, y):
     return y * y
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_field_ends_the_solve_within_a_hundred_tries(value):
+    solution = solve(lambda t, y: tf.fill([1], tf.constant(value, tf.float64)), ONE, [0.0, 1.0], on_failure="nan")
+    assert int(solution.status) == Status.NON_FINITE
+    assert int(solution.stats["num_steps"]) <= 100
+
+
 @MODES
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", [{}, {"step_size": 0.1}, CONSTANT, {"solver": "euler", "step_size": 0.1}])

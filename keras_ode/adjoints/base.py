@@ -87,10 +87,12 @@ class Adjoint(Configurable):
 
     Attributes:
         compiles_alone: Whether XLA can compile the solve where the program around it is not compiled.
+        pays_to_compile: Whether XLA is worth its time there: not where it compiles anew when the weights change.
         differentiates_dense: Whether dense output has gradients.
     """
 
     compiles_alone = True
+    pays_to_compile = True
     differentiates_dense = False
 
     def solve(self, problem):

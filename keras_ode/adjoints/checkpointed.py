@@ -28,6 +28,7 @@ class Checkpointed(FirstOrderAdjoint):
         Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
     """
 
+    pays_to_compile = False
     differentiates_dense = True
 
     def __init__(self, checkpoints=32):

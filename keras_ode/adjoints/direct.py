@@ -11,6 +11,7 @@ class Direct(Adjoint):
     """
 
     compiles_alone = False
+    pays_to_compile = False
     differentiates_dense = True
 
     def solve(self, problem):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_ode import adjoints, configurable, controllers, solvers
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.dynamics import takes_time
-from keras_ode.solve import check_times, checked_method, solve_in_mode
+from keras_ode.solve import check_jit_compile, check_times, checked_method, solve_in_mode
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -94,6 +94,7 @@ class ODELayer(keras.Layer):
         self.max_steps = max_steps
         self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
+        check_jit_compile(jit_compile)
         self.jit_compile = jit_compile
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.float32)
 

@@ -1,0 +1,72 @@
+"""The package as a whole: what importing it does, and what its code never does."""
+
+import ast
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import keras_ode
+
+ROOT = pathlib.Path(keras_ode.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+
+
+def test_import_pulls_in_neither_matplotlib_nor_tensorflow_probability():
+    code = (
+        "import sys, keras\n"
+        "before = set(sys.modules)\n"
+        "import keras_ode\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new & {'matplotlib', 'tensorflow_probability', 'tf_keras', 'scipy', 'pandas'}))\n"
+        "print('tensorflow_probability' in sys.modules)"
+    )
+    result = python(code)
+    assert result.stdout.split("\n")[:2] == ["[]", "False"], result.stderr
+
+
+def test_import_on_another_backend_says_so_in_a_sentence():
+    # JAX need not be installed: Keras is told that it runs on it.
+    result = python("import keras\nkeras.backend.backend = lambda: 'jax'\nimport keras_ode")
+    assert result.returncode != 0
+    assert "keras_ode runs on TensorFlow, but Keras runs on 'jax'" in result.stderr
+    assert "KERAS_BACKEND=tensorflow" in result.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_has_no_assert_statement(path):
+    """Asserts vanish under `python -O`, and tell the user nothing."""
+    found = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+    assert found == []
+
+
+PROMISED = ["ODELayer", "SolveError", "Solution", "Status", "adjoints", "controllers", "layers", "odeint", "solve", "solvers"]
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_promised_name_is_public(name):
+    assert hasattr(keras_ode, name)
+
+
+@pytest.mark.parametrize("name", [name for name in PROMISED if not inspect.ismodule(getattr(keras_ode, name, None))])
+def test_public_name_has_a_docstring(name):
+    assert len(inspect.getdoc(getattr(keras_ode, name))) > 40
+
+
+@pytest.mark.parametrize("function", [keras_ode.solve, keras_ode.ODELayer], ids=["solve", "ODELayer"])
+def test_every_argument_is_documented(function):
+    names = [name for name in inspect.signature(function).parameters if name != "kwargs"]
+    text = inspect.getdoc(function)
+    arguments = text[text.index("Args:") : text.index("Call arguments:" if "Call arguments:" in text else "Returns:")]
+    missing = [name for name in names if f"{name}:" not in arguments and f"{name}," not in arguments]
+    assert missing == []
+
+
+def test_version_is_a_number():
+    assert all(part.isdigit() for part in keras_ode.__version__.split("."))

@@ -1,0 +1,87 @@
+"""`per_sample=True`: a row's solve is its own."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ode
+
+TIMES = np.linspace(0, 5, 6)
+MU = np.array([[0.5], [1.0], [3.0], [8.0]])
+START = np.array([[2.0, 0.0]] * 4)
+OPTIONS = {"rtol": 1e-7, "atol": 1e-7, "max_steps": 512, "jit_compile": False}
+
+
+def van_der_pol(t, y, mu):
+    return tf.concat([y[:, 1:], mu * (1 - y[:, :1] ** 2) * y[:, 1:] - y[:, :1] + 0.1 * tf.sin(t)], axis=-1)
+
+
+def gradients(mu, start, times, **options):
+    mu, start, times = (tf.constant(x, tf.float64) for x in (mu, start, times))
+    with tf.GradientTape() as tape:
+        tape.watch((mu, start))
+        solution = keras_ode.solve(van_der_pol, start, times, args=(mu,), **{**OPTIONS, **options})
+        loss = tf.reduce_sum(solution.ys * tf.cast(tf.range(1, 7)[:, None, None], tf.float64))
+    return solution, tape.gradient(loss, (mu, start))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Each row's solve and gradients (by its own steps) without the others."""
+    return [gradients(MU[i : i + 1], START[i : i + 1], TIMES, adjoint="checkpointed") for i in range(4)]
+
+
+def test_states_and_steps_of_a_row_are_those_of_solving_it_alone(alone):
+    solution, _ = gradients(MU, START, TIMES, per_sample=True, adjoint="checkpointed")
+    np.testing.assert_allclose(solution.ys, np.concatenate([s.ys for s, _ in alone], axis=1), atol=1e-12)
+    np.testing.assert_array_equal(solution.stats["num_steps"], [int(s.stats["num_steps"]) for s, _ in alone])
+
+
+# Another adjoint than the reference's differs by its own error, a few hundred tolerances of gradients of size 20.
+@pytest.mark.parametrize(("adjoint", "atol"), [("checkpointed", 1e-9), ("direct", 1e-9), ("interpolating", 1e-3), ("backsolve", 1e-2)])
+def test_gradients_of_a_row_are_those_of_solving_it_alone(alone, adjoint, atol):
+    rows = slice(0, 3) if adjoint == "backsolve" else slice(0, 4)  # the stiff row cannot be solved backward so well
+    _, found = gradients(MU[rows], START[rows], TIMES, per_sample=True, adjoint=adjoint)
+    for i in (0, 1):
+        np.testing.assert_allclose(found[i], np.concatenate([g[i] for _, g in alone[rows]]), atol=atol)
+
+
+def test_rows_have_their_own_times_and_directions():
+    solution = keras_ode.solve(
+        lambda y: 2 * tf.ones_like(y), tf.constant([[1.0], [9.0]]), [[0.0, 3.0, 5.0], [2.0, 0.5, -8.0]], per_sample=True, jit_compile=False
+    )
+    np.testing.assert_allclose(solution.ys[:, :, 0], [[1, 9], [7, 6], [11, -11]], rtol=1e-6)
+
+
+def test_padded_times_repeat_the_last_state_and_its_gradient():
+    start = tf.constant([[1.0], [2.0]], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        ys = keras_ode.odeint(lambda y: -y, start, [[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 2.0, 3.0]], per_sample=True, **OPTIONS)
+        loss = tf.reduce_sum(ys)
+    np.testing.assert_allclose(ys[:, 0, 0], np.exp([0, -1, -1, -1]), rtol=1e-6)
+    expected = [[1 + 3 * np.exp(-1)], [np.exp(-np.arange(4.0)).sum()]]
+    np.testing.assert_allclose(tape.gradient(loss, start), expected, rtol=1e-5)
+
+
+def test_a_row_that_fails_leaves_the_others_untouched():
+    start = tf.constant([[1.0], [np.nan], [2.0]], tf.float64)
+    options = {**OPTIONS, "per_sample": True, "on_failure": "nan"}
+    solution = keras_ode.solve(lambda y: -y, start, [0.0, 1.0], **options)
+    np.testing.assert_array_equal(solution.status, [0, keras_ode.Status.NON_FINITE, 0])
+    np.testing.assert_allclose(solution.ys[-1, :, 0], [np.exp(-1), np.nan, 2 * np.exp(-1)], rtol=1e-6)
+
+
+def test_error_of_a_failed_row_names_it():
+    with pytest.raises(keras_ode.SolveError, match="sample 1") as raised:
+        keras_ode.solve(lambda y: y**2, tf.constant([[0.1], [1.0]], tf.float64), [0.0, 2.0], per_sample=True, jit_compile=False)
+    assert raised.value.sample == 1
+    assert raised.value.time == pytest.approx(1, abs=1e-3)  # y = 1 / (1 - t)
+
+
+def test_compiled_rows_are_those_of_the_plain_graph():
+    plain, compiled = (
+        keras_ode.solve(van_der_pol, START, TIMES, args=(MU,), per_sample=True, **{**OPTIONS, "jit_compile": jit}).ys
+        for jit in (False, True)
+    )
+    np.testing.assert_allclose(plain, compiled, atol=1e-11)
