@@ -84,7 +84,8 @@ def is_finite(tree, per_sample):
 def rms(tree, per_sample, dtype):
     """The root mean square over all elements of all leaves: a scalar, or `[B]`."""
     squares = [_reduce(tf.reduce_sum, tf.cast(tf.square(leaf), dtype), per_sample) for leaf in tree]
-    return tf.sqrt(_sum(squares) / _sum([_count(leaf, per_sample, dtype) for leaf in tree]))
+    count = _sum([_count(leaf, per_sample, dtype) for leaf in tree])
+    return tf.sqrt(_sum(squares) / tf.maximum(count, 1))
 
 
 def dot(tree, other, per_sample, dtype):
@@ -95,7 +96,7 @@ def dot(tree, other, per_sample, dtype):
 def _count(leaf, per_sample, dtype):
     shape = leaf.shape[1:] if per_sample else leaf.shape
     if shape.is_fully_defined():
-        return tf.constant(max(shape.num_elements(), 1), dtype)
+        return tf.constant(shape.num_elements(), dtype)
     return tf.cast(tf.reduce_prod(tf.shape(leaf)[1 if per_sample else 0:]), dtype)
 
 
