@@ -28,8 +28,8 @@ class PureFunction:
         is_convolutional: Whether the graph holds a convolution.
     """
 
-    def __init__(self, function, python, parameters, differentiable):
-        self._function, self._python = function, python
+    def __init__(self, function, parameters, differentiable):
+        self._function = function
         self.parameters = tuple(parameters)
         self.differentiable = tuple(differentiable)
 
@@ -78,13 +78,8 @@ class VectorField(PureFunction):
             y, rest = rest[:num_leaves], rest[num_leaves:]
             parameters, cotangent = rest[:num_parameters], rest[num_parameters:]
             sources = (*y, *self.select(parameters))
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(sources)
-                # The user's code once more, not a call of its trace: what a call returns, XLA takes for constant where
-                # a shape depends on it, and would compile anew for every value of the weights.
-                with _no_autocast():
-                    derivative = tuple(self._python(t, *y, *parameters))
-            gradients = tape.gradient(derivative, sources, output_gradients=cotangent, unconnected_gradients="zero")
+            derivative = _inlined(self._function, (t, *y, *parameters))
+            gradients = tf.gradients(derivative, sources, cotangent, unconnected_gradients="zero")
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
         return _trace(vjp, [_spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
@@ -145,7 +140,7 @@ def _closed(call, dynamics, t, leaves, args):
             closure.check(function)
         parameters = (*arguments, *closure.values())
     differentiable = [*(_may_need_gradient(a) for a in arguments), *closure.differentiable()]
-    return function, closure.python, parameters, differentiable
+    return function, parameters, differentiable
 
 
 class _Call:
@@ -261,11 +256,9 @@ class _Closure:
                 return call(t, leaves, arguments, convert)
 
         try:
-            self.python = lambda *inputs: flat(False, *inputs)
-            return _trace(self.python, specs + members)
+            return _trace(lambda *inputs: flat(False, *inputs), specs + members)
         except tf.errors.OperatorNotAllowedInGraphError:
-            self.python = lambda *inputs: flat(True, *inputs)
-            return _trace(self.python, specs + members)
+            return _trace(lambda *inputs: flat(True, *inputs), specs + members)
 
     def extend(self, function):
         """Adds what a trace captured besides the known members; whether there was anything."""
@@ -393,3 +386,15 @@ def takes_time(dynamics, num_args=0):
 
 def _name(dynamics):
     return getattr(dynamics, "name", None) or getattr(dynamics, "__name__", type(dynamics).__name__)
+
+
+def _inlined(function, inputs):
+    """The operations of a traced function, copied into this graph.
+
+    What a call of it returns, XLA takes for constant where a shape depends on it, and would compile anew for every value
+    of the weights. Tapes do not see copied operations: differentiate them with `tf.gradients`.
+    """
+    graph, here = function.graph, tf.compat.v1.get_default_graph()
+    captured = [here.capture(x) for x in function.captured_inputs]
+    mapping = {inner.name: x for inner, x in zip(graph.inputs, (*inputs, *captured), strict=True)}
+    return tuple(tf.graph_util.import_graph_def(graph.as_graph_def(), mapping, [x.name for x in graph.outputs], name=""))
