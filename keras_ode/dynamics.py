@@ -5,6 +5,7 @@ its closure) is found in that graph and becomes an explicit input, a *parameter*
 """
 
 import contextlib
+import functools
 import hashlib
 import inspect
 
@@ -28,8 +29,8 @@ class PureFunction:
         is_convolutional: Whether the graph holds a convolution.
     """
 
-    def __init__(self, function, parameters, differentiable):
-        self._function = function
+    def __init__(self, function, python, parameters, differentiable):
+        self._function, self._python = function, python
         self.parameters = tuple(parameters)
         self.differentiable = tuple(differentiable)
 
@@ -67,6 +68,24 @@ class VectorField(PureFunction):
         results = self._vjp(tree.expand(t, y[0]), *y, *parameters, *cotangent)
         return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
 
+    def recomputing(self, t, y, parameters):
+        """The derivative, whose own derivative is computed from `t`, `y` and the parameters alone, by `vjp`.
+
+        So nothing goes from a call to its derivative, which XLA takes for constant where a shape depends on it.
+        """
+        num_leaves = len(y)
+
+        @tf.custom_gradient
+        def evaluate(*inputs):
+            def gradient(*cotangent):
+                _, by_y, selected = self.vjp(t, inputs[:num_leaves], inputs[num_leaves:], cotangent)
+                selected = iter(selected)
+                return [*by_y, *(next(selected) if d else None for d in self.differentiable)]
+
+            return self(t, inputs[:num_leaves], inputs[num_leaves:]), gradient
+
+        return tuple(evaluate(*y, *parameters))
+
     def select(self, parameters):
         """The differentiable ones among `parameters`."""
         return tuple(p for p, keep in zip(parameters, self.differentiable, strict=True) if keep)
@@ -78,7 +97,11 @@ class VectorField(PureFunction):
             y, rest = rest[:num_leaves], rest[num_leaves:]
             parameters, cotangent = rest[:num_parameters], rest[num_parameters:]
             sources = (*y, *self.select(parameters))
-            derivative = _inlined(self._function, (t, *y, *parameters))
+            # The user's code once more, not a call of its trace: what a call returns, XLA takes for constant where a
+            # shape depends on it, and would compile anew for every value of the weights. And no tape: it loses what an
+            # inner tf.function reads.
+            with _no_autocast():
+                derivative = tuple(self._python(t, *y, *parameters))
             gradients = tf.gradients(derivative, sources, cotangent, unconnected_gradients="zero")
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
@@ -140,7 +163,7 @@ def _closed(call, dynamics, t, leaves, args):
             closure.check(function)
         parameters = (*arguments, *closure.values())
     differentiable = [*(_may_need_gradient(a) for a in arguments), *closure.differentiable()]
-    return function, parameters, differentiable
+    return function, closure.python, parameters, differentiable
 
 
 class _Call:
@@ -159,7 +182,9 @@ class _Call:
         self._keywords = {}
         if isinstance(dynamics, keras.Layer) and "training" in inspect.signature(dynamics.call).parameters:
             self._keywords = {"training": training}
-        self._casts = isinstance(dynamics, keras.Layer) and dynamics.compute_dtype != dynamics.variable_dtype
+        self._casts = isinstance(dynamics, keras.Layer) and any(
+            layer.compute_dtype != layer.variable_dtype for layer in dynamics._flatten_layers()
+        )
 
     def __call__(self, t, leaves, arguments, convert=False):
         y = tf.nest.pack_sequence_as(self._structure, leaves)
@@ -255,14 +280,19 @@ class _Closure:
             with self._bound(rest[num_specs - 1 :]):
                 return call(t, leaves, arguments, convert)
 
+        self.python = functools.partial(flat, False)
         try:
-            return _trace(lambda *inputs: flat(False, *inputs), specs + members)
+            return _trace(self.python, specs + members)
         except tf.errors.OperatorNotAllowedInGraphError:
-            return _trace(lambda *inputs: flat(True, *inputs), specs + members)
+            self.python = functools.partial(flat, True)
+            return _trace(self.python, specs + members)
 
     def extend(self, function):
         """Adds what a trace captured besides the known members; whether there was anything."""
         seen = list(self._seen.values())
+        for variable in seen:
+            if variable._value is None:  # made by a layer that the trace was the first to call
+                variable._deferred_initialize()
         raw = {id(v._value) for v in (*self._keras_variables, *seen)}
         self._keras_variables += seen
         self._variables = [
@@ -313,7 +343,7 @@ class _RecordingScope(keras.StatelessScope):
 
     def get_current_value(self, variable):
         value = super().get_current_value(variable)
-        if value is None and variable._value is not None:
+        if value is None:
             self._seen[id(variable)] = variable
         return value
 
@@ -386,15 +416,3 @@ def takes_time(dynamics, num_args=0):
 
 def _name(dynamics):
     return getattr(dynamics, "name", None) or getattr(dynamics, "__name__", type(dynamics).__name__)
-
-
-def _inlined(function, inputs):
-    """The operations of a traced function, copied into this graph.
-
-    What a call of it returns, XLA takes for constant where a shape depends on it, and would compile anew for every value
-    of the weights. Tapes do not see copied operations: differentiate them with `tf.gradients`.
-    """
-    graph, here = function.graph, tf.compat.v1.get_default_graph()
-    captured = [here.capture(x) for x in function.captured_inputs]
-    mapping = {inner.name: x for inner, x in zip(graph.inputs, (*inputs, *captured), strict=True)}
-    return tuple(tf.graph_util.import_graph_def(graph.as_graph_def(), mapping, [x.name for x in graph.outputs], name=""))

@@ -80,7 +80,9 @@ class Stiffness:
         return tf.zeros_like(self.like)
 
     def see(self, state, trial):
-        radius = spectral_radius(trial.step, self.like.shape.rank == 1, self.like.dtype)
+        # Where the loop is differentiated: the root of zero has no derivative.
+        step = trial.step._replace(neighbors=tf.nest.map_structure(tf.stop_gradient, trial.step.neighbors))
+        radius = spectral_radius(step, self.like.shape.rank == 1, self.like.dtype)
         return tf.where(trial.accept, tf.maximum(state, radius), state)
 
 

@@ -553,3 +553,20 @@ def test_error_in_the_dynamics_leaves_its_variables_as_they_were():
         field_of(broken)
     k.assign(2.0)
     assert float(tf.function(lambda: k + 0)()) == 2
+
+
+@pytest.mark.parametrize("how", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_layer_in_a_closure_that_was_never_called_gets_its_gradient(how):
+    dense = keras.layers.Dense(2, use_bias=False, kernel_initializer="identity", dtype="float64")
+
+    @how
+    def gradient():
+        with tf.GradientTape() as tape:
+            ys = keras_ode.odeint(
+                lambda t, y: dense(y), tf.ones([1, 2], tf.float64), [0.0, 1.0], rtol=1e-9, atol=1e-9, jit_compile=False
+            )
+            loss = tf.reduce_sum(ys[-1])
+        return tape.gradient(loss, dense.kernel.value)
+
+    # y' = y M with M the identity: d sum(y0 exp(M)) / dM = e, for every element of M.
+    np.testing.assert_allclose(gradient(), np.full([2, 2], np.e), rtol=1e-7)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, saved_times, solve_forward, stage_field
 from keras_ode.adjoints.checkpoints import Checkpoints, Replay, checked_checkpoints
+from keras_ode.solvers.base import Stage
 
 
 class Checkpointed(FirstOrderAdjoint):
@@ -28,7 +29,6 @@ class Checkpointed(FirstOrderAdjoint):
         Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
     """
 
-    pays_to_compile = False
     differentiates_dense = True
 
     def __init__(self, checkpoints=32):
@@ -38,8 +38,9 @@ class Checkpointed(FirstOrderAdjoint):
         return solve_forward(problem, Checkpoints(problem, self.checkpoints))
 
     def backward(self, problem, outcome, memory, cotangents, of_dense=()):
-        replay = Replay(problem, stage_field(problem), memory, dense=problem.times.shape[0] != 2 or problem.dense)
-        reverse = _ReverseStep(problem, replay, cotangents, of_dense)
+        dense = problem.times.shape[0] != 2 or problem.dense
+        replay = Replay(problem, stage_field(problem), memory, dense)
+        reverse = _ReverseStep(problem, Replay(problem, _recomputing_field(problem), memory, dense), cotangents, of_dense)
         capacity = block_capacity(self.checkpoints)
         block = tf.minimum(memory.stride, capacity)
         num_steps = memory.num_steps
@@ -107,6 +108,11 @@ class _ReverseStep:
             for leaf, g in zip(states, self.cotangents, strict=True)
         ]
         return tf.add_n([tf.cast(p, interval.size.dtype) for p in products])
+
+
+def _recomputing_field(problem):
+    """The problem's field for steps that are differentiated."""
+    return lambda t, y, with_integrand=True: Stage(problem.field.recomputing(t, y, problem.parameters))
 
 
 def block_capacity(checkpoints):

@@ -1,0 +1,175 @@
+"""Whether an adjoint's gradients can be trusted on a user's own dynamics."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ode import adjoints
+from keras_ode.errors import SolveError
+from keras_ode.solve import solve
+
+# A reference is this much tighter than what it judges, as far as the dtype resolves it.
+_TIGHTER = 1e-4
+# Tolerances under this many units of resolution are all rounding.
+_RESOLVED = 8
+_LADDER = 10.0
+
+
+class GradientReport(NamedTuple):
+    """What `check_gradients` found; printed, it is a table.
+
+    Attributes:
+        errors: The relative error of each gradient, by name: `y0`, `t`, `args`, and the variables' own names. NaN where
+            the backward solve failed.
+        reference_errors: By how much the two references differ, relative to them: errors under these mean nothing.
+        tolerance: The loosest pair `(rtol, atol)`, from the given one on, with which every error is at most `target`; or
+            `None` where there is none.
+        target: The relative error asked for.
+        given: The pair `(rtol, atol)` that `errors` belong to.
+        adjoint: The adjoint.
+    """
+
+    errors: dict
+    reference_errors: dict
+    tolerance: tuple | None
+    target: float
+    given: tuple
+    adjoint: adjoints.Adjoint
+
+    def __str__(self):
+        width = max(len(name) for name in ("gradient by", *self.errors))
+        lines = [f"{'gradient by':{width}}  relative error  known to within"]
+        for name, error in self.errors.items():
+            lines.append(f"{name:{width}}  {error:14.1e}  {self.reference_errors[name]:15.1e}")
+        rtol, atol = self.given
+        lines.append(f"with adjoint={self.adjoint!r}, rtol={rtol:g}, atol={atol:g}")
+        if self.tolerance is None:
+            lines.append(f"No tolerance gives all gradients to within {self.target:g}: {self._remedy()}")
+        else:
+            rtol, atol = self.tolerance
+            lines.append(f"For errors of at most {self.target:g}: rtol={rtol:g}, atol={atol:g}")
+        return "\n".join(lines)
+
+    def _remedy(self):
+        if max(self.reference_errors.values()) > self.target:
+            return "they are not known so well either. Shorten the time, or use float64."
+        return "try another adjoint, such as 'interpolating', or float64."
+
+
+@tf.autograph.experimental.do_not_convert
+def check_gradients(
+    dynamics, y0, t, *, args=(), loss=None, target=1e-2, adjoint=None, rtol=1e-3, atol=1e-6, max_steps=4096, **options
+):
+    """Compares an adjoint's gradients on these dynamics with tight references, and finds the tolerances to use.
+
+    There are two references, of two kinds: the continuous adjoint (`"interpolating"`), and the derivative of the steps
+    taken (`"checkpointed"`), both by `"dopri8"` at tolerances ten thousand times tighter, as far as the dtype resolves
+    them. What they differ by is how well the gradients are known. Runs in eager code, once, with data like yours.
+
+    Args:
+        dynamics, y0, t, args: As in `keras_ode.solve`.
+        loss: A function of the states that gives a scalar. Defaults to their sum with random weights, seeded.
+        target: The relative error to find tolerances for. Defaults to `1e-2`, small beside the noise of a mini-batch.
+        adjoint, rtol, atol, max_steps: What is to be checked. Default to those of `keras_ode.solve`.
+        **options: Further options of `keras_ode.solve`.
+
+    Returns:
+        A `GradientReport`. The error of a gradient is the norm of its difference from the reference over the norm of
+        that; where the reference is zero, the norm of the gradient.
+
+    Raises:
+        SolveError: Where the forward solve fails with the given tolerances, or with those of the references.
+
+    Example:
+
+    >>> rate = tf.Variable(2.0)
+    >>> report = keras_ode.check_gradients(lambda t, y: -rate * y, tf.constant([1.0]), [0.0, 1.0])
+    >>> sorted(report.errors)
+    ['Variable:0', 't', 'y0']
+    >>> report.errors["Variable:0"] < 1e-2
+    True
+    """
+    if not tf.executing_eagerly():
+        raise RuntimeError("check_gradients runs in eager code only. Call it outside tf.function.")
+    if not 0 < target < 1:
+        raise ValueError(f"target must lie between 0 and 1. Received: target={target!r}")
+    check = _Check(dynamics, y0, t, args, loss, {"jit_compile": False, **options})
+    adjoint = adjoints.get("interpolating" if adjoint is None else adjoint)
+    tightest = check.tightest()
+    reference_tolerance = tuple(max(_TIGHTER * tolerance, tightest) for tolerance in (rtol, atol))
+    tight = {"solver": "dopri8", "controller": None, "step_size": None, "max_steps": 16 * max_steps}
+    reference, other = (check.gradients(kind, *reference_tolerance, **tight) for kind in ("interpolating", "checkpointed"))
+
+    def errors(rtol, atol):
+        return _relative_errors(check.gradients(adjoint, rtol, atol, max_steps=max_steps), reference)
+
+    given = errors(rtol, atol)
+    tolerance, found = (rtol, atol), given
+    while not _all_within(found, target):
+        tolerance = tuple(x / _LADDER for x in tolerance)
+        if tolerance[0] < tightest:
+            tolerance = None
+            break
+        try:
+            found = errors(*tolerance)
+        except SolveError:  # too many steps: no tighter tolerance does with fewer
+            tolerance = None
+            break
+    return GradientReport(given, _relative_errors(other, reference), tolerance, target, (rtol, atol), adjoint)
+
+
+class _Check:
+    """The gradients of one loss by everything that it depends on."""
+
+    def __init__(self, dynamics, y0, t, args, loss, options):
+        self.dynamics, self.options = dynamics, options
+        self.y0 = tf.nest.map_structure(tf.convert_to_tensor, y0)
+        self.dtype = max((leaf.dtype for leaf in tf.nest.flatten(self.y0)), key=lambda d: d.size)
+        self.t = tf.cast(tf.convert_to_tensor(np.asarray(t)), self.dtype)
+        self.args = tf.nest.map_structure(self._as_tensor, tuple(args))
+        self.loss = loss or _weighted_sum
+
+    def tightest(self):
+        """The tightest tolerance that the dtype resolves."""
+        return float(_RESOLVED * np.finfo(self.dtype.as_numpy_dtype).eps)
+
+    def gradients(self, adjoint, rtol, atol, **options):
+        """The gradients as NumPy arrays, by name; those that the loss does not depend on are left out."""
+        sources = {**_named("y0", self.y0), "t": self.t, **_named("args", self.args)}
+        sources = {name: x for name, x in sources.items() if x.dtype.is_floating}
+        with tf.GradientTape() as tape:
+            tape.watch(list(sources.values()))
+            options = {**self.options, **options}
+            solution = solve(self.dynamics, self.y0, self.t, args=self.args, adjoint=adjoint, rtol=rtol, atol=atol, **options)
+            value = self.loss(solution.ys)
+        sources.update((variable.name, variable) for variable in tape.watched_variables())
+        found = tape.gradient(value, sources)
+        return {name: tf.convert_to_tensor(g).numpy() for name, g in found.items() if g is not None}
+
+    def _as_tensor(self, value):
+        return tf.constant(value, self.dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
+
+
+def _named(name, nest):
+    """The leaves of a nest by `name`, or `name[0]`, `name[1]` and so on where there are several."""
+    leaves = tf.nest.flatten(nest)
+    return {name: leaves[0]} if len(leaves) == 1 else {f"{name}[{i}]": leaf for i, leaf in enumerate(leaves)}
+
+
+def _weighted_sum(ys):
+    """A loss that every state counts in."""
+    random = np.random.default_rng(0)
+    return tf.add_n([tf.cast(tf.reduce_sum(y * random.normal(size=y.shape).astype(y.dtype.as_numpy_dtype)), tf.float64)
+                     for y in tf.nest.flatten(ys)])
+
+
+def _relative_errors(found, reference):
+    def error(value, expected):
+        return float(np.linalg.norm(value - expected) / (np.linalg.norm(expected) or 1.0))
+
+    return {name: error(found[name], expected) for name, expected in reference.items()}
+
+
+def _all_within(errors, target):
+    return all(error <= target for error in errors.values())

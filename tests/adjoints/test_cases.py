@@ -1,0 +1,526 @@
+"""What all adjoints promise, on the cases that tell them apart."""
+
+import functools
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+import scipy.linalg
+import tensorflow as tf
+
+import keras_ode
+from keras_ode.adjoints import Backsolve, Interpolating
+from tests.gradients import ADJOINTS, compiled, eager, gradients, gradients_by_complex_step
+from tests.references import MATRIX, START, TanhNetwork, linear_gradients, relative_error
+
+EVERY = pytest.mark.parametrize("adjoint", ADJOINTS)
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+# Case 1: the cubic spiral, at ten times
+
+
+SPIRAL = np.array([[-0.1, 2.0], [-2.0, -0.1]])
+SPIRAL_TIMES = np.linspace(0, 25, 10)
+SPIRAL_WEIGHTS = np.random.default_rng(0).normal(size=(10, 2))
+
+
+@pytest.fixture(scope="module")
+def spiral_reference():
+    return gradients_by_complex_step(
+        lambda t, y, a: np.einsum("ni,nij->nj", y**3, a),
+        [2.0, 0.0],
+        SPIRAL_TIMES,
+        [SPIRAL],
+        lambda ys: np.sum(ys * SPIRAL_WEIGHTS),
+    )
+
+
+@pytest.fixture(scope="module", params=ADJOINTS)
+def spiral(request):
+    return gradients(
+        lambda t, y, a: tf.linalg.matvec(a, y**3, transpose_a=True),
+        np.array([2.0, 0.0]),
+        SPIRAL_TIMES,
+        [SPIRAL],
+        lambda ys: tf.reduce_sum(ys * SPIRAL_WEIGHTS),
+        adjoint=request.param,
+        **TIGHT,
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["state", "times", "matrix"])
+def test_gradients_of_the_cubic_spiral_are_those_of_complex_steps(spiral, spiral_reference, which):
+    assert relative_error(spiral[which], spiral_reference[which]) < 1e-4
+
+
+# Case 2: a constant solution, along which steps grow without limit
+
+
+def constant_solution_gradient(adjoint):
+    """That by `a = 1` of the sum over 101 points of [0, 10], and the number of steps."""
+    (*_, by_a) = gradients(
+        lambda t, y, a: tf.stack([a * y[0] - y[0] * y[1], -a * y[1] + y[0] * y[1]]),
+        np.ones(2),
+        np.linspace(0, 10, 101),
+        [np.float64(1.0)],
+        tf.reduce_sum,
+        adjoint=adjoint,
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    return float(by_a)
+
+
+# The sensitivities of the states are 1 - cos t + sin t and 1 - cos t - sin t.
+CONSTANT_SOLUTION = np.sum(2 - 2 * np.cos(np.linspace(0, 10, 101)))
+
+
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+def test_continuous_adjoints_do_not_trust_the_steps_along_a_constant_solution(adjoint):
+    assert constant_solution_gradient(adjoint) == pytest.approx(CONSTANT_SOLUTION, abs=1e-3)
+
+
+# Case 3: relaxation to a moving equilibrium
+
+
+@pytest.fixture(scope="module", params=ADJOINTS)
+def relaxation_by_rate(request):
+    """The compiled gradient by the rate of `y(2)`, from the rate, in float32."""
+
+    @compiled
+    def gradient(rate):
+        with tf.GradientTape() as tape:
+            tape.watch(rate)
+            ys = keras_ode.odeint(
+                lambda t, y: -rate * (y - tf.cos(t)),
+                tf.zeros([1]),
+                [0.0, 2.0],
+                rtol=1e-4,
+                atol=1e-6,
+                adjoint=request.param,
+                max_steps=128,
+            )
+            end = tf.reduce_sum(ys[-1])
+        return tape.gradient(end, rate)
+
+    return gradient
+
+
+@pytest.mark.parametrize("rate", [1.0, 10.0, 30.0])
+def test_gradient_by_the_rate_of_a_relaxation_is_that_of_the_closed_form(relaxation_by_rate, rate):
+    def end(k):
+        forced = k / (1 + k * k)
+        return forced * (k * np.cos(2) + np.sin(2)) - forced * k * np.exp(-2 * k)
+
+    expected = end(rate + 1e-30j).imag / 1e-30
+    assert float(relaxation_by_rate(tf.constant(rate))) == pytest.approx(expected, rel=0.01)
+
+
+# Case 4: Van der Pol's oscillator, whose limit cycle repels backward in time
+
+
+def van_der_pol(adjoint, end, tolerance):
+    return gradients(
+        lambda t, y, mu: tf.stack([y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]]),
+        np.array([2.0, 0.0]),
+        [0.0, end],
+        [np.float64(5.0)],
+        lambda ys: tf.reduce_sum(ys[-1]),
+        adjoint=adjoint,
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+def van_der_pol_reference(end):
+    return gradients_by_complex_step(
+        lambda t, y, mu: np.stack([y[:, 1], mu * (1 - y[:, 0] ** 2) * y[:, 1] - y[:, 0]], axis=1),
+        [2.0, 0.0],
+        [0.0, end],
+        [5.0],
+        lambda ys: np.sum(ys[-1]),
+    )
+
+
+@pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed", "direct"])
+def test_gradients_on_the_limit_cycle_of_van_der_pol_are_those_of_complex_steps(adjoint):
+    found, expected = van_der_pol(adjoint, 20.0, 1e-9), van_der_pol_reference(20.0)
+    assert max(map(relative_error, found, expected)) < 1e-4
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-9])
+@pytest.mark.parametrize("end", [5.0, 10.0, 20.0])
+def test_backsolve_on_the_limit_cycle_of_van_der_pol_is_right_or_nan(end, tolerance):
+    by_state, by_times, by_mu = van_der_pol("backsolve", end, tolerance)
+    if np.isnan(by_mu):
+        assert np.isnan(by_state).all()
+        return
+    expected = van_der_pol_reference(end)
+    # Its drift is refused from the square root of the tolerance on, and the gradient's error follows the drift.
+    assert max(map(relative_error, (by_state, by_mu), (expected[0], expected[2]))) < 3 * np.sqrt(tolerance)
+
+
+def test_backsolve_where_it_fails_is_nan():
+    assert np.isnan(van_der_pol("backsolve", 20.0, 1e-9)[2])
+
+
+# Case 5: Lorenz' system, where the gradient of the steps is all there is
+
+
+def lorenz(stack, t, y, p):
+    return stack([p[0] * (y[1] - y[0]), y[0] * (p[1] - y[2]) - y[1], y[0] * y[1] - p[2] * y[2]])
+
+
+@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+def test_discrete_adjoints_are_the_derivative_of_the_steps_of_a_chaotic_system(adjoint):
+    parameters, h = np.array([10.0, 28.0, 8 / 3]), 0.01
+    found = gradients(
+        lambda t, y, p: lorenz(tf.stack, t, y, p),
+        np.ones(3),
+        [0.0, 10.0],
+        [parameters],
+        lambda ys: tf.reduce_sum(ys[-1]),
+        adjoint=adjoint,
+        solver="rk4",
+        step_size=h,
+    )
+    # The classical method, written out; copy i has an imaginary part in scalar i.
+    copies = np.concatenate([np.ones(3), parameters])[:, None] + 1e-30j * np.eye(6)
+    y, p = copies[:3], copies[3:]
+    for _ in range(1000):
+        k1 = lorenz(np.stack, None, y, p)
+        k2 = lorenz(np.stack, None, y + h / 2 * k1, p)
+        k3 = lorenz(np.stack, None, y + h / 2 * k2, p)
+        k4 = lorenz(np.stack, None, y + h * k3, p)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    expected = y.sum(axis=0).imag / 1e-30
+    assert relative_error(found[0], expected[:3]) < 1e-6
+    assert relative_error(found[2], expected[3:]) < 1e-6
+
+
+# Case 6: layers
+
+
+def linear_layer(matrix, adjoint, **options):
+    """A layer of `y' = y M`, over one unit of time unless `options` say else."""
+    dynamics = keras.layers.Dense(len(matrix), use_bias=False, dtype="float64")
+    dynamics.build((None, len(matrix)))
+    dynamics.kernel.assign(matrix)
+    options = {"jit_compile": False, **TIGHT, **options}
+    return keras_ode.ODELayer(dynamics, adjoint=adjoint, dtype="float64", **options)
+
+
+BATCH = np.stack([START, -2 * START[::-1]])
+
+
+def flow_gradient(matrix, start, cotangent):
+    """That of `sum(cotangent * (start expm(matrix)))` by the matrix."""
+    return scipy.linalg.expm_frechet(matrix.T, start.T @ cotangent, compute_expm=False)
+
+
+@EVERY
+def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoint):
+    first, second = MATRIX, MATRIX.T / 2
+    model = keras.Sequential([linear_layer(first, adjoint), linear_layer(second, adjoint)])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(tf.constant(BATCH)))
+    found = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    one, middle = np.ones_like(BATCH), BATCH @ scipy.linalg.expm(first)
+    expected = [
+        flow_gradient(first, BATCH, one @ scipy.linalg.expm(second).T),
+        flow_gradient(second, middle, one),
+    ]
+    assert max(map(relative_error, found, expected)) < 1e-6
+
+
+@EVERY
+def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint):
+    first = linear_layer(MATRIX, adjoint)
+    second = keras_ode.ODELayer(
+        first.dynamics, t=(0.0, -0.5), adjoint=adjoint, dtype="float64", jit_compile=False, **TIGHT
+    )
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(second(first(tf.constant(BATCH))))
+    # Half a unit of time in all.
+    expected = flow_gradient(MATRIX / 2, BATCH, np.ones_like(BATCH)) / 2
+    assert relative_error(tape.gradient(loss, first.dynamics.kernel.value), expected) < 1e-6
+
+
+@EVERY
+def test_gradients_pass_through_a_frozen_dynamics(adjoint):
+    layer = linear_layer(MATRIX, adjoint)
+    layer.dynamics.trainable = False
+    start = tf.Variable(BATCH)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(tf.convert_to_tensor(start)))
+    assert layer.trainable_variables == []
+    expected = np.ones_like(BATCH) @ scipy.linalg.expm(MATRIX).T
+    assert relative_error(tape.gradient(loss, start), expected) < 1e-6
+
+
+@EVERY
+def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
+    # q' = w p, p' = -w q: a turn by the angle w t.
+    start = {"q": tf.constant([1.0, 2.0], tf.float64), "p": tf.constant([3.0, -1.0], tf.float64)}
+    rate = tf.constant(0.8, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch((start, rate))
+        ys = keras_ode.odeint(
+            lambda t, y: {"q": rate * y["p"], "p": -rate * y["q"]},
+            start,
+            [0.0, 0.4, 1.5],
+            adjoint=adjoint,
+            jit_compile=False,
+            **TIGHT,
+        )
+        loss = tf.reduce_sum(ys["q"][1] + ys["p"][2])
+    by_start, by_rate = tape.gradient(loss, (start, rate))
+    a, b = 0.32, 1.2
+    # A hundred tolerances: the cosine and the sine nearly cancel.
+    np.testing.assert_allclose(by_start["q"], [np.cos(a) - np.sin(b)] * 2, atol=1e-7)
+    np.testing.assert_allclose(by_start["p"], [np.sin(a) + np.cos(b)] * 2, atol=1e-7)
+    # Of the sums of both samples: q = 3, p = 2.
+    expected = 0.4 * (-3 * np.sin(a) + 2 * np.cos(a)) + 1.5 * (-2 * np.sin(b) - 3 * np.cos(b))
+    assert float(by_rate) == pytest.approx(expected, rel=1e-7)
+
+
+@EVERY
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_gradients_of_a_dynamics_with_mixed_precision_are_near_those_of_float32(adjoint, policy):
+    def kernel_gradients(policy):
+        keras.utils.set_random_seed(0)
+        dynamics = keras.Sequential(
+            [keras.layers.Dense(16, "tanh", dtype=policy), keras.layers.Dense(3, dtype=policy)]
+        )
+        layer = keras_ode.ODELayer(dynamics, adjoint=adjoint, rtol=1e-2, atol=1e-2, jit_compile=False)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(tf.constant(BATCH, tf.float32)) ** 2)
+        return tape.gradient(loss, [v.value for v in layer.trainable_variables])
+
+    for found, expected in zip(kernel_gradients(policy), kernel_gradients("float32"), strict=True):
+        assert found.dtype == tf.float32
+        # bfloat16 has 8 bits, and some ten operations a step round to it.
+        assert relative_error(found, expected) < 0.05
+
+
+# The same numbers everywhere
+
+
+def linear_gradients_by(adjoint, times, how=eager, dtype="float64", **options):
+    weights = np.random.default_rng(1).normal(size=(len(times), 3))
+    by_state, by_times, by_matrix = gradients(
+        lambda t, y, a: tf.linalg.matvec(a, y),
+        START.astype(dtype),
+        times,
+        [MATRIX.astype(dtype)],
+        lambda ys: tf.reduce_sum(ys * weights.astype(dtype)),
+        how,
+        adjoint=adjoint,
+        **options,
+    )
+    return {"state": by_state, "matrix": by_matrix, "times": by_times}, linear_gradients(times, weights)
+
+
+def largest_error(found, expected):
+    return max(relative_error(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("number", [2, 10])
+@pytest.mark.parametrize("end", [2.5, -1.5])
+@EVERY
+def test_gradients_of_state_matrix_and_times_are_those_of_the_matrix_exponential(adjoint, end, number):
+    found, expected = linear_gradients_by(adjoint, np.linspace(0.5, end, number), **TIGHT)
+    # Tolerance 1e-9 a step, some twenty steps.
+    assert largest_error(found, expected) < 1e-7
+
+
+@pytest.mark.parametrize("number", [2, 10])
+@EVERY
+def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint, number):
+    found, expected = linear_gradients_by(adjoint, np.linspace(0, 2, number), dtype="float32", rtol=1e-5, atol=1e-5)
+    assert largest_error(found, expected) < 5e-4
+
+
+@pytest.mark.parametrize("number", [2, 10])
+@pytest.mark.parametrize("how", [tf.function, compiled], ids=["graph", "compiled"])
+@EVERY
+def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
+    times = np.linspace(0, 2, number)
+    found, _ = linear_gradients_by(adjoint, times, how, max_steps=32)
+    expected, _ = linear_gradients_by(adjoint, times, max_steps=32)
+    for name, gradient in found.items():
+        # Rounding: XLA fuses and reorders; some hundred operations a step.
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@EVERY
+def test_a_step_of_fit_follows_the_gradient_of_the_matrix_exponential(adjoint, jit_compile):
+    model = keras.Sequential([linear_layer(MATRIX, adjoint, max_steps=64)])
+    model.compile(keras.optimizers.SGD(0.1), lambda _, y: tf.reduce_sum(y), jit_compile=jit_compile)
+    model.fit(BATCH, BATCH, epochs=1, batch_size=2, verbose=0)
+    expected = MATRIX - 0.1 * flow_gradient(MATRIX, BATCH, np.ones_like(BATCH))
+    np.testing.assert_allclose(model.trainable_variables[0], expected, atol=1e-6)
+
+
+# What is not used, and what cannot be done
+
+
+class Lazy(keras.layers.Layer):
+    """A dynamics that does not use one of its layers, and one of its weights in vain."""
+
+    def __init__(self):
+        super().__init__(dtype="float64")
+        self.used = keras.layers.Dense(3, use_bias=False, dtype="float64")
+        self.unused = keras.layers.Dense(3, dtype="float64")
+
+    def build(self, shape):
+        self.used.build(shape)
+        self.unused.build(shape)
+        self.vain = self.add_weight(shape=(3,), name="vain")
+
+    def call(self, y):
+        return self.used(y) + 0 * self.vain
+
+
+@pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
+@EVERY
+def test_gradients_of_unused_parameters_are_zero(adjoint, how):
+    layer = keras_ode.ODELayer(Lazy(), t=(0.0, 0.5, 1.0), adjoint=adjoint, dtype="float64", jit_compile=False)
+    layer.build(BATCH.shape)
+    names = [v.name for v in layer.trainable_variables]
+
+    @how
+    def compute(y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(y))
+        return tape.gradient(loss, [v.value for v in layer.trainable_variables], unconnected_gradients="zero")
+
+    found = dict(zip(names, compute(tf.constant(BATCH)), strict=True))
+    assert len(names) == 4
+    for name, gradient in found.items():
+        assert (np.count_nonzero(gradient) == 0) == (name != "kernel" or not np.any(gradient)), name
+
+
+@EVERY
+def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
+    def hamiltonian(t, y, frequency):
+        q, p = y[0], y[1]
+        with tf.GradientTape() as tape:
+            tape.watch([q, p])
+            energy = (p**2 + frequency**2 * q**2) / 2
+        by_q, by_p = tape.gradient(energy, [q, p])
+        return tf.stack([by_p, -by_q])
+
+    end, w = 2.0, 1.3
+    by_start, _, by_frequency = gradients(
+        hamiltonian, np.array([1.0, 0.5]), [0.0, end], [np.float64(w)], lambda ys: ys[-1, 0], adjoint=adjoint, **TIGHT
+    )
+    # q(t) = q0 cos w t + p0 sin(w t) / w.
+    c, s = np.cos(w * end), np.sin(w * end)
+    np.testing.assert_allclose(by_start, [c, s / w], rtol=1e-7)
+    np.testing.assert_allclose(by_frequency, -end * s + 0.5 * (end * c / w - s / w**2), rtol=1e-7)
+
+
+@EVERY
+def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
+    # TensorFlow gives silu its derivative by a Python function.
+    found = gradients(
+        lambda t, y, w: tf.nn.silu(w * y),
+        np.array([0.5, -1.0]),
+        [0.0, 1.0],
+        [np.float64(1.5)],
+        lambda ys: tf.reduce_sum(ys[-1] ** 2),
+        adjoint=adjoint,
+        **TIGHT,
+    )
+    expected = gradients_by_complex_step(
+        lambda t, y, w: w[:, None] * y / (1 + np.exp(-w[:, None] * y)),
+        [0.5, -1.0],
+        [0.0, 1.0],
+        [1.5],
+        lambda ys: np.sum(ys[-1] ** 2),
+    )
+    assert max(map(relative_error, found, expected)) < 1e-7
+
+
+@pytest.mark.parametrize("how", [eager, tf.function, compiled], ids=["eager", "graph", "compiled"])
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed"])
+def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
+    @how
+    def second(y):
+        with tf.GradientTape() as outer:
+            outer.watch(y)
+            with tf.GradientTape() as inner:
+                inner.watch(y)
+                ys = keras_ode.odeint(lambda t, y: -(y**3), y, [0.0, 1.0], adjoint=adjoint, jit_compile=False)
+                loss = tf.reduce_sum(ys[-1])
+            first = inner.gradient(loss, y)
+        return outer.gradient(first, y)
+
+    with pytest.raises(NotImplementedError, match="first derivatives only.*adjoint='direct'"):
+        second(tf.constant([1.0]))
+
+
+@EVERY
+def test_jacobian_of_the_states_is_the_matrix_exponential(adjoint):
+    start = tf.constant(START)
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        end = keras_ode.odeint(
+            lambda t, y: tf.linalg.matvec(tf.constant(MATRIX), y),
+            start,
+            [0.0, 1.0],
+            adjoint=adjoint,
+            jit_compile=False,
+            **TIGHT,
+        )[-1]
+    np.testing.assert_allclose(tape.jacobian(end, start), scipy.linalg.expm(MATRIX), atol=1e-7)
+
+
+# Case 9: random networks, times, directions and tolerances
+
+
+@functools.cache
+def network_solve(adjoint):
+    """One function for all examples, so that each is traced once."""
+
+    def solve(start, times, weights, tolerance):
+        with tf.GradientTape() as tape:
+            tape.watch((start, weights))
+            ys = keras_ode.odeint(
+                lambda t, y, w1, b1, w2, b2: tf.tanh(tf.tanh(y @ w1 + b1) @ w2 + b2),
+                start,
+                times,
+                args=weights,
+                adjoint=adjoint,
+                rtol=tolerance,
+                atol=tolerance,
+                max_steps=512,
+                jit_compile=False,
+            )
+            loss = tf.reduce_sum(ys[1:] ** 2)
+        return tape.gradient(loss, (start, *weights))
+
+    return solve
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.given(
+    seed=hypothesis.strategies.integers(0, 2**16),
+    first=hypothesis.strategies.floats(-2, 2),
+    gaps=hypothesis.strategies.lists(hypothesis.strategies.floats(0.05, 1.5), min_size=3, max_size=3),
+    sign=hypothesis.strategies.sampled_from([-1, 1]),
+    digits=hypothesis.strategies.integers(3, 9),
+)
+def test_all_adjoints_agree_with_complex_steps_on_random_networks(seed, first, gaps, sign, digits):
+    network, times = TanhNetwork(seed=seed), first + sign * np.cumsum([0, *gaps])
+    expected = network.gradients_by_complex_step(lambda ys: np.sum(ys[1:] ** 2), times)
+    weights = tuple(map(tf.constant, network.weights))
+    for adjoint in ADJOINTS:
+        found = network_solve(adjoint)(tf.constant(network.start), tf.constant(times), weights, 10.0**-digits)
+        error = max(map(relative_error, found, expected))
+        assert error < 300 * 10.0**-digits, (adjoint, error)

@@ -1,0 +1,98 @@
+"""`check_gradients` tells right gradients from wrong ones, by closed forms."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ode
+
+TIMES = [0.0, 2.0]
+
+
+def decay_report(**options):
+    """Of `y' = -k y`, `k = 3`, `y(0) = 1`, and the sum of the states as the loss."""
+    rate = tf.Variable(3.0, dtype=tf.float64, name="rate")
+    return keras_ode.check_gradients(
+        lambda t, y: -rate * y, tf.ones([1], tf.float64), TIMES, loss=tf.reduce_sum, **options
+    )
+
+
+def test_error_of_a_gradient_is_that_of_the_closed_form():
+    rate = tf.constant(3.0, tf.float64)
+    options = {"rtol": 1e-3, "atol": 1e-3, "adjoint": "checkpointed", "jit_compile": False}
+    with tf.GradientTape() as tape:
+        tape.watch(rate)
+        ys = keras_ode.odeint(lambda t, y: -rate * y, tf.ones([1], tf.float64), TIMES, **options)
+        loss = tf.reduce_sum(ys)
+    exact = -2 * np.exp(-6)
+    expected = abs(float(tape.gradient(loss, rate)) / exact - 1)
+    report = decay_report(rtol=1e-3, atol=1e-3, adjoint="checkpointed")
+    assert expected > 1e-3
+    assert report.errors["rate:0"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_tolerance_found_is_the_loosest_of_a_ladder_that_does():
+    report = decay_report(rtol=1e-2, atol=1e-2, target=1e-3)
+    rtol, atol = report.tolerance
+    assert max(report.errors.values()) > 1e-3
+    assert max(decay_report(rtol=rtol, atol=atol).errors.values()) <= 1e-3
+    assert max(decay_report(rtol=10 * rtol, atol=10 * atol).errors.values()) > 1e-3
+
+
+def test_every_leaf_argument_time_and_variable_has_an_error():
+    dynamics = keras.Sequential([keras.layers.Dense(2, use_bias=False)])
+    report = keras_ode.check_gradients(
+        lambda t, y, c, d: {"a": dynamics(y["b"]) * c, "b": y["a"] * d["d"]},
+        {"a": tf.ones([1, 2]), "b": tf.zeros([1, 2])},
+        TIMES,
+        args=(0.5, {"d": tf.constant(2.0)}),
+    )
+    assert sorted(report.errors) == ["args[0]", "args[1]", "kernel:0", "t", "y0[0]", "y0[1]"]
+
+
+def test_backsolve_that_fails_is_told_apart_and_another_adjoint_advised():
+    def van_der_pol(t, y):
+        return tf.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
+
+    report = keras_ode.check_gradients(
+        van_der_pol, tf.constant([2.0, 0.0], tf.float64), [0.0, 20.0], adjoint="backsolve", rtol=1e-9, atol=1e-9
+    )
+    assert np.isnan(report.errors["y0"])
+    assert report.tolerance is None
+    assert "try another adjoint" in str(report)
+
+
+def test_gradients_that_nothing_knows_are_told_apart():
+    # The constant solution: steps grow without limit, and their derivative is not that of the equation.
+    report = keras_ode.check_gradients(
+        lambda t, y, a: tf.stack([a * y[0] - y[0] * y[1], -a * y[1] + y[0] * y[1]]),
+        tf.ones([2], tf.float64),
+        np.linspace(0, 10, 101),
+        args=(1.0,),
+        loss=tf.reduce_sum,
+        adjoint="checkpointed",
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    assert report.errors["args"] > 1
+    assert report.reference_errors["args"] > 1
+    assert report.tolerance is None
+
+
+def test_report_reads_as_a_table():
+    text = str(decay_report())
+    assert text.splitlines()[0].split() == ["gradient", "by", "relative", "error", "known", "to", "within"]
+    assert "rate:0" in text
+    assert "For errors of at most 0.01: rtol=" in text
+
+
+def test_graphs_are_refused():
+    with pytest.raises(RuntimeError, match="eager code only"):
+        tf.function(lambda: keras_ode.check_gradients(lambda y: -y, tf.ones([1]), TIMES))()
+
+
+@pytest.mark.parametrize("target", [0, 1, -1.0])
+def test_target_that_is_no_small_error_is_refused(target):
+    with pytest.raises(ValueError, match=f"Received: target={target}"):
+        decay_report(target=target)
