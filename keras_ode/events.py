@@ -196,4 +196,4 @@ class RootFinder:
             return i + 1, tf.where(before, middle, early), tf.where(before, late, middle)
 
         bits = np.finfo(early.dtype.as_numpy_dtype).nmant + 2
-        return tf.while_loop(lambda i, *_: i < bits, halve, (0, early, late))[2]
+        return tree.while_loop(lambda i, *_: i < bits, halve, (0, early, late))[2]

@@ -14,7 +14,7 @@ RUNNING = -1
 # A step that would leave less than this part of itself before a stop is stretched to land on it.
 _STRETCH = 1e-3
 # A step is cut to land on a stop before the end if at least this part of it remains.
-_WORTH_LANDING = 0.8
+_WORTH_LANDING = 0.5
 # A step of fewer units in the last place of the time than this is too small to go on.
 _SMALLEST_STEP_ULPS = 4
 
@@ -121,11 +121,11 @@ def integrate(
     """
     run = _Run(field, start, end, method, stops, observers, dense, halts)
     loop = run.first(y, integral)
-    loop = tf.while_loop(
+    loop = tree.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
         lambda *loop: tuple(run.advance(_Loop(*loop))),
         tuple(loop),
-        maximum_iterations=bound,
+        bound=bound,
     )
     return run.result(_Loop(*loop))
 

@@ -56,8 +56,8 @@ class SaveAt:
             buffers = tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
             return index + tf.cast(wanted, tf.int32), buffers
 
-        return tf.while_loop(
-            lambda index, _: tf.reduce_any(pending(index)[0]), save, state, maximum_iterations=self.bound
+        return tree.while_loop(
+            lambda index, _: tf.reduce_any(pending(index)[0]), save, state, bound=self.bound
         )
 
     def saved(self, state):

@@ -59,11 +59,11 @@ def solve_segments(adjoint, problem, event, event_parameters, jump_times):
     run = _Segments(adjoint, problem, event, event_parameters, jump_times)
     bound, end = run.most_segments, run.first()
     if is_looped(event):
-        end = tf.while_loop(
+        end = tree.while_loop(
             lambda i, progress: (i < bound) & tf.reduce_any(progress.active),
             lambda i, progress: (i + 1, run.advance(progress)),
             (tf.constant(0), end),
-            maximum_iterations=bound,
+            bound=bound,
         )[1]
     else:
         for _ in range(bound):

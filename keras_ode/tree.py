@@ -76,6 +76,15 @@ def take_each(buffer, indices):
     return tf.gather_nd(buffer, tf.stack([indices, samples], axis=-1))
 
 
+def while_loop(condition, body, state, bound=None):
+    """`tf.while_loop`, one iteration after the other: several at a time would each keep their own buffers.
+
+    Args:
+        bound: A number of iterations, for a loop that is differentiated.
+    """
+    return tf.while_loop(condition, body, state, parallel_iterations=1, maximum_iterations=bound)
+
+
 def is_finite(tree, per_sample):
     """Whether all elements are finite: a scalar, or `[B]` where every sample is judged alone."""
     return tf.reduce_all(tf.stack([_reduce(tf.reduce_all, tf.math.is_finite(leaf), per_sample) for leaf in tree]), axis=0)

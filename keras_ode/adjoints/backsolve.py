@@ -27,7 +27,7 @@ class Backsolve(FirstOrderAdjoint):
 
     Args:
         checkpoints: The number of states to keep besides the saved ones; `0` is the method of Chen et al. as published.
-            Defaults to `16`.
+            Defaults to `32`.
         rtol, atol: Tolerances of the backward solve. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
@@ -36,7 +36,7 @@ class Backsolve(FirstOrderAdjoint):
         Kidger, Chen, Lyons (2021), "Hey, that's not an ODE": Faster ODE adjoints via seminorms, ICML.
     """
 
-    def __init__(self, checkpoints=16, rtol=None, atol=None, solver=None):
+    def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints, least=0)
         self.rtol, self.atol = checked_tolerances(rtol, atol)
         self.solver = None if solver is None else solvers.get(solver)
@@ -76,9 +76,13 @@ class Backsolve(FirstOrderAdjoint):
 
 
 def _stored(times, ys, cotangents, trajectory):
-    """The times, since the backward start, at which states are stored, the states, and their cotangents."""
-    stops = tf.abs(times[:-1] - times[-1])
-    ys, cotangents = (tuple(leaf[:-1] for leaf in leaves) for leaves in (ys, cotangents))
+    """The times, since the backward start, at which states are stored, the states, and the cotangents of the first.
+
+    First come the saved times within the interval, then its forward start, then those of the checkpoints.
+    """
+    stops = tf.abs(tf.concat([times[1:-1], times[:1]], axis=0) - times[-1])
+    ys = tuple(tf.concat([leaf[1:-1], leaf[:1]], axis=0) for leaf in ys)
+    cotangents = tuple(leaf[1:-1] for leaf in cotangents)
     if not trajectory:
         return stops, ys, cotangents
     slots = tuple(leaf[:-1] for leaf in trajectory.slots)
@@ -87,11 +91,7 @@ def _stored(times, ys, cotangents, trajectory):
     inner = (steps > 0) & (steps < trajectory.num_steps)
     reached = tree.take_each(trajectory.untils, tf.where(inner, steps - 1, 0))
     stops = tf.concat([stops, tf.where(inner, tf.abs(times[0] - times[-1]) - reached, -1)], axis=0)
-    return (
-        stops,
-        tuple(tf.concat(pair, axis=0) for pair in zip(ys, slots, strict=True)),
-        tuple(tf.concat([g, tf.zeros_like(s)], axis=0) for g, s in zip(cotangents, slots, strict=True)),
-    )
+    return stops, tuple(tf.concat(pair, axis=0) for pair in zip(ys, slots, strict=True)), cotangents
 
 
 class _Drift:

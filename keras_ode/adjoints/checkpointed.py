@@ -57,7 +57,7 @@ class Checkpointed(FirstOrderAdjoint):
                 a, change = reverse(tf.where(left, n, num_steps), y, a)
                 return n - 1, a, tree.add(parameters, change)
 
-            _, a, parameters = tf.while_loop(
+            _, a, parameters = tree.while_loop(
                 lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters)
             )
             return index - 1, a, parameters
@@ -65,7 +65,7 @@ class Checkpointed(FirstOrderAdjoint):
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))
         last_block = (num_steps + block - 1) // block - 1
-        _, a, parameters = tf.while_loop(
+        _, a, parameters = tree.while_loop(
             lambda index, *_: tf.reduce_any(index >= 0), reverse_block, (last_block, a, parameters)
         )
         return Cotangents(a, parameters, outcome.status, memory.num_steps)

@@ -131,7 +131,7 @@ class Replay:
             return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), buffers
 
         n, y = self.checkpoint(first)
-        n, y, buffers = tf.while_loop(lambda n, *_: tf.reduce_any(n < last - skipped), advance, (n, y, buffers))
+        n, y, buffers = tree.while_loop(lambda n, *_: tf.reduce_any(n < last - skipped), advance, (n, y, buffers))
         return put(buffers, slot_of(n), y, None, None) if skipped else buffers
 
     def checkpoint(self, n):

@@ -46,13 +46,15 @@ class Impulses(Solver):
     Args:
         solver: The solver of the steps.
         equation: The adjoint equation; its `orientation` is the sign of time along its own time.
-        stops: The saved times, as times since the backward start, increasing: `[K]`, or `[K, B]`.
-        ys: The saved states there, leaves `[K, ...]`.
-        cotangents: Their cotangents, leaves `[K, ...]`.
+        stops: The saved times, as times since the backward start: `[K]`, or `[K, B]`; behind them, times of other
+            states that are known.
+        ys: The states there, leaves `[K, ...]` or more.
+        cotangents: Those of the saved states, leaves `[K, ...]`.
     """
 
     def __init__(self, solver, equation, stops, ys, cotangents):
         self.solver, self.equation, self.stops, self.ys, self.cotangents = solver, equation, stops, ys, cotangents
+        self.count = tf.shape(cotangents[0])[0]
         self.order, self.error_order = solver.order, solver.error_order
 
     def start(self, field, t, z):
@@ -66,23 +68,33 @@ class Impulses(Solver):
     def step(self, field, interval, z, carry, with_dense=False):
         equation, impulse = self.equation, self._impulse(interval)
         length = -interval.size * equation.orientation
-        pushed = carry.owed | tf.reduce_any(impulse.inside, axis=0)
+        meets = tf.reduce_any(impulse.inside[: self.count], axis=0)
+        pushed = carry.owed | meets
         pushes = tf.reduce_any(pushed)
-        slope = tree.add(carry.slope, tree.scale(length, impulse.sum(impulse.start_slope)))
+        none = tree.zeros_like(carry.slope)
+        added, start_slope, end_slope = tf.cond(
+            tf.reduce_any(meets),
+            lambda: tuple(map(impulse.sum, (impulse.end_value, impulse.start_slope, impulse.end_slope))),
+            lambda: (none, none, none),
+        )
+        slope = tree.add(carry.slope, tree.scale(length, start_slope))
         z, inner, integral, evaluations = tf.cond(
             pushes | tf.reduce_any(impulse.here),
             lambda: self._jump(field, interval, z, slope, pushes, impulse),
             lambda: (z, carry.inner, equation.no_integral(), 0),
         )
         step = self.solver.step(field, interval, z, inner, with_dense)
-        added = impulse.sum(impulse.end_value)
         y = equation.with_cotangent(step.y, tree.add(equation.cotangent(step.y), added))
-        pending = tree.scale(length, impulse.sum(impulse.end_slope))
+        error = step.error
+        if error is not None:
+            error = tf.cond(
+                tf.reduce_any(impulse.inside), lambda: self._with_mismatch(interval, step, inner, impulse), lambda: error
+            )
         return step._replace(
             y=y,
-            error=self._with_mismatch(field, interval, step, inner, impulse),
+            error=error,
             integral=tf.cond(pushes, lambda: tree.add(step.integral, integral), lambda: step.integral) if integral else (),
-            carry=Carry(step.carry, pending, tf.reduce_any(impulse.inside, axis=0)),
+            carry=Carry(step.carry, tree.scale(length, end_slope), meets),
             evaluations=step.evaluations + evaluations,
             extra=Jump(slope, pushed),
         )
@@ -135,12 +147,8 @@ class Impulses(Solver):
         inner, evaluations = self.solver.start(field, interval.start, z)
         return z, inner, integral, tf.cast(any_slope, tf.int32) + evaluations
 
-    def _with_mismatch(self, field, interval, step, inner, impulse):
-        """The step's error, raised where Hermite interpolation misses the saved states by more."""
-        if step.error is None:
-            return None
-        if step.error is None:
-            return None
+    def _with_mismatch(self, interval, step, inner, impulse):
+        """The step's error, raised where Hermite interpolation misses the known states by more."""
         landing = self.stops == interval.until
         y1, f1 = self.equation.state(interval.start, step.start, self.solver.first_derivative(inner))
         end = self.equation.reset(step.y, landing, self.ys)
@@ -156,7 +164,7 @@ class Impulses(Solver):
 
 
 class _Impulse(NamedTuple):
-    """The saved times that a step meets, each `[K]` or `[K, B]`; the weights of those outside it are zero."""
+    """The stops that a step meets, each `[K]` or `[K, B]`; the weights of those outside it are zero."""
 
     here: tf.Tensor
     inside: tf.Tensor
@@ -168,6 +176,7 @@ class _Impulse(NamedTuple):
 
     def sum(self, weights):
         """The weighted sum of the cotangents, leaves."""
+        weights = weights[: tf.shape(self.cotangents[0])[0]]
         if weights.shape.rank == 1:
             return tuple(tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in self.cotangents)
         return tuple(tf.reduce_sum(tree.expand(tf.cast(weights, g.dtype), g) * g, axis=0) for g in self.cotangents)

@@ -63,7 +63,7 @@ class Interpolating(FirstOrderAdjoint):
         def reverse_block(*progress):
             return tuple(_Block(problem, history, memory, outcome, cotangents, method, _Progress(*progress)).reverse())
 
-        end = _Progress(*tf.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
+        end = _Progress(*tree.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations)
 
 
