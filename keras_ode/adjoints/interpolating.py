@@ -22,16 +22,21 @@ from keras_ode.integrate import integrate
 from keras_ode.solvers.base import Stage
 
 
+# A state takes a fraction of the room of an interpolant, and saves taking steps again.
+_STATES_A_STEP = 4
+
+
 class Interpolating(FirstOrderAdjoint):
     """The continuous adjoint, with the state read from the forward solve's interpolants.
 
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
     integrating the state backward drifts. The parameters' cotangents are summed by Gauss quadrature on each of its
-    steps. The interpolants of the last `checkpoints` forward steps are kept, and the states of at most as many steps,
-    from which earlier ones are taken again: memory does not grow with the number of steps.
+    steps. The interpolants of the last `checkpoints` forward steps are kept, and the states of four times as many, from
+    which earlier steps are taken again: memory does not grow with the number of steps. With `C` checkpoints, each step
+    is taken again at most once where there were no more than `4 C^2`.
 
     Args:
-        checkpoints: The number of steps, and of states, to keep. Defaults to `16`.
+        checkpoints: The number of steps whose interpolants to keep. Defaults to `16`.
         rtol, atol: Tolerances of the backward solve. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
@@ -90,7 +95,7 @@ class _History:
 
     def __init__(self, problem, capacity):
         self.problem, self.capacity = problem, capacity
-        self.checkpoints = Checkpoints(problem, capacity, window=capacity)
+        self.checkpoints = Checkpoints(problem, _STATES_A_STEP * capacity, window=capacity)
 
     def start(self):
         return _Memory(self.checkpoints.start(), self._no_polynomials())
@@ -130,7 +135,8 @@ class _Block:
 
     def __init__(self, problem, history, memory, outcome, cotangents, method, progress):
         self.problem, self.history, self.trajectory, self.progress = problem, history, memory.trajectory, progress
-        self.first = tf.maximum(progress.last - history.capacity, 0)
+        # Blocks begin at multiples of the capacity, as checkpoints do.
+        self.first = tf.maximum(progress.last - 1, 0) // history.capacity * history.capacity
         self.replay = Replay(problem, stage_field(problem), memory.trajectory, dense=True)
         fresh = tf.reduce_all(progress.last == memory.trajectory.num_steps)
         self.polynomials = tf.cond(

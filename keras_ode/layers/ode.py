@@ -96,7 +96,7 @@ class ODELayer(keras.Layer):
         self.return_sequences = bool(return_sequences)
         check_jit_compile(jit_compile)
         self.jit_compile = jit_compile
-        checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.float32)
+        checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
 
     def build(self, y_shape, t_shape=None):
         if not isinstance(self.dynamics, keras.Layer):

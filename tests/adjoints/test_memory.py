@@ -1,0 +1,59 @@
+"""How much memory a gradient takes, as the number of steps grows."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+# The peak of gradients with 200 and with 2,000 steps, above what the process had before; 32,768 states.
+SCRIPT = """
+import json, resource, sys
+import tensorflow as tf
+import keras_ode
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+@tf.function
+def gradient(y, end):
+    with tf.GradientTape() as tape:
+        tape.watch(y)
+        times = tf.stack([tf.zeros_like(end), end])
+        ys = keras_ode.odeint(lambda t, y: -(y**3), y, times, solver="heun", controller="constant", step_size=1e-3,
+                              max_steps=2048, adjoint=sys.argv[1], jit_compile=False)
+        loss = tf.reduce_sum(ys[-1] ** 2)
+    return tape.gradient(loss, y)
+
+y, start, peaks = tf.ones([2**15]), peak(), []
+for end in (0.2, 2.0):
+    # y(T)^2 = 1 / (1 + 2 T) from y(0) = 1, and its derivative by y(0) is 2 / (1 + 2 T)^2.
+    error = abs(float(gradient(y, tf.constant(end))[0]) * (1 + 2 * end) ** 2 / 2 - 1)
+    if error > 1e-4:
+        sys.exit(f"The gradient is off by {error}")
+    peaks.append(peak() - start)
+print(json.dumps(peaks))
+"""
+
+
+def peaks(adjoint):
+    here = pathlib.Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, adjoint], capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed"])
+def test_memory_of_a_gradient_does_not_grow_with_the_steps(adjoint):
+    few, many = peaks(adjoint)
+    # The tenth part is for the allocator.
+    assert many <= 1.1 * few
+
+
+@pytest.mark.slow
+def test_memory_of_direct_differentiation_does_grow_with_the_steps():
+    few, many = peaks("direct")
+    # A state of 128 KiB and a few intermediate results, for 1,800 steps more.
+    assert many - few > 1800 * 128
