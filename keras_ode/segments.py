@@ -104,7 +104,8 @@ class _Segments:
         self.clock = Clock(problem.times[0], problem.times[-1])
         self.jumps = jump_times
         num_jumps = 0 if jump_times is None else jump_times.shape[0]
-        num_events = 0 if event is None else event.max_events
+        # A terminal event ends the last segment.
+        num_events = 0 if event is None or event.terminal else event.max_events
         self.most_segments = num_jumps + num_events + 1
 
     def first(self):
@@ -208,9 +209,9 @@ class _Segments:
         jumps = tf.reshape(self.jumps, [-1] + [1] * time.shape.rank)
         since = self._since(jumps)
         ahead = (since > self._since(time)) & (since < self.clock.duration)
-        nearest = tf.argmin(tf.where(ahead, since, np.inf), axis=0, output_type=tf.int32)
+        nearest = ahead & (since == tf.reduce_min(tf.where(ahead, since, np.inf), axis=0))
         to_jump = tf.reduce_any(ahead, axis=0)
-        target = tf.where(to_jump, tf.gather(self.jumps, nearest), end)
+        target = tf.where(to_jump, tf.reduce_max(tf.where(nearest, jumps, -np.inf), axis=0), end)
         return target, tf.reduce_any(jumps == time, axis=0), to_jump
 
     def _find(self, progress, start, stop):
