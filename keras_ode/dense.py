@@ -38,7 +38,7 @@ class DenseOutput(NamedTuple):
 
     def _at(self, t, read):
         """What `read` makes of the polynomials, the fraction, and the length of the step for each time."""
-        t = tf.cast(tf.convert_to_tensor(t), self.start.dtype)
+        t = tf.cast(tree.as_tensor(t), self.start.dtype)
         if self.start.shape.rank == 0:
             flat = tf.map_fn(lambda x: self._one(x, read), tf.reshape(t, [-1]), fn_output_signature=self._signature())
             return tuple(tf.reshape(x, tf.concat([tf.shape(t), tf.shape(x)[1:]], axis=0)) for x in flat)

@@ -11,6 +11,8 @@ from keras_ode.observers import spectral_radius
 
 # Explicit methods are stable while the step size times the spectral radius is below about this.
 _STABILITY_LIMIT = 2.0
+# How often the last step is tried again, each time ten times as large, until it is not finite.
+_MOST_TRIES = 16
 
 
 def raise_on_failure(problem, outcome):
@@ -20,56 +22,88 @@ def raise_on_failure(problem, outcome):
     if not failed.size:
         return
     sample = int(failed[0]) if statuses.ndim else None
-
-    def value(x):
-        return (x.numpy() if sample is None else x.numpy()[sample]).item()
-
-    status, time, step_size = Status(value(outcome.status)), value(outcome.time), value(outcome.step_size)
+    status, time, step_size, num_steps = (
+        _of_sample(x, sample).item() for x in (outcome.status, outcome.time, outcome.step_size, outcome.num_steps)
+    )
+    step = _step_again(problem, outcome, sample, finite=status != Status.NON_FINITE)
     message = errors.failure_message(
         status=status,
         time=time,
         step_size=step_size,
-        num_steps=value(outcome.num_steps),
+        num_steps=num_steps,
         max_steps=problem.method.max_steps,
         sample=sample,
-        details=_details(problem, outcome, sample),
+        cause=_cause(problem, outcome, step, sample),
+        details=_component(problem.method, step, sample),
     )
-    raise SolveError(message, status, time, step_size, sample)
+    raise SolveError(message, Status(status), time, step_size, sample)
 
 
-def _details(problem, outcome, sample):
-    """The component to blame, and whether stability limits the step, from one more try of the last step."""
-    method = problem.method
-    direction = tf.sign(problem.times[-1] - problem.times[0])
-    size = direction * outcome.step_size
-    end = outcome.time + size
-    interval = Interval(outcome.time, end, size, tf.zeros_like(size), tf.abs(size))
-    field = stage_field(problem)
+def _of_sample(x, sample):
+    return x.numpy() if sample is None else x.numpy()[sample]
+
+
+def _step_again(problem, outcome, sample, finite):
+    """The last step once more; where it is not to be `finite`, as large as it takes."""
+    method, field = problem.method, stage_field(problem)
     carry, _ = method.solver.start(field, outcome.time, outcome.y)
-    step = method.solver.step(field, interval, outcome.y, carry)
-    parts = []
-    if step.error is not None:
-        scales = method.tolerance.scale(outcome.y, step.y)
-        ratios = [(e / s).numpy() for e, s in zip(step.error, scales, strict=True)]
-        parts.append(_component(ratios, sample))
-    radius = spectral_radius(step, method.per_sample, outcome.time.dtype) * outcome.step_size
-    radius = radius.numpy() if sample is None else radius.numpy()[sample]
-    if np.isfinite(radius) and radius > _STABILITY_LIMIT:
-        parts.append(
-            f"The step size times the spectral radius of the Jacobian is about {radius:.2g}, at the limit of explicit "
-            "methods: the equation is stiff there."
+    size = tf.sign(problem.times[-1] - problem.times[0]) * outcome.step_size
+    for _ in range(1 if finite else _MOST_TRIES):
+        interval = Interval(outcome.time, outcome.time + size, size, tf.zeros_like(size), tf.abs(size))
+        step = method.solver.step(field, interval, outcome.y, carry)
+        if not all(np.isfinite(_of_sample(leaf, sample)).all() for leaf in (*step.y, *step.stages[-1])):
+            break
+        size *= 10
+    return step
+
+
+def _cause(problem, outcome, step, sample):
+    """The likely cause and what to change, where more can be said than the status does."""
+    method, dtype = problem.method, outcome.time.dtype
+    size = _of_sample(outcome.step_size, sample)
+    radius = _of_sample(spectral_radius(step, method.per_sample, dtype), sample)
+    if not np.isfinite(radius):
+        radius = _of_sample(outcome.stiffness, sample)
+    stiff = size * radius
+    if not method.controller.adaptive:
+        if stiff <= _STABILITY_LIMIT:
+            return None
+        return (
+            f"The constant step_size={size:.3g} is too large for the dynamics: times the spectral radius of its Jacobian it "
+            f"is about {stiff:.2g}, where an explicit method is unstable above about {_STABILITY_LIMIT:g}. Use a smaller "
+            "step_size, or a solver that controls its steps, such as 'tsit5'."
         )
-    return " ".join(["", *parts])
+    if _of_sample(outcome.status, sample) == Status.NON_FINITE:
+        return None
+    rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in outcome.y]
+    if _of_sample(method.tolerance.scaled(rounding, outcome.y, outcome.y, method.per_sample, dtype), sample) > 1:
+        rtol, atol = (float(x) for x in method.tolerance)
+        return (
+            f"The tolerances rtol={rtol:g} and atol={atol:g} are finer than {dtype.name} resolves the state, to about "
+            f"{np.finfo(dtype.as_numpy_dtype).eps:.1g} of its size: loosen them, or solve in float64."
+        )
+    if stiff > _STABILITY_LIMIT:
+        return (
+            f"The equation is stiff there: the step size times the spectral radius of the Jacobian is about {stiff:.2g}, the "
+            "limit of explicit methods, so that stability and not the tolerances keeps the steps small. Slow down the fast "
+            "components of the dynamics, solve over a shorter time, or raise max_steps."
+        )
+    return None
 
 
-def _component(ratios, sample):
-    """Which element of which leaf has the largest error on the tolerance's scale."""
-    ratios = [r if sample is None else r[sample] for r in ratios]
-    broken = [~np.isfinite(r) for r in ratios]
+def _component(method, step, sample):
+    """Which element of which leaf has the largest error on the tolerance's scale, or is not finite."""
+    leaves = [_of_sample(leaf, sample) for leaf in step.y]
+    slopes = [_of_sample(leaf, sample) for leaf in step.stages[-1]]
+    broken = [~np.isfinite(a) | ~np.isfinite(b) for a, b in zip(leaves, slopes, strict=True)]
     if any(b.any() for b in broken):
         ratios, what = broken, "The first element that is not finite"
+    elif step.error is not None:
+        scales = method.tolerance.scale(step.start, step.y)
+        ratios = [np.abs(_of_sample(e / s, sample)) for e, s in zip(step.error, scales, strict=True)]
+        what = "The largest error"
     else:
-        ratios, what = [np.abs(r) for r in ratios], "The largest error"
+        return ""
     leaf = int(np.argmax([np.max(r, initial=0) for r in ratios]))
     index = tuple(int(i) for i in np.unravel_index(np.argmax(ratios[leaf]), ratios[leaf].shape))
     index = index if sample is None else (sample, *index)

@@ -37,25 +37,37 @@ class SolveError(RuntimeError):
         self.sample = sample
 
 
-def failure_message(status, time, step_size, num_steps, max_steps, sample=None, details=""):
-    """What happened, where, why that is likely, and what to change."""
-    where = f"at t = {time:.6g} with step size {step_size:.3g} after {num_steps} steps"
+def failure_message(status, time, step_size, num_steps, max_steps, sample=None, cause=None, details=""):
+    """What happened and where, why that is likely and what to change, and what else is known.
+
+    Args:
+        status: The `Status`.
+        time, step_size, num_steps: The time reached, the last step size tried, and how many were tried.
+        max_steps: How many were allowed.
+        sample: The index of the sample, or `None`.
+        cause: A likely cause with its remedy, where one was found; `None`: what may be said of every such failure.
+        details: A further sentence.
+    """
     who = "The solve" if sample is None else f"The solve of sample {sample}"
-    return f"{who} stopped {where}: {_CAUSES[status].format(max_steps=max_steps)}{details}"
+    where = f"at t = {time:.6g} with step size {step_size:.3g} after {num_steps} steps"
+    happened = _HAPPENED[status].format(max_steps=max_steps)
+    return " ".join(filter(None, (f"{who} stopped {where}: {happened}.", cause or _CAUSES[status], details)))
 
 
+_HAPPENED = {
+    Status.MAX_STEPS: "max_steps={max_steps} was reached",
+    Status.STEP_TOO_SMALL: "no step was accurate enough, down to the resolution of the time",
+    Status.NON_FINITE: "the dynamics or the state became NaN or infinite there",
+    Status.NOT_CONVERGED: "the stages of the implicit method did not converge",
+}
 _CAUSES = {
-    Status.MAX_STEPS: (
-        "max_steps={max_steps} was reached. If the solution is smooth, raise max_steps or loosen rtol and atol; "
-        "if the steps became tiny, the equation may be stiff or grow without bound."
-    ),
+    Status.MAX_STEPS: "The tolerances need more steps than that: raise max_steps, or loosen rtol and atol.",
     Status.STEP_TOO_SMALL: (
-        "the step size fell under the resolution of the time. The solution may blow up there, the dynamics may jump, "
-        "or rtol and atol ask for more than the dtype can resolve: loosen them, or solve in float64."
+        "Probably the solution grows without bound there, or the dynamics jumps: look at the dynamics near that time, "
+        "end the solve earlier (or with an event), give jump_times, or loosen rtol and atol."
     ),
     Status.NON_FINITE: (
-        "the dynamics or the state became NaN or infinite there, however small the step. Check the dynamics at that "
-        "time and state (logarithms, divisions, square roots, overflow), or the input for NaN."
+        "Check the dynamics at that time and state (logarithms, divisions, square roots, overflow), and the input for NaN."
     ),
-    Status.NOT_CONVERGED: "the stages of the implicit method did not converge. Try a smaller step_size or another solver.",
+    Status.NOT_CONVERGED: "Try a smaller step_size or another solver.",
 }

@@ -143,7 +143,7 @@ class _Run:
     def first(self, y, integral):
         method, zero = self.method, tf.zeros_like(self.duration)
         carry, evaluations = method.solver.start(self.field, self.clock.start, y)
-        step_size, extra = self._first_step_size(y, method.solver.first_derivative(carry))
+        step_size, extra = first_step_size(self.field, self.clock, y, method.solver.first_derivative(carry), method)
         count = tf.zeros_like(self.duration, dtype=tf.int32)
         return _Loop(
             since=zero,
@@ -216,22 +216,6 @@ class _Run:
         idle = tf.where(tf.math.is_finite(self.duration), int(Status.SUCCESS), int(Status.NON_FINITE))
         return tf.where(tf.math.is_finite(self.duration) & (self.duration > 0), RUNNING, idle)
 
-    def _first_step_size(self, y, derivative):
-        """The step size to start with, and the evaluations that finding it took."""
-        method = self.method
-        if method.step_size is not None:
-            return tf.cast(method.step_size, self.duration.dtype) + tf.zeros_like(self.duration), 0
-        size = first_step(
-            self.field,
-            self.clock,
-            y,
-            derivative,
-            method.solver.error_order,
-            method.tolerance,
-            method.per_sample,
-        )
-        return tf.stop_gradient(size), 1
-
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
         proposal = loop.since + loop.step_size * (1 + _STRETCH)
@@ -268,6 +252,14 @@ class _Run:
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)
         return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
+
+
+def first_step_size(field, clock, y, derivative, method):
+    """The step size to start with, and the evaluations that finding it took."""
+    if method.step_size is not None:
+        return tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration), 0
+    size = first_step(field, clock, y, derivative, method.solver.error_order, method.tolerance, method.per_sample)
+    return tf.stop_gradient(size), 1
 
 
 def _where(condition, new, old):

@@ -9,7 +9,7 @@ from keras_ode import tree
 from keras_ode.adjoints.base import Outcome, stage_field
 from keras_ode.errors import Status
 from keras_ode.events import RootFinder
-from keras_ode.integrate import Clock, integrate
+from keras_ode.integrate import Clock, first_step_size, integrate
 
 
 class EventOutcome(NamedTuple):
@@ -104,7 +104,8 @@ class _Segments:
         self.clock = Clock(problem.times[0], problem.times[-1])
         self.jumps = jump_times
         num_jumps = 0 if jump_times is None else jump_times.shape[0]
-        num_events = 0 if event is None else event.max_events
+        # A terminal event ends the last segment.
+        num_events = 0 if event is None or event.terminal else event.max_events
         self.most_segments = num_jumps + num_events + 1
 
     def first(self):
@@ -116,6 +117,7 @@ class _Segments:
             )
             ys.append(tf.concat([leaf[None], rest], axis=0))
         count = tf.zeros_like(start, dtype=tf.int32)
+        step_size, evaluations = self._first_step_size()
         return _Progress(
             time=start,
             y=problem.y,
@@ -123,13 +125,22 @@ class _Segments:
             status=count,
             active=self.clock.duration > 0,
             reset=tf.zeros_like(start, dtype=tf.bool),
-            counts=(count, count, count),
+            counts=(count, count, count + evaluations),
             num_events=count,
             events=self._no_events(),
             reached=start,
-            step_size=tf.zeros_like(start),
+            step_size=step_size,
             stiffness=tf.zeros_like(start),
         )
+
+    def _first_step_size(self):
+        """The first step of the first segment, each later one goes on with the size of the last; and its evaluations."""
+        problem = self.problem
+        frozen = tf.nest.map_structure(tf.stop_gradient, (problem.y, problem.parameters))
+        field = stage_field(problem._replace(parameters=frozen[1]))
+        derivative = field(self.clock.start, frozen[0]).derivative
+        size, evaluations = first_step_size(field, self.clock, frozen[0], derivative, problem.method)
+        return size, evaluations + 1
 
     def advance(self, progress):
         """Solves one segment."""
@@ -138,41 +149,40 @@ class _Segments:
         stop = _shifted(target, progress.time, to_jump & progress.active)
         stop = tf.where(progress.active, stop, progress.time)
         start = tf.where(progress.active, start, progress.time)
-        found = tf.zeros_like(progress.active)
+        found, evaluations = tf.zeros_like(progress.active), 0
         if self.event is not None:
-            found, which, stop = self._find(progress, start, stop)
+            found, which, stop, evaluations = self._find(progress, start, stop)
         times = self.problem.times
-        clipped = _clip(times[1:], start, stop)
         segment = self.problem._replace(
-            times=tf.concat([start[None], clipped, stop[None]], axis=0), y=progress.y, times_vary=True
+            times=tf.concat([start[None], _clip(times[1:-1], start, stop), stop[None]], axis=0),
+            y=progress.y,
+            method=self._method(progress),
+            times_vary=True,
         )
         outcome = self.adjoint.solve(segment)
+        outcome = outcome._replace(num_evaluations=outcome.num_evaluations + evaluations)
         y = tuple(leaf[-1] for leaf in outcome.ys)
         time = tf.where(found | ~progress.active, stop, target)
-        before, events = y, progress.events
+        events = progress.events
         if self.event is not None:
             time, before = self._differentiable(found, which, time, y)
             events = self._note(found, progress, time, before)
             y = self._after(found, time, before)
-        return self._progress(progress, outcome, found, time, before, y, events, times)
+        return self._progress(progress, outcome, found, time, y, events)
 
-    def _progress(self, progress, outcome, found, time, before, y, events, times):
-        """The progress after a segment with this outcome, which ended at `time` with `before`, `y` after a reset."""
+    def _progress(self, progress, outcome, found, time, y, events):
+        """The progress after a segment with this outcome, which ended at `time`; the solve goes on with `y`."""
         failed = outcome.status != int(Status.SUCCESS)
         last = self._is_last(found, progress.num_events)
         done = self._since(time) >= self.clock.duration
-        within = (self._since(times) > self._since(progress.time)) & (self._since(times) <= self._since(time))
-        within &= progress.active
-        ys = tuple(
-            tf.where(tree.expand(within, old), tf.concat([old[:1], new[1:-1]], axis=0), old)
-            for old, new in zip(progress.ys, outcome.ys, strict=True)
-        )
+        saved = self._since(self.problem.times)
+        within = (saved > self._since(progress.time)) & (saved <= self._since(time)) & progress.active
         status = tf.where(failed, outcome.status, tf.where(last, int(Status.EVENT), int(Status.SUCCESS)))
         counts = (outcome.num_steps, outcome.num_accepted, outcome.num_evaluations)
         return _Progress(
             time=time,
-            y=y,
-            ys=ys,
+            y=tree.where(failed, outcome.y, y),
+            ys=tuple(tf.where(tree.expand(within, a), b, a) for a, b in zip(progress.ys, outcome.ys, strict=True)),
             status=tf.where(progress.active, status, progress.status),
             active=progress.active & ~failed & ~last & ~done,
             reset=tf.where(progress.active, found, progress.reset),
@@ -183,6 +193,10 @@ class _Segments:
             step_size=tf.where(progress.active, outcome.step_size, progress.step_size),
             stiffness=tf.maximum(progress.stiffness, outcome.stiffness),
         )
+
+    def _method(self, progress):
+        """The method of a segment: steps go on in the size in which the last segment's ended."""
+        return self.problem.method._replace(step_size=tf.stop_gradient(progress.step_size))
 
     def _since(self, time):
         return self.clock.direction * (time - self.clock.start)
@@ -195,13 +209,13 @@ class _Segments:
         jumps = tf.reshape(self.jumps, [-1] + [1] * time.shape.rank)
         since = self._since(jumps)
         ahead = (since > self._since(time)) & (since < self.clock.duration)
-        nearest = tf.argmin(tf.where(ahead, since, np.inf), axis=0, output_type=tf.int32)
+        nearest = ahead & (since == tf.reduce_min(tf.where(ahead, since, np.inf), axis=0))
         to_jump = tf.reduce_any(ahead, axis=0)
-        target = tf.where(to_jump, tf.gather(self.jumps, nearest), end)
+        target = tf.where(to_jump, tf.reduce_max(tf.where(nearest, jumps, -np.inf), axis=0), end)
         return target, tf.reduce_any(jumps == time, axis=0), to_jump
 
     def _find(self, progress, start, stop):
-        """Whether and where the event happens between two times; without a gradient."""
+        """Whether, which and where an event happens between two times, and the evaluations; without a gradient."""
         problem = self.problem
         detect = progress.active & ~self._has_all(progress.num_events)
         start, stop, y = tf.nest.map_structure(tf.stop_gradient, (start, stop, progress.y))
@@ -222,14 +236,16 @@ class _Segments:
             start,
             target,
             y,
-            problem.method,
+            self._method(progress),
             observers=(finder,),
             dense=True,
             halts=lambda state: state.found,
         )
         state = tf.nest.map_structure(tf.stop_gradient, result.observed[-1])
         found = state.found & detect
-        return found, state.which, tf.where(found, start + self.clock.direction * state.since, stop)
+        # The derivative at the event is one more.
+        evaluations = tf.where(detect, result.num_evaluations, 0) + 1
+        return found, state.which, tf.where(found, start + self.clock.direction * state.since, stop), evaluations
 
     def _differentiable(self, found, which, time, y):
         """The event's time and state with their derivatives, by one step of Newton's method at the root."""

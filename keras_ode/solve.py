@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import adjoints, controllers, dynamics, solvers
+from keras_ode import adjoints, controllers, dynamics, solvers, tree
 from keras_ode.adjoints.base import Problem
 from keras_ode.controllers import Tolerance
 from keras_ode.dense import DenseOutput
@@ -263,10 +263,7 @@ def _checked_state(y0, per_sample):
 
 def _checked_times(t, dtype, per_sample):
     """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
-    times = t if tf.is_tensor(t) or isinstance(t, tf.Variable) else np.asarray(t)
-    if times.dtype not in (tf.float32, tf.float64) and not _is_real(times.dtype):
-        raise TypeError(f"t must be real numbers. Received: {t!r}")
-    times = tf.cast(tf.convert_to_tensor(times), dtype)
+    times = _as_times(t, "t", dtype)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
     if known is not None:
         check_times(known, per_sample)
@@ -276,6 +273,17 @@ def _checked_times(t, dtype, per_sample):
         raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
     monotone = _are_monotone(times, tf)
     return tf.where(monotone[..., None] if times.shape.rank == 2 else monotone, times, tf.constant(np.nan, dtype)), True
+
+
+def _as_times(t, name, dtype):
+    """Times as a tensor."""
+    try:
+        times = tree.as_tensor(t)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be real numbers. Received: {t!r}") from error
+    if not _is_real(times.dtype):
+        raise TypeError(f"{name} must be real numbers. Received: {t!r}")
+    return tf.cast(times, dtype)
 
 
 def _is_real(dtype):
@@ -332,7 +340,7 @@ def _segments(event, jump_times, problem, y0):
         raise ValueError("dense=True cannot be combined with event or jump_times: solve the segments one by one.")
     jumps = ()
     if jump_times is not None:
-        jumps = (tf.cast(tf.convert_to_tensor(jump_times), problem.times.dtype),)
+        jumps = (_as_times(jump_times, "jump_times", problem.times.dtype),)
         if jumps[0].shape.rank != 1 or jumps[0].shape[0] is None:
             raise ValueError(f"jump_times must have a known shape [J]. Received: {jump_times!r}")
     closed = None

@@ -5,7 +5,14 @@ A scalar that belongs to a solve (a time, a step size) has shape `[]` where all 
 where every sample has its own; `expand` makes it broadcast against a leaf.
 """
 
+import numpy as np
 import tensorflow as tf
+
+
+def as_tensor(value):
+    """A tensor; Python numbers in double precision, where TensorFlow would round them to single."""
+    known = tf.is_tensor(value) or isinstance(value, tf.Variable)
+    return tf.convert_to_tensor(value if known else np.asarray(value))
 
 
 def expand(scalar, leaf):

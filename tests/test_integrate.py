@@ -72,10 +72,20 @@ class Watch:
         )
 
 
-def run(end, step_size=1.0, start=0.0, error=None, controller=None, max_steps=50, saved=None, **options):
+class Line(Stub):
+    """The stub with the solution of `y' = 2`, forward or backward in time."""
+
+    def step(self, field, interval, y, carry, with_dense=False):
+        return super().step(field, interval, y, carry)._replace(y=self.interpolate((), interval.size, y, 1.0))
+
+    def interpolate(self, stages, size, y, theta):
+        return (y[0] + 2 * (size * theta)[..., None],)
+
+
+def run(end, step_size=1.0, start=0.0, error=None, controller=None, max_steps=50, saved=None, solver=None, y=0.0, **options):
     """Integrates from `start` to `end` with the stub; scalars, or lists for samples with their own steps."""
-    start, end, step_size = (tf.constant(x, tf.float64) for x in np.broadcast_arrays(start, end, step_size))
-    solver = Stub() if error is None else Stub(error)
+    start, end, step_size, y = (tf.constant(x, tf.float64) for x in np.broadcast_arrays(start, end, step_size, y))
+    solver = solver or (Stub() if error is None else Stub(error))
     # With these, the scaled error is the stub's, and a rejected step of error e is tried again with 0.9 / e of itself.
     method = Method(
         solver=solver,
@@ -85,7 +95,7 @@ def run(end, step_size=1.0, start=0.0, error=None, controller=None, max_steps=50
         max_steps=max_steps,
         per_sample=start.shape.rank == 1,
     )
-    y = (tf.zeros_like(start)[..., None],)
+    y = (y[..., None],)
     observers = () if start.shape.rank else (Watch(),)
     if saved is not None:
         observers += (SaveAt(tf.constant(saved, tf.float64), y, solver),)
@@ -97,7 +107,8 @@ def run(end, step_size=1.0, start=0.0, error=None, controller=None, max_steps=50
 
 
 def saved_states(result):
-    return result.observed[-1][1][0][:-1, 0].numpy()
+    """The states at the saved times, `[K]` or `[K, B]`."""
+    return result.observed[-1][1][0][:-1, ..., 0].numpy()
 
 
 def sizes(result):
@@ -120,6 +131,10 @@ def test_saved_time_at_the_end_of_a_step_is_the_state_of_that_step():
 
 def test_saved_times_that_are_not_reached_are_nan():
     np.testing.assert_array_equal(saved_states(run(5.0, max_steps=2, saved=[0.5, 2.0, 2.5, 4.0])), [0.5, 2, np.nan, np.nan])
+
+
+def test_saved_time_at_the_start_is_the_first_state():
+    np.testing.assert_array_equal(saved_states(run(3.0, y=7.0, saved=[0.0, 1.0, 2.0])), [7, 1, 2])
 
 
 def test_rejected_steps_save_nothing_and_the_retry_saves_once():
@@ -295,3 +310,38 @@ def test_accepted_steps_of_samples_carry_on_by_sample():
     np.testing.assert_array_equal(result.carry, [1, 3])
 
 
+def test_samples_go_in_opposite_directions():
+    result = run([5.0, -8.0], start=[0.0, 2.0], y=[1.0, 9.0], solver=Line(), saved=[[3.0, 1.5]])
+    np.testing.assert_array_equal(saved_states(result), [[7, 6]])
+    np.testing.assert_array_equal(result.y[0][:, 0], [11, -11])
+    np.testing.assert_array_equal(result.num_steps, [5, 10])
+
+
+def test_several_times_of_one_sample_are_saved_while_another_saves_none():
+    result = run([2.0, 2.0], saved=[[0.25, 1.25], [0.5, 1.5], [0.75, 1.75]])
+    np.testing.assert_array_equal(saved_states(result), [[0.25, 1.25], [0.5, 1.5], [0.75, 1.75]])
+
+
+def test_sample_with_no_time_to_integrate_over_takes_no_step_and_keeps_its_state():
+    result = run([3.0, 1.0, -1.0], start=[0.0, 1.0, -1.0], y=[0.0, 4.0, 5.0], saved=[[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(result.num_steps, [3, 0, 0])
+    np.testing.assert_array_equal(result.status, [Status.SUCCESS] * 3)
+    np.testing.assert_array_equal(saved_states(result), [[1, 4, 5], [2, 4, 5]])
+
+
+def test_cap_is_that_of_every_sample_alone():
+    result = run([1e9, 3.0, 7.0], max_steps=7)
+    np.testing.assert_array_equal(result.status, [Status.MAX_STEPS, Status.SUCCESS, Status.SUCCESS])
+    np.testing.assert_array_equal(result.num_steps, [7, 3, 7])
+
+
+def test_first_step_rejected_for_one_sample_is_accepted_for_another():
+    errors = lambda interval: tf.where([True, False], 4.0, 0.5)
+    result = run([1.0, 1.0], error=errors, max_steps=1)
+    np.testing.assert_array_equal(result.num_accepted, [0, 1])
+    np.testing.assert_array_equal(result.y[0][:, 0], [0, 1])
+
+
+def test_sample_that_is_done_is_frozen():
+    result = run([1.0, 30.0], saved=[[0.5, 0.5]])
+    assert (float(result.y[0][0, 0]), float(result.time[0]), int(result.num_steps[0]), int(result.num_evaluations[0])) == (1, 1, 1, 3)

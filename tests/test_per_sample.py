@@ -5,6 +5,8 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
+from keras_ode.adjoints import Backsolve
+from tests.references import Counting
 
 TIMES = np.linspace(0, 5, 6)
 MU = np.array([[0.5], [1.0], [3.0], [8.0]])
@@ -85,3 +87,22 @@ def test_compiled_rows_are_those_of_the_plain_graph():
         for jit in (False, True)
     )
     np.testing.assert_allclose(plain, compiled, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_loop_runs_no_longer_than_the_hardest_row_alone():
+    """Van der Pol's equation, smooth for some rows and stiff for others; shared steps are four times as many."""
+    mu, start = np.linspace(0.5, 25, 256)[:, None], np.array([[2.0, 0.0]] * 256)
+    options = {"rtol": 1e-5, "atol": 1e-5, "adjoint": Backsolve(checkpoints=0), "jit_compile": False}
+    equation = lambda t, y, mu: tf.concat([y[:, 1:], mu * (1 - y[:, :1] ** 2) * y[:, 1:] - y[:, :1]], axis=-1)
+    dynamics = Counting(lambda t, y: equation(t, y, mu))
+    rows = keras_ode.solve(dynamics, start, [0.0, 40.0], per_sample=True, **options)
+    # Two evaluations choose the first step, then tsit5 takes six a step.
+    iterations = (dynamics.take() - 2) / 6
+    hardest = int(np.argmax(rows.stats["num_steps"]))
+    row = slice(hardest, hardest + 1)
+    alone = keras_ode.solve(equation, start[row], [0.0, 40.0], args=(mu[row],), **options)
+    shared = keras_ode.solve(dynamics, start, [0.0, 40.0], **options)
+    print(f"{iterations:.0f} iterations; the hardest row alone takes {alone.stats['num_steps']}, shared steps {shared.stats['num_steps']}")
+    assert iterations == np.max(rows.stats["num_steps"]) == int(alone.stats["num_steps"])
+    assert int(shared.stats["num_steps"]) > 3 * iterations

@@ -264,8 +264,8 @@ def backward_method(adjoint, problem):
 
 
 def nan_unless(condition, leaves):
-    """NaN in place of what a failed solve would give."""
-    return tree.where(condition, leaves, tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in leaves))
+    """NaN in place of what a failed solve would give; and so is the gradient through it."""
+    return tree.scale(tf.where(condition, 1.0, np.nan), leaves)
 
 
 def time_cotangents(problem, ys, cotangents, first_cotangent):
