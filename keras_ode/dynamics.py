@@ -39,10 +39,7 @@ class PureFunction:
 
     @property
     def fingerprint(self):
-        graph = self._function.graph
-        text = graph.as_graph_def().SerializeToString(deterministic=True)
-        captured = tuple(id(tensor) for tensor in self._function.captured_inputs)
-        return hashlib.sha256(text).hexdigest(), captured, self.differentiable
+        return *fingerprint(self._function), self.differentiable
 
     @property
     def is_convolutional(self):
@@ -362,6 +359,12 @@ def _no_autocast():
 def _as_argument(value, dtype):
     """A tensor; Python floats take the precision of the state."""
     return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
+
+
+def fingerprint(function):
+    """A hashable value of a traced function, equal for two that do the same."""
+    text = function.graph.as_graph_def().SerializeToString(deterministic=True)
+    return hashlib.sha256(text).hexdigest(), tuple(id(tensor) for tensor in function.captured_inputs)
 
 
 def _trace(function, specs):

@@ -27,6 +27,7 @@ class Problem(NamedTuple):
         method: How to integrate.
         times_vary: Whether the times may need a gradient.
         dense: Whether to keep all interpolants.
+        watchers: Observers of the forward steps, of which nothing is kept.
     """
 
     field: VectorField
@@ -36,6 +37,7 @@ class Problem(NamedTuple):
     method: Method
     times_vary: bool
     dense: bool = False
+    watchers: tuple = ()
 
     def tensors(self):
         """All tensors of the problem, flat; `with_tensors` puts them back."""
@@ -195,11 +197,11 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         times[-1],
         y,
         method,
-        observers=tuple(observers.values()),
+        observers=(*observers.values(), *problem.watchers),
         dense=dense or saved or problem.dense,
         bound=bound,
     )
-    seen = dict(zip(observers, result.observed, strict=True))
+    seen = dict(zip(observers, result.observed, strict=False))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
