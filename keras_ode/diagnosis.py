@@ -46,10 +46,10 @@ def _details(problem, outcome, sample):
     interval = Interval(outcome.time, end, size, tf.zeros_like(size), tf.abs(size))
     field = stage_field(problem)
     carry, _ = method.solver.start(field, outcome.time, outcome.y)
-    step = method.solver.step(field, interval, outcome.y, carry)
+    step = method.solver.step(field, interval, outcome.y, carry).select(problem.controlled)
     parts = []
     if step.error is not None:
-        scales = method.tolerance.scale(outcome.y, step.y)
+        scales = method.tolerance.scale(step.start, step.y)
         ratios = [(e / s).numpy() for e, s in zip(step.error, scales, strict=True)]
         parts.append(_component(ratios, sample))
     radius = spectral_radius(step, method.per_sample, outcome.time.dtype) * outcome.step_size

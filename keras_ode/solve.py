@@ -18,6 +18,7 @@ from keras_ode.events import ClosedEvent, close_events
 from keras_ode.integrate import Method
 from keras_ode.on_step import OnStep
 from keras_ode.progress import progress_bar
+from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.solution import Solution
 
@@ -106,7 +107,7 @@ def solve(
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """
     options = locals()
-    return solve_in_mode(**options, training=None)
+    return solve_in_mode(**options, training=None)[0]
 
 
 @tf.autograph.experimental.do_not_convert
@@ -153,8 +154,10 @@ def solve_in_mode(
     training,
     on_step=None,
     progress=False,
+    regularizers=(),
+    noise=(),
 ):
-    """`solve`, with the mode in which to call a Keras layer."""
+    """`solve`, with the mode in which to call a Keras layer, and the values of regularizers, a tuple."""
     y0 = _checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
@@ -164,8 +167,13 @@ def solve_in_mode(
     method = method._replace(per_sample=bool(per_sample))
     adjoint = _checked_adjoint(adjoint, dense, method)
     _check_on_failure(on_failure)
-    field = _close(dynamics, times[0], y0, args, training)
-    problem = Problem(field, times, leaves, field.parameters, method, times_vary, bool(dense))
+    method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
+    field = _close(dynamics, times[0], y0, args, training, penalties)
+    if penalties is not None:
+        leaves = (*leaves, *penalties.leaves)
+    problem = Problem(
+        field, times, leaves, field.parameters, method, times_vary, bool(dense), num_penalties=len(regularizers)
+    )
     segments = _segments(event, jump_times, problem, y0)
     with progress_bar(times, jit_compile) if progress else contextlib.nullcontext() as bar:
         functions = [f for f in (on_step, bar and bar.on_step) if f is not None]
@@ -175,9 +183,10 @@ def solve_in_mode(
             bar.show(outcome.time.numpy(), outcome.step_size.numpy())
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome)
-    return Solution(
+    ys = problem.controlled(outcome.ys)
+    solution = Solution(
         ts=ts,
-        ys=tf.nest.pack_sequence_as(y0, outcome.ys),
+        ys=tf.nest.pack_sequence_as(y0, ys),
         stats={
             "num_steps": outcome.num_steps,
             "num_accepted": outcome.num_accepted,
@@ -190,6 +199,7 @@ def solve_in_mode(
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
         dense=DenseOutput(*outcome.output, outcome.dense) if dense else None,
     )
+    return solution, tuple(total[-1] for total in outcome.ys[len(ys) :])
 
 
 def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
@@ -300,17 +310,29 @@ def _is_real(dtype):
     return dtype.is_floating or dtype.is_integer
 
 
-def _close(function, t, y0, args, training):
+def _penalties(regularizers, noise, leaves, method, adjoint):
+    """The method with a solver that adds up what regularizers ask for, and their `Penalties`, or `None`."""
+    if not regularizers:
+        return method, None
+    check_supported(regularizers, method.solver, adjoint)
+    dtype = method.tolerance.rtol.dtype
+    totals = tuple(r.start(leaves, method.per_sample, dtype) for r in regularizers)
+    if any(r.sums_steps for r in regularizers):
+        method = method._replace(solver=StepSums(method.solver, regularizers))
+    return method, dynamics.Penalties(regularizers, totals, noise)
+
+
+def _close(function, t, y0, args, training, penalties):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
-    return dynamics.close(function, t, y0, tuple(args), training)
+    return dynamics.close(function, t, y0, tuple(args), training, penalties)
 
 
 def _checked_adjoint(adjoint, dense, method):
     if adjoint is None:
         adjoint = "checkpointed" if dense else "interpolating"
     adjoint = adjoints.get(adjoint)
-    if dense and not adjoint.differentiates_dense:
+    if dense and not adjoint.differentiates_steps:
         raise ValueError(
             "dense=True keeps the solver's own steps, so its gradient is that of these steps: use "
             f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
@@ -384,7 +406,7 @@ def _run(adjoint, problem, segments, jit_compile):
         segments and segments.key(),
         adjoint,
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
-        (problem.times_vary, problem.dense, *(watcher.fingerprint for watcher in problem.watchers)),
+        (problem.times_vary, problem.dense, problem.num_penalties, *(watcher.fingerprint for watcher in problem.watchers)),
         jit_compile,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
