@@ -122,7 +122,7 @@ def get(identifier):
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 
-def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled):
+def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled=tuple):
     """A first step size from the scales of the state, its derivative and its second derivative; one evaluation.
 
     `clock` has the `duration`, the `direction` and the `time` since the start of the solve; `controlled` chooses the
