@@ -8,11 +8,12 @@ if keras.backend.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow before importing keras."
     )
 
-from keras_ode import adjoints, controllers, layers, solvers
+from keras_ode import adjoints, controllers, layers, plotting, regularizers, solvers
 from keras_ode.errors import SolveError, Status
 from keras_ode.events import Event
 from keras_ode.gradient_check import check_gradients
 from keras_ode.layers import ODELayer
+from keras_ode.on_step import StepInfo
 from keras_ode.solution import Solution
 from keras_ode.solve import odeint, solve
 

@@ -122,25 +122,26 @@ def get(identifier):
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 
-def first_step(field, clock, y, derivative, order, tolerance, per_sample):
+def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled=tuple):
     """A first step size from the scales of the state, its derivative and its second derivative; one evaluation.
 
-    `clock` has the `duration`, the `direction` and the `time` since the start of the solve.
+    `clock` has the `duration`, the `direction` and the `time` since the start of the solve; `controlled` chooses the
+    leaves whose scales count.
 
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
     duration, dtype = clock.duration, clock.duration.dtype
-    scale = tolerance.scale(y, y)
+    scale = tolerance.scale(controlled(y), controlled(y))
 
     def norm(leaves):
-        return tree.rms([leaf / s for leaf, s in zip(leaves, scale, strict=True)], per_sample, dtype)
+        return tree.rms([leaf / s for leaf, s in zip(controlled(leaves), scale, strict=True)], per_sample, dtype)
 
     size, slope = norm(y), norm(derivative)
     trial = tf.where((size < 1e-5) | (slope < 1e-5), tf.constant(1e-6, dtype), 0.01 * size / slope)
     trial = tf.where(tf.math.is_finite(trial), tf.minimum(trial, duration), 1e-6 * duration)
     ahead = tree.add_scaled(y, clock.direction * trial, derivative)
     probe = field(clock.time(trial), ahead, with_integrand=False)
-    change = [b - a for a, b in zip(derivative, probe.derivative, strict=True)]
+    change = tuple(b - a for a, b in zip(derivative, probe.derivative, strict=True))
     curvature = tf.math.divide_no_nan(norm(change), trial)
     largest = tf.maximum(slope, curvature)
     step = tf.where(

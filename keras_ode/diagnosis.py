@@ -50,7 +50,7 @@ def _step_again(problem, outcome, sample, finite):
     size = tf.sign(problem.times[-1] - problem.times[0]) * outcome.step_size
     for _ in range(1 if finite else _MOST_TRIES):
         interval = Interval(outcome.time, outcome.time + size, size, tf.zeros_like(size), tf.abs(size))
-        step = method.solver.step(field, interval, outcome.y, carry)
+        step = method.solver.step(field, interval, outcome.y, carry).select(problem.controlled)
         if not all(np.isfinite(_of_sample(leaf, sample)).all() for leaf in (*step.y, *step.stages[-1])):
             break
         size *= 10
@@ -94,7 +94,7 @@ def _cause(problem, outcome, step, sample):
 def _component(method, step, sample):
     """Which element of which leaf has the largest error on the tolerance's scale, or is not finite."""
     leaves = [_of_sample(leaf, sample) for leaf in step.y]
-    slopes = [_of_sample(leaf, sample) for leaf in step.stages[-1]]
+    slopes = [_of_sample(leaf, sample) for leaf in step.stages[-1][: len(leaves)]]
     broken = [~np.isfinite(a) | ~np.isfinite(b) for a, b in zip(leaves, slopes, strict=True)]
     if any(b.any() for b in broken):
         ratios, what = broken, "The first element that is not finite"

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -39,10 +40,7 @@ class PureFunction:
 
     @property
     def fingerprint(self):
-        graph = self._function.graph
-        text = graph.as_graph_def().SerializeToString(deterministic=True)
-        captured = tuple(id(tensor) for tensor in self._function.captured_inputs)
-        return hashlib.sha256(text).hexdigest(), captured, self.differentiable
+        return *fingerprint(self._function), self.differentiable
 
     @property
     def is_convolutional(self):
@@ -108,7 +106,7 @@ class VectorField(PureFunction):
         return _trace(vjp, [_spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
 
 
-def close(dynamics, t, y, args=(), training=None):
+def close(dynamics, t, y, args=(), training=None, penalties=None):
     """Traces `dynamics` once and returns it as a `VectorField` on the leaves of the state.
 
     Args:
@@ -118,11 +116,16 @@ def close(dynamics, t, y, args=(), training=None):
         y: The state, a nest of float tensors.
         args: Further arguments, a tuple of nests of tensors.
         training: The mode to call a Keras layer in.
+        penalties: `Penalties`, whose leaves the field has behind those of `y`.
     """
     leaves = tf.nest.flatten(y)
     if isinstance(dynamics, keras.Layer) and not dynamics.built:
         build(dynamics, tree.expand(t, leaves[0]), y)
-    return VectorField(*_closed(_Call(dynamics, y, args, training), dynamics, tree.expand(t, leaves[0]), leaves, args))
+    call = _Call(dynamics, y, args, training)
+    if penalties is not None:
+        call = _PenalizedCall(call, penalties, len(tf.nest.flatten(args)))
+        leaves, args = (*leaves, *penalties.leaves), (args, penalties.noise)
+    return VectorField(*_closed(call, dynamics, tree.expand(t, leaves[0]), leaves, args))
 
 
 def build(layer, t, y):
@@ -225,6 +228,37 @@ class _Call:
                 f"The dynamics '{self._name}' must return the shape of the state, {y.shape}. Received: {derivative.shape}"
             )
         return tf.ensure_shape(derivative, y.shape)
+
+
+class Penalties(NamedTuple):
+    """What a solve adds up besides its state.
+
+    Attributes:
+        regularizers: Objects with `derivative(total, y, derivative, noise)`, the derivative of such a leaf.
+        leaves: The leaves at the start, one for each.
+        noise: Random booleans like the leaves of the state, or none.
+    """
+
+    regularizers: tuple
+    leaves: tuple
+    noise: tuple
+
+
+class _PenalizedCall:
+    """A call with the derivatives of penalties behind those of the state."""
+
+    def __init__(self, call, penalties, num_arguments):
+        self._call, self._regularizers, self._num_arguments = call, penalties.regularizers, num_arguments
+
+    def __call__(self, t, leaves, arguments, convert=False):
+        count = self._call.num_leaves()
+        y, totals, noise = leaves[:count], leaves[count:], arguments[self._num_arguments :]
+        derivative = self._call(t, y, arguments[: self._num_arguments], convert)
+        rates = [r.derivative(total, y, derivative, noise) for r, total in zip(self._regularizers, totals, strict=True)]
+        return [*derivative, *rates]
+
+    def num_leaves(self):
+        return self._call.num_leaves() + len(self._regularizers)
 
 
 class _ScalarCall(_Call):
@@ -362,6 +396,12 @@ def _no_autocast():
 def _as_argument(value, dtype):
     """A tensor; Python floats take the precision of the state."""
     return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
+
+
+def fingerprint(function):
+    """A hashable value of a traced function, equal for two that do the same."""
+    text = function.graph.as_graph_def().SerializeToString(deterministic=True)
+    return hashlib.sha256(text).hexdigest(), tuple(id(tensor) for tensor in function.captured_inputs)
 
 
 def _trace(function, specs):

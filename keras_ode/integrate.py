@@ -99,7 +99,19 @@ class _Loop(NamedTuple):
 
 
 def integrate(
-    field, start, end, y, method, *, integral=(), stops=None, observers=(), dense=False, bound=None, halts=None
+    field,
+    start,
+    end,
+    y,
+    method,
+    *,
+    integral=(),
+    stops=None,
+    observers=(),
+    dense=False,
+    bound=None,
+    halts=None,
+    controlled=tuple,
 ):
     """Integrates a field from `start` to `end`.
 
@@ -115,11 +127,12 @@ def integrate(
         dense: Whether the observers interpolate.
         bound: A number of iterations, for a loop that is differentiated.
         halts: A function of what the last observer saw: where the solve ends as by an event.
+        controlled: A function that chooses, of the leaves of a state, those that error control sees.
 
     Returns:
         A `Result`.
     """
-    run = _Run(field, start, end, method, stops, observers, dense, halts)
+    run = _Run(field, start, end, method, stops, observers, dense, halts, controlled)
     loop = run.first(y, integral)
     loop = tree.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
@@ -133,8 +146,9 @@ def integrate(
 class _Run:
     """One integration: the body of the loop and what stays the same in it."""
 
-    def __init__(self, field, start, end, method, stops, observers, dense, halts):
+    def __init__(self, field, start, end, method, stops, observers, dense, halts, controlled):
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
+        self.controlled = controlled
         self.clock = Clock(start, end)
         self.duration = self.clock.duration
         self.stops = stops
@@ -143,7 +157,8 @@ class _Run:
     def first(self, y, integral):
         method, zero = self.method, tf.zeros_like(self.duration)
         carry, evaluations = method.solver.start(self.field, self.clock.start, y)
-        step_size, extra = first_step_size(self.field, self.clock, y, method.solver.first_derivative(carry), method)
+        derivative = method.solver.first_derivative(carry)
+        step_size, extra = first_step_size(self.field, self.clock, y, derivative, method, self.controlled)
         count = tf.zeros_like(self.duration, dtype=tf.int32)
         return _Loop(
             since=zero,
@@ -239,7 +254,8 @@ class _Run:
         if step.error is None:
             error = tf.zeros_like(self.duration)
         else:
-            error = method.tolerance.scaled(step.error, step.start, step.y, method.per_sample, dtype)
+            seen = step.select(self.controlled)
+            error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype)
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
     def _accumulate(self, accept, integral, increment):
@@ -254,11 +270,12 @@ class _Run:
         return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
 
 
-def first_step_size(field, clock, y, derivative, method):
+def first_step_size(field, clock, y, derivative, method, controlled=tuple):
     """The step size to start with, and the evaluations that finding it took."""
     if method.step_size is not None:
         return tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration), 0
-    size = first_step(field, clock, y, derivative, method.solver.error_order, method.tolerance, method.per_sample)
+    order, tolerance = method.solver.error_order, method.tolerance
+    size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled)
     return tf.stop_gradient(size), 1
 
 

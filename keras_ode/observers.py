@@ -73,24 +73,30 @@ class Stiffness:
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2.
     """
 
-    def __init__(self, like):
-        self.like = like
+    def __init__(self, like, controlled):
+        self.like, self.controlled = like, controlled
 
     def start(self):
         return tf.zeros_like(self.like)
 
     def see(self, state, trial):
         # Where the loop is differentiated: the root of zero has no derivative.
-        step = trial.step._replace(neighbors=tf.nest.map_structure(tf.stop_gradient, trial.step.neighbors))
+        step = trial.step.select(self.controlled)
+        step = step._replace(neighbors=tf.nest.map_structure(tf.stop_gradient, step.neighbors))
         radius = spectral_radius(step, self.like.shape.rank == 1, self.like.dtype)
         return tf.where(trial.accept, tf.maximum(state, radius), state)
 
 
 def spectral_radius(step, per_sample, dtype):
     """The radius that one step shows, a scalar or `[B]`."""
+    return tf.sqrt(squared_spectral_radius(step, per_sample, dtype))
+
+
+def squared_spectral_radius(step, per_sample, dtype):
+    """Its square."""
     (near, near_slope), (end, end_slope) = step.neighbors
-    change = tree.rms([a - b for a, b in zip(end_slope, near_slope, strict=True)], per_sample, dtype)
-    distance = tree.rms([a - b for a, b in zip(end, near, strict=True)], per_sample, dtype)
+    change = tree.mean_square([a - b for a, b in zip(end_slope, near_slope, strict=True)], per_sample, dtype)
+    distance = tree.mean_square([a - b for a, b in zip(end, near, strict=True)], per_sample, dtype)
     return tf.math.divide_no_nan(change, distance)
 
 

@@ -139,7 +139,7 @@ class _Segments:
         frozen = tf.nest.map_structure(tf.stop_gradient, (problem.y, problem.parameters))
         field = stage_field(problem._replace(parameters=frozen[1]))
         derivative = field(self.clock.start, frozen[0]).derivative
-        size, evaluations = first_step_size(field, self.clock, frozen[0], derivative, problem.method)
+        size, evaluations = first_step_size(field, self.clock, frozen[0], derivative, problem.method, problem.controlled)
         return size, evaluations + 1
 
     def advance(self, progress):

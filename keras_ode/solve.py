@@ -1,6 +1,7 @@
 """`solve` and `odeint`: check what is asked, pick the adjoint, return the `Solution`."""
 
 import collections
+import contextlib
 import numbers
 import warnings
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.events import ClosedEvent, close_events
 from keras_ode.integrate import Method
+from keras_ode.on_step import OnStep
+from keras_ode.progress import progress_bar
+from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.solution import Solution
 
@@ -44,6 +48,8 @@ def solve(
     dense=False,
     on_failure="auto",
     jit_compile="auto",
+    on_step=None,
+    progress=False,
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
@@ -78,7 +84,12 @@ def solve(
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
             for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
-            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs.
+            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs, or `on_step` is
+            given.
+        on_step: A function `on_step(info)` called with a `keras_ode.StepInfo` of tensors at each step that the forward
+            solve tries, accepted or not: for `tf.print`, summaries, or a `tf.Variable` that adds something up. It is
+            traced into the solve; use `tf.py_function` for Python code. Never called by a backward pass.
+        progress: Whether to show a progress bar, in eager code. Defaults to `False`.
 
     Returns:
         A `keras_ode.Solution`.
@@ -96,7 +107,7 @@ def solve(
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """
     options = locals()
-    return solve_in_mode(**options, training=None)
+    return solve_in_mode(**options, training=None)[0]
 
 
 @tf.autograph.experimental.do_not_convert
@@ -141,8 +152,12 @@ def solve_in_mode(
     on_failure,
     jit_compile,
     training,
+    on_step=None,
+    progress=False,
+    regularizers=(),
+    noise=(),
 ):
-    """`solve`, with the mode in which to call a Keras layer."""
+    """`solve`, with the mode in which to call a Keras layer, and the values of regularizers, a tuple."""
     y0 = _checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
@@ -152,15 +167,26 @@ def solve_in_mode(
     method = method._replace(per_sample=bool(per_sample))
     adjoint = _checked_adjoint(adjoint, dense, method)
     _check_on_failure(on_failure)
-    field = _close(dynamics, times[0], y0, args, training)
-    problem = Problem(field, times, leaves, field.parameters, method, times_vary, bool(dense))
+    method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
+    field = _close(dynamics, times[0], y0, args, training, penalties)
+    if penalties is not None:
+        leaves = (*leaves, *penalties.leaves)
+    problem = Problem(
+        field, times, leaves, field.parameters, method, times_vary, bool(dense), num_penalties=len(regularizers)
+    )
     segments = _segments(event, jump_times, problem, y0)
-    outcome, events = _run(adjoint, problem, segments, jit_compile)
+    with progress_bar(times, jit_compile) if progress else contextlib.nullcontext() as bar:
+        functions = [f for f in (on_step, bar and bar.on_step) if f is not None]
+        problem = problem._replace(watchers=tuple(OnStep(f, times[0], y0) for f in functions))
+        outcome, events = _run(adjoint, problem, segments, jit_compile)
+        if bar:
+            bar.show(outcome.time.numpy(), outcome.step_size.numpy())
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome)
-    return Solution(
+    ys = problem.controlled(outcome.ys)
+    solution = Solution(
         ts=ts,
-        ys=tf.nest.pack_sequence_as(y0, outcome.ys),
+        ys=tf.nest.pack_sequence_as(y0, ys),
         stats={
             "num_steps": outcome.num_steps,
             "num_accepted": outcome.num_accepted,
@@ -173,6 +199,7 @@ def solve_in_mode(
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
         dense=DenseOutput(*outcome.output, outcome.dense) if dense else None,
     )
+    return solution, tuple(total[-1] for total in outcome.ys[len(ys) :])
 
 
 def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
@@ -291,17 +318,29 @@ def _is_real(dtype):
     return dtype.is_floating or dtype.is_integer
 
 
-def _close(function, t, y0, args, training):
+def _penalties(regularizers, noise, leaves, method, adjoint):
+    """The method with a solver that adds up what regularizers ask for, and their `Penalties`, or `None`."""
+    if not regularizers:
+        return method, None
+    check_supported(regularizers, method.solver, adjoint)
+    dtype = method.tolerance.rtol.dtype
+    totals = tuple(r.start(leaves, method.per_sample, dtype) for r in regularizers)
+    if any(r.sums_steps for r in regularizers):
+        method = method._replace(solver=StepSums(method.solver, regularizers))
+    return method, dynamics.Penalties(regularizers, totals, noise)
+
+
+def _close(function, t, y0, args, training, penalties):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
-    return dynamics.close(function, t, y0, tuple(args), training)
+    return dynamics.close(function, t, y0, tuple(args), training, penalties)
 
 
 def _checked_adjoint(adjoint, dense, method):
     if adjoint is None:
         adjoint = "checkpointed" if dense else "interpolating"
     adjoint = adjoints.get(adjoint)
-    if dense and not adjoint.differentiates_dense:
+    if dense and not adjoint.differentiates_steps:
         raise ValueError(
             "dense=True keeps the solver's own steps, so its gradient is that of these steps: use "
             f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
@@ -352,9 +391,12 @@ def _segments(event, jump_times, problem, y0):
 def _run(adjoint, problem, segments, jit_compile):
     """Runs the solve: in eager code as a compiled function, in a graph as a part of it."""
     check_jit_compile(jit_compile)
+    for watcher in problem.watchers:
+        watcher.check_compiles(jit_compile is True)
     looped = segments is not None and is_looped(segments.event)
     if jit_compile == "auto":
-        jit_compile = adjoint.pays_to_compile and segments is None and not problem.field.is_convolutional
+        plain = segments is not None or problem.watchers or problem.field.is_convolutional
+        jit_compile = adjoint.pays_to_compile and not plain
     elif jit_compile and not (adjoint.compiles_alone and not looped):
         what = "events that are not terminal" if looped else f"adjoint={adjoint!r}"
         raise ValueError(
@@ -372,7 +414,7 @@ def _run(adjoint, problem, segments, jit_compile):
         segments and segments.key(),
         adjoint,
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
-        (problem.times_vary, problem.dense),
+        (problem.times_vary, problem.dense, problem.num_penalties, *(watcher.fingerprint for watcher in problem.watchers)),
         jit_compile,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )

@@ -99,9 +99,14 @@ def is_finite(tree, per_sample):
 
 def rms(tree, per_sample, dtype):
     """The root mean square over all elements of all leaves: a scalar, or `[B]`."""
+    return tf.sqrt(mean_square(tree, per_sample, dtype))
+
+
+def mean_square(tree, per_sample, dtype):
+    """Its square."""
     squares = [_reduce(tf.reduce_sum, tf.cast(tf.square(leaf), dtype), per_sample) for leaf in tree]
     count = _sum([_count(leaf, per_sample, dtype) for leaf in tree])
-    return tf.sqrt(_sum(squares) / tf.maximum(count, 1))
+    return _sum(squares) / tf.maximum(count, 1)
 
 
 def dot(tree, other, per_sample, dtype):

@@ -63,6 +63,7 @@ class Backsolve(FirstOrderAdjoint):
             stops=stops,
             observers=(drift, quadrature) if method.per_sample else (drift,),
             dense=method.per_sample,
+            controlled=equation.controlled,
         )
         z = (*(leaf[0] for leaf in ys), *equation.cotangent(result.y))
         parameters, evaluations = result.observed[1] if method.per_sample else (result.integral, 0)
@@ -108,11 +109,12 @@ class _Drift:
     def see(self, state, trial):
         largest, worst = state
         z, dtype = trial.step.y, worst.dtype
-        size = tree.rms(self.equation.cotangent(z), self.per_sample, dtype)
+        choose = self.equation.choose
+        size = tree.rms(choose(self.equation.cotangent(z)), self.per_sample, dtype)
         largest = tf.where(trial.accept, tf.maximum(largest, size), largest)
         here = self.stops == trial.interval.until
         y, stored = self.equation.state(None, z, z)[0], self.equation.reset(z, here, self.ys)
-        stored = self.equation.state(None, stored, stored)[0]
+        y, stored = choose(y), choose(self.equation.state(None, stored, stored)[0])
         distance = tree.rms([a - b for a, b in zip(y, stored, strict=True)], self.per_sample, dtype)
         scale = tree.rms(stored, self.per_sample, dtype) + tf.math.divide_no_nan(self.tolerance.atol, self.tolerance.rtol)
         drift = tf.minimum(tf.math.divide_no_nan(distance, scale), 1) * tf.math.divide_no_nan(size, largest)
@@ -133,6 +135,7 @@ class _Equation:
     def __init__(self, problem):
         self._field, self._parameters, self._num_leaves = problem.field, problem.parameters, len(problem.y)
         self._integrates = not problem.method.per_sample
+        self.choose = problem.controlled
 
     def __call__(self, t, z, with_integrand=True):
         y, a = z[: self._num_leaves], self.cotangent(z)
@@ -141,6 +144,9 @@ class _Equation:
 
     def cotangent(self, z):
         return z[self._num_leaves :]
+
+    def controlled(self, z):
+        return (*self.choose(z[: self._num_leaves]), *self.choose(self.cotangent(z)))
 
     def with_cotangent(self, z, a):
         return (*z[: self._num_leaves], *a)

@@ -27,6 +27,8 @@ class Problem(NamedTuple):
         method: How to integrate.
         times_vary: Whether the times may need a gradient.
         dense: Whether to keep all interpolants.
+        watchers: Observers of the forward steps, of which nothing is kept.
+        num_penalties: How many of the last leaves only add up, unseen by error control.
     """
 
     field: VectorField
@@ -36,6 +38,12 @@ class Problem(NamedTuple):
     method: Method
     times_vary: bool
     dense: bool = False
+    watchers: tuple = ()
+    num_penalties: int = 0
+
+    def controlled(self, leaves):
+        """Of leaves like those of the state, the ones that error control sees."""
+        return tuple(leaves[: len(leaves) - self.num_penalties])
 
     def tensors(self):
         """All tensors of the problem, flat; `with_tensors` puts them back."""
@@ -88,12 +96,13 @@ class Adjoint(Configurable):
     Attributes:
         compiles_alone: Whether XLA can compile the solve where the program around it is not compiled.
         pays_to_compile: Whether XLA is worth its time there: not where it compiles anew when the weights change.
-        differentiates_dense: Whether dense output has gradients.
+        differentiates_steps: Whether the gradient is that of the steps taken; so dense output, and sums over steps, have
+            gradients.
     """
 
     compiles_alone = True
     pays_to_compile = True
-    differentiates_dense = False
+    differentiates_steps = False
 
     def solve(self, problem):
         """Solves a `Problem`; the `Outcome`'s `ys` are differentiable by its times, state and parameters."""
@@ -181,7 +190,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     """
     times, y, method = problem.times, problem.y, problem.method
     saved = times.shape[0] != 2
-    observers = {"stiffness": Stiffness(times[0])}
+    observers = {"stiffness": Stiffness(times[0], problem.controlled)}
     if saved:
         observers["saved"] = SaveAt(saved_times(problem), y, method.solver, bound is not None)
     if problem.dense:
@@ -195,11 +204,12 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         times[-1],
         y,
         method,
-        observers=tuple(observers.values()),
+        observers=(*observers.values(), *problem.watchers),
         dense=dense or saved or problem.dense,
         bound=bound,
+        controlled=problem.controlled,
     )
-    seen = dict(zip(observers, result.observed, strict=True))
+    seen = dict(zip(observers, result.observed, strict=False))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))

@@ -29,7 +29,7 @@ class Checkpointed(FirstOrderAdjoint):
         Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
     """
 
-    differentiates_dense = True
+    differentiates_steps = True
 
     def __init__(self, checkpoints=32):
         self.checkpoints = checked_checkpoints(checkpoints)

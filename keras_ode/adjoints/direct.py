@@ -12,7 +12,7 @@ class Direct(Adjoint):
 
     compiles_alone = False
     pays_to_compile = False
-    differentiates_dense = True
+    differentiates_steps = True
 
     def solve(self, problem):
         return solve_forward(problem, bound=problem.method.max_steps)[0]

@@ -158,7 +158,9 @@ class _Block:
             impulses, a = self._impulses(equation, early, late, a)
             method = method._replace(solver=impulses)
         quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locate)
-        result = integrate(equation, late, early, a, method, observers=(quadrature,), dense=True)
+        result = integrate(
+            equation, late, early, a, method, observers=(quadrature,), dense=True, controlled=problem.controlled
+        )
         a = result.y
         parameters, evaluations = result.observed[0]
         parameters = tree.add(progress.parameters, parameters)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import adjoints, configurable, controllers, solvers
+from keras_ode import adjoints, configurable, controllers, regularizers, solvers
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.dynamics import takes_time
 from keras_ode.solve import check_jit_compile, check_times, checked_method, solve_in_mode
@@ -22,7 +22,8 @@ class ODELayer(keras.Layer):
             returns the derivative of the state, in the state's shape. `t` is a scalar. Weights are found and saved in
             layers and models only, and a function must be registered with
             `keras.saving.register_keras_serializable` to be saved.
-        t: Two or more strictly monotone times; the input is the state at `t[0]`. Defaults to `(0.0, 1.0)`.
+        t: Two or more strictly monotone times; the input is the state at `t[0]`. Defaults to `(0.0, 1.0)`. With
+            `keras_ode.regularizers.random_end_time`, the last is random in training.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Tolerances of a step: its error is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
             `1e-6`.
@@ -37,6 +38,9 @@ class ODELayer(keras.Layer):
         return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False` or
             `"auto"`.
+        regularizer: A name (see `keras_ode.regularizers`), a `Regularizer`, or a list of them: penalties on the solve
+            that are added to the model's losses, but for calls with `training=False`. They change neither the steps nor
+            the output. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -76,6 +80,7 @@ class ODELayer(keras.Layer):
         per_sample=False,
         return_sequences=False,
         jit_compile="auto",
+        regularizer=None,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -85,6 +90,10 @@ class ODELayer(keras.Layer):
             )
         takes_time(dynamics)  # refuses wrong arguments
         self.dynamics = dynamics
+        self.random_end_time = None
+        if isinstance(t, (str, dict, regularizers.RandomEndTime)):
+            self.random_end_time = configurable.get(t, "t", regularizers.RandomEndTime, regularizers.TIMES)
+            t = self.random_end_time.t
         self.t = tuple(float(x) for x in _checked_times(t))
         self.solver = solvers.get(solver)
         self.rtol, self.atol = rtol, atol
@@ -97,6 +106,11 @@ class ODELayer(keras.Layer):
         check_jit_compile(jit_compile)
         self.jit_compile = jit_compile
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
+        self.regularizers = regularizers.get_all(regularizer)
+        regularizers.check_supported(self.regularizers, self.solver, self.adjoint)
+        self._needs_noise = any(r.needs_noise for r in self.regularizers)
+        if self._needs_noise or self.random_end_time is not None:
+            self.seed_generator = keras.random.SeedGenerator()
 
     def build(self, y_shape, t_shape=None):
         if not isinstance(self.dynamics, keras.Layer):
@@ -108,10 +122,12 @@ class ODELayer(keras.Layer):
         build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y)
 
     def call(self, y, t=None, training=None):
-        solution = solve_in_mode(
+        y = tf.nest.map_structure(self._as_state, y)
+        penalized = self.regularizers if training is not False else ()
+        solution, penalties = solve_in_mode(
             self.dynamics,
-            tf.nest.map_structure(self._as_state, y),
-            self.t if t is None else t,
+            y,
+            self._times(training) if t is None else t,
             args=(),
             solver=self.solver,
             rtol=self.rtol,
@@ -127,8 +143,13 @@ class ODELayer(keras.Layer):
             on_failure="auto",
             jit_compile=self.jit_compile,
             training=training,
+            regularizers=penalized,
+            noise=self._noise(y) if penalized and self._needs_noise else (),
         )
         self._advance_seeds()
+        for regularizer, penalty in zip(penalized, penalties, strict=True):
+            # Along backward time, an integral is negative.
+            self.add_loss(regularizer.weight * tf.reduce_mean(tf.abs(penalty)))
         return tf.nest.map_structure(self._as_output, solution.ys)
 
     def compute_output_shape(self, y_shape, t_shape=None):
@@ -141,7 +162,7 @@ class ODELayer(keras.Layer):
         return {
             **super().get_config(),
             "dynamics": keras.saving.serialize_keras_object(self.dynamics),
-            "t": self.t,
+            "t": configurable.describe(self.random_end_time, regularizers.TIMES) or self.t,
             "solver": configurable.describe(self.solver, solvers.SOLVERS),
             "rtol": self.rtol,
             "atol": self.atol,
@@ -152,11 +173,24 @@ class ODELayer(keras.Layer):
             "per_sample": self.per_sample,
             "return_sequences": self.return_sequences,
             "jit_compile": self.jit_compile,
+            "regularizer": [configurable.describe(r, regularizers.REGULARIZERS) for r in self.regularizers] or None,
         }
 
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})
+
+    def _times(self, training):
+        """The layer's times, whose last may be random in training."""
+        if self.random_end_time is None or not training:
+            return self.t
+        return self.random_end_time.drawn(keras.random.uniform((), -1, 1, self.variable_dtype, self.seed_generator))
+
+    def _noise(self, y):
+        """Random booleans for each element of the state."""
+        return tuple(
+            keras.random.uniform(tf.shape(leaf), seed=self.seed_generator) < 0.5 for leaf in tf.nest.flatten(y)
+        )
 
     def _as_state(self, y):
         """The state keeps the precision of the variables; the dynamics casts its own copy."""

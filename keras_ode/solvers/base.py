@@ -56,6 +56,15 @@ class Step(NamedTuple):
     neighbors: tuple
     extra: Any = ()
 
+    def select(self, choose):
+        """The step of those leaves that `choose` takes of all; stages and carry stay whole."""
+        return self._replace(
+            start=choose(self.start),
+            y=choose(self.y),
+            error=None if self.error is None else choose(self.error),
+            neighbors=tuple(tuple(map(choose, point)) for point in self.neighbors),
+        )
+
 
 class Solver(Configurable):
     """A method of integration. Stateless: what it remembers between steps is the `carry` of its last step.

@@ -1,0 +1,226 @@
+"""Pictures of solutions and of vector fields. Matplotlib is imported when a picture is made."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ode.dynamics import takes_time
+from keras_ode.layers import ODELayer
+from keras_ode.solution import Solution
+from keras_ode.solve import solve
+
+_SMOOTH = 201
+_OPTIONS = ("solver", "rtol", "atol", "controller", "step_size", "max_steps", "per_sample")
+
+
+def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_unit=None, ax=None, **options):
+    """Draws every component of the state against time: one color a component, one line a sample.
+
+    Args:
+        model: What to solve: an `ODELayer`, a Keras model that holds one, or a dynamics as in `keras_ode.solve`. Or a
+            `Solution`, which is drawn as it is.
+        y0: The state at the first time, shape `[D]` or `[B, D]`; for a layer or a model, the input of its `ODELayer`.
+        t: The times to draw, shape `[T]`. Defaults to 201 times over the interval of the layer.
+        labels: Names of the `D` components. Default to `y1`, `y2`, ...
+        units: Their units, shown in brackets.
+        time_unit: The unit of time.
+        ax: Matplotlib axes to draw into. Defaults to a new figure.
+        **options: Options of `keras_ode.solve`, in place of the layer's.
+
+    Returns:
+        The Matplotlib axes.
+
+    Example:
+
+    >>> ax = keras_ode.plotting.plot_trajectories(lambda y: -y, tf.constant([[1.0, 2.0]]), [0.0, 1.0, 2.0])
+    >>> ax.get_xlabel()
+    't'
+    """
+    ts, ys = _solved(model, y0, t, options)
+    ax = _axes(ax)
+    names = _names(labels, units, ys.shape[-1])
+    for i, name in enumerate(names):
+        ax.plot(ts, ys[..., i], color=f"C{i}", alpha=_alpha(ys.shape[1]))
+        ax.plot([], [], color=f"C{i}", label=name)
+    ax.set_xlabel(_with_unit("t", time_unit))
+    ax.set_ylabel(names[0] if len(names) == 1 else "state")
+    if len(names) > 1:
+        ax.legend()
+    return ax
+
+
+def plot_phase_portrait(
+    model, y0=None, t=None, *, vector_field=True, labels=None, units=None, ax=None, **options
+):
+    """Draws trajectories of a two-dimensional state in its plane, from circles to squares.
+
+    Args:
+        model, y0, t: As in `plot_trajectories`, with two components.
+        vector_field: Whether to draw the vector field at the first time behind them, where the model has one. Defaults
+            to `True`.
+        labels, units: Names and units of the two components.
+        ax: Matplotlib axes to draw into. Defaults to a new figure.
+        **options: Options of `keras_ode.solve`, in place of the layer's.
+
+    Returns:
+        The Matplotlib axes.
+
+    Example:
+
+    >>> turn = tf.constant([[0.0, -1.0], [1.0, 0.0]])
+    >>> ax = keras_ode.plotting.plot_phase_portrait(lambda y: y @ turn, tf.eye(2), [0.0, 0.5, 1.0])
+    >>> len(ax.lines[0].get_xdata())
+    3
+    """
+    ts, ys = _solved(model, y0, t, options)
+    _check_two(ys.shape[-1])
+    ax = _axes(ax)
+    alpha = _alpha(ys.shape[1])
+    colors = [f"C{b % 10}" for b in range(ys.shape[1])]
+    for b, color in enumerate(colors):
+        ax.plot(ys[:, b, 0], ys[:, b, 1], color=color, alpha=alpha, zorder=2)
+    for index, marker, face in ((0, "o", "white"), (-1, "s", colors)):
+        ax.scatter(
+            *ys[index].T, marker=marker, s=30 * alpha, facecolors=face, edgecolors=colors, label=f"t = {ts[index]:g}", zorder=3
+        )
+    if vector_field and not isinstance(model, Solution):
+        limits = ax.get_xlim(), ax.get_ylim()
+        _draw_field(ax, *_field_on_grid(model, *limits, ts[0], 20, tf.rank(y0) == 2), color="0.75", zorder=1)
+        ax.set(xlim=limits[0], ylim=limits[1])
+    _name_plane(ax, labels, units)
+    ax.legend()
+    return ax
+
+
+def plot_vector_field(
+    model, xlim=(-1.0, 1.0), ylim=(-1.0, 1.0), t=None, *, num_points=20, batched=True, labels=None, units=None, ax=None
+):
+    """Draws the directions of a two-dimensional vector field as arrows, and its size as their color.
+
+    Args:
+        model: An `ODELayer`, a Keras model that holds one, or a dynamics as in `keras_ode.solve`.
+        xlim, ylim: The ranges of the first and the second component. Default to `(-1, 1)`.
+        t: The time. Defaults to the first of the layer, or `0`.
+        num_points: The number of arrows along each axis. Defaults to `20`.
+        batched: Whether the dynamics takes states `[B, 2]`, or (`False`) of shape `[2]`.
+        labels, units: Names and units of the two components.
+        ax: Matplotlib axes to draw into. Defaults to a new figure.
+
+    Returns:
+        The Matplotlib axes.
+
+    Example:
+
+    >>> ax = keras_ode.plotting.plot_vector_field(lambda y: -y, num_points=5)
+    >>> ax.collections[0].N
+    25
+    """
+    layer = _layer_of(model)
+    if t is None:
+        t = 0.0 if layer is None else layer.t[0]
+    ax = _axes(ax)
+    x, y, u, v = _field_on_grid(model, xlim, ylim, t, num_points, batched)
+    size = np.hypot(u, v)
+    arrows = _draw_field(ax, x, y, u, v, size, cmap="viridis")
+    ax.figure.colorbar(arrows, ax=ax, label=f"|f| at t = {t:g}")
+    _name_plane(ax, labels, units)
+    return ax
+
+
+def _solved(model, y0, t, options):
+    """Times `[T]` and states `[T, B, D]`, as arrays."""
+    if isinstance(model, Solution):
+        solution = model
+    else:
+        if y0 is None:
+            raise ValueError("y0 is needed to solve the model: the state at the first time. Received: y0=None")
+        layer = _layer_of(model)
+        dynamics = model
+        if layer is not None:
+            dynamics = layer.dynamics
+            y0 = tf.cast(y0, layer.variable_dtype)
+            options = {**{name: getattr(layer, name) for name in _OPTIONS}, **options}
+            t = np.linspace(layer.t[0], layer.t[-1], _SMOOTH) if t is None else t
+        elif t is None:
+            raise ValueError("t is needed to solve a dynamics: the times to draw. Received: t=None")
+        solution = solve(dynamics, y0, t, **options)
+    ts, ys = np.asarray(solution.ts), solution.ys
+    if tf.nest.is_nested(ys) or ys.shape.rank not in (2, 3) or ts.ndim != 1:
+        raise ValueError(
+            "Only states of shape [D] or [B, D] at times [T] can be drawn. Received: states "
+            f"{tf.nest.map_structure(lambda x: x.shape, ys)} at times {ts.shape}, time first"
+        )
+    ys = ys.numpy()
+    return ts, ys[:, None] if ys.ndim == 2 else ys
+
+
+def _layer_of(model):
+    """The `ODELayer` that a model is or holds; `None` for a dynamics."""
+    if not isinstance(model, keras.Layer):
+        return None
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, ODELayer)]
+    if len(found) > 1:
+        raise ValueError(f"The model holds {len(found)} ODELayers: pass the one to draw. Received: {model!r}")
+    return found[0] if found else None
+
+
+def _field_on_grid(model, xlim, ylim, t, num_points, batched):
+    """The points of a grid and the derivatives there: four arrays of shape `[num_points ** 2]`."""
+    layer = _layer_of(model)
+    dynamics = model if layer is None else layer.dynamics
+    x, y = (a.ravel() for a in np.meshgrid(np.linspace(*xlim, num_points), np.linspace(*ylim, num_points)))
+    points = tf.constant(np.stack([x, y], axis=-1), "float32" if layer is None else layer.variable_dtype)
+    time = tf.constant(t, points.dtype)
+
+    def derivative(states):
+        return dynamics(time, states) if takes_time(dynamics) else dynamics(states)
+
+    found = derivative(points) if batched else tf.map_fn(derivative, points)
+    if found.shape != points.shape:
+        _check_two(found.shape[-1])
+    return x, y, *np.asarray(tf.cast(found, tf.float64)).T
+
+
+def _draw_field(ax, x, y, u, v, *color, **options):
+    """Arrows of equal lengths."""
+    size = np.hypot(u, v)
+    size = np.where(size > 0, size, 1)
+    return ax.quiver(x, y, u / size, v / size, *color, angles="xy", pivot="mid", width=0.004, scale=30, **options)
+
+
+def _axes(ax):
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(layout="constrained")[1]
+    return ax
+
+
+def _name_plane(ax, labels, units):
+    x, y = _names(labels, units, 2)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+
+
+def _names(labels, units, count):
+    """The names of the components with their units."""
+    labels = [f"y{i + 1}" for i in range(count)] if labels is None else labels
+    units = [None] * count if units is None else units
+    for name, values in (("labels", labels), ("units", units)):
+        if len(values) != count:
+            raise ValueError(f"{name} must hold one for each of the {count} components. Received: {name}={values!r}")
+    return [_with_unit(label, unit) for label, unit in zip(labels, units, strict=True)]
+
+
+def _with_unit(label, unit):
+    return label if unit is None else f"{label} [{unit}]"
+
+
+def _alpha(num_samples):
+    """The more lines, the fainter each."""
+    return max(0.3, min(1.0, 10 / num_samples))
+
+
+def _check_two(count):
+    if count != 2:
+        raise ValueError(f"Only states of two components lie in a plane. Received: states of {count} components")
