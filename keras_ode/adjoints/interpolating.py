@@ -21,7 +21,6 @@ from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.solvers.base import Stage
 
-
 # A state takes a fraction of the room of an interpolant, and saves taking steps again.
 _STATES_A_STEP = 4
 

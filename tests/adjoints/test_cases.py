@@ -10,7 +10,6 @@ import scipy.linalg
 import tensorflow as tf
 
 import keras_ode
-from keras_ode.adjoints import Backsolve, Interpolating
 from tests.gradients import ADJOINTS, compiled, eager, gradients, gradients_by_complex_step
 from tests.references import MATRIX, START, TanhNetwork, linear_gradients, relative_error
 
