@@ -141,8 +141,9 @@ def solve_in_mode(
     on_failure,
     jit_compile,
     training,
+    recorder=None,
 ):
-    """`solve`, with the mode in which to call a Keras layer."""
+    """`solve`, with the mode in which to call a Keras layer, and with who is told of it (see `Problem`)."""
     y0 = _checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
@@ -153,7 +154,7 @@ def solve_in_mode(
     adjoint = _checked_adjoint(adjoint, dense, method)
     _check_on_failure(on_failure)
     field = _close(dynamics, times[0], y0, args, training)
-    problem = Problem(field, times, leaves, field.parameters, method, times_vary, bool(dense))
+    problem = Problem(field, times, leaves, field.parameters, method, times_vary, bool(dense), recorder)
     segments = _segments(event, jump_times, problem, y0)
     outcome, events = _run(adjoint, problem, segments, jit_compile)
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
@@ -364,7 +365,7 @@ def _run(adjoint, problem, segments, jit_compile):
         segments and segments.key(),
         adjoint,
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
-        (problem.times_vary, problem.dense),
+        (problem.times_vary, problem.dense, problem.recorder),
         jit_compile,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )

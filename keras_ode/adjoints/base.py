@@ -1,7 +1,7 @@
 """The adjoint contract: a solve whose outputs can be differentiated."""
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ from keras_ode.controllers import Tolerance
 from keras_ode.dynamics import VectorField
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
-from keras_ode.observers import KeepDense, SaveAt, Stiffness
+from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
 from keras_ode.solvers.base import Stage
 
 
@@ -27,6 +27,10 @@ class Problem(NamedTuple):
         method: How to integrate.
         times_vary: Whether the times may need a gradient.
         dense: Whether to keep all interpolants.
+        recorder: Who is told of the solve, or `None`. It has `capacity` and `samples` (see `RecordSteps`; without capacity
+            no step is recorded), a method `forward(result, record)`, which is called where the forward solve has ended, and
+            `backward()`, called there too, which returns a function `(outcome, cotangents)` for the end of the backward
+            pass: this may use only what `backward` made.
     """
 
     field: VectorField
@@ -36,6 +40,7 @@ class Problem(NamedTuple):
     method: Method
     times_vary: bool
     dense: bool = False
+    recorder: Any = None
 
     def tensors(self):
         """All tensors of the problem, flat; `with_tensors` puts them back."""
@@ -108,12 +113,14 @@ class Cotangents(NamedTuple):
         parameters: Those of the field's differentiable parameters.
         status: How the backward pass ended.
         num_evaluations: How often it evaluated the field.
+        record: The `StepRecord` of its steps, where a recorder asks for them; else empty.
     """
 
     y: tuple
     parameters: tuple
     status: tf.Tensor
     num_evaluations: tf.Tensor
+    record: tuple = ()
 
 
 class FirstOrderAdjoint(Adjoint):
@@ -140,9 +147,10 @@ class FirstOrderAdjoint(Adjoint):
             structure.append(outcome)
             # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
             kept = tf.nest.map_structure(tf.stop_gradient, (outcome, memory))
+            report = inner.recorder.backward() if inner.recorder is not None else None
 
             def gradient(*cotangents):
-                return self._gradients(inner, *kept, cotangents, tensors)
+                return self._gradients(inner, *kept, cotangents, tensors, report)
 
             return tf.nest.flatten(outcome), gradient
 
@@ -152,12 +160,14 @@ class FirstOrderAdjoint(Adjoint):
         rest = {name: tf.nest.map_structure(tf.stop_gradient, x) for name, x in outcome._asdict().items()}
         return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense})
 
-    def _gradients(self, problem, outcome, memory, cotangents, tensors):
-        """One gradient, or `None`, for each of the problem's tensors."""
+    def _gradients(self, problem, outcome, memory, cotangents, tensors, report):
+        """One gradient, or `None`, for each of the problem's tensors; what was found is reported."""
         num_leaves = len(outcome.ys)
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
         padded = _without_padding(problem, cotangents)
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
+        if report is not None:
+            report(outcome, found)
         ok = found.status == int(Status.SUCCESS)
         y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
         times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
@@ -187,6 +197,9 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if problem.dense:
         clock = Clock(times[0], times[-1])
         observers["dense"] = KeepDense(clock, y, method.solver, method.max_steps)
+    recording = step_observers(problem.recorder, times[0])
+    if recording:
+        observers["record"] = recording[0]
     if observer is not None:
         observers["asked"] = observer
     result = integrate(
@@ -200,6 +213,8 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         bound=bound,
     )
     seen = dict(zip(observers, result.observed, strict=True))
+    if problem.recorder is not None:
+        problem.recorder.forward(result, seen.get("record", ()))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))

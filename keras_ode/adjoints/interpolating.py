@@ -19,6 +19,7 @@ from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
+from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
 
@@ -58,13 +59,14 @@ class Interpolating(FirstOrderAdjoint):
             step_size=outcome.step_size,
             status=outcome.status,
             num_evaluations=tf.constant(0),
+            record=tuple(o.start() for o in step_observers(problem.recorder, problem.times[0])),
         )
 
         def reverse_block(*progress):
             return tuple(_Block(problem, history, memory, outcome, cotangents, method, _Progress(*progress)).reverse())
 
         end = _Progress(*tf.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
-        return Cotangents(end.a, end.parameters, end.status, end.num_evaluations)
+        return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *end.record)
 
 
 class _Memory(NamedTuple):
@@ -83,6 +85,7 @@ class _Progress(NamedTuple):
     step_size: tf.Tensor
     status: tf.Tensor
     num_evaluations: tf.Tensor
+    record: tuple
 
 
 class _History:
@@ -152,9 +155,12 @@ class _Block:
             impulses, a = self._impulses(equation, early, late, a)
             method = method._replace(solver=impulses)
         quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locate)
-        result = integrate(equation, late, early, a, method, observers=(quadrature,), dense=True)
+        recording = [
+            step_observers(problem.recorder, early, clock=self.replay.clock, before=before)[0] for before in progress.record
+        ]
+        result = integrate(equation, late, early, a, method, observers=(quadrature, *recording), dense=True)
         a = result.y
-        parameters, evaluations = result.observed[0]
+        (parameters, evaluations), *record = result.observed
         parameters = tree.add(progress.parameters, parameters)
         if impulses is not None:
             a, parameters, count = impulses.finish(early, a, result.carry, parameters)
@@ -167,6 +173,7 @@ class _Block:
             step_size=result.step_size,
             status=tf.where(failed, progress.status, result.status),
             num_evaluations=progress.num_evaluations + tf.reduce_max(result.num_evaluations) + evaluations,
+            record=tuple(record),
         )
 
     def _impulses(self, equation, early, late, a):

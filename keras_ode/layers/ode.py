@@ -96,6 +96,7 @@ class ODELayer(keras.Layer):
         self.return_sequences = bool(return_sequences)
         check_jit_compile(jit_compile)
         self.jit_compile = jit_compile
+        self._recorder = None  # set while a callback records what the solver does
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.float32)
 
     def build(self, y_shape, t_shape=None):
@@ -127,6 +128,7 @@ class ODELayer(keras.Layer):
             on_failure="auto",
             jit_compile=self.jit_compile,
             training=training,
+            recorder=self._recorder,
         )
         self._advance_seeds()
         return tf.nest.map_structure(self._as_output, solution.ys)
