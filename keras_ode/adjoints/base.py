@@ -30,7 +30,7 @@ class Problem(NamedTuple):
         recorder: Who is told of the solve, or `None`. It has `capacity` and `samples` (see `RecordSteps`; without capacity
             no step is recorded), a method `forward(result, record)`, which is called where the forward solve has ended, and
             `backward()`, called there too, which returns a function `(outcome, cotangents)` for the end of the backward
-            pass: this may use only what `backward` made.
+            pass: this may use only what `backward` made, and returns the operations that must run.
     """
 
     field: VectorField
@@ -166,8 +166,13 @@ class FirstOrderAdjoint(Adjoint):
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
         padded = _without_padding(problem, cotangents)
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
+        if problem.times_vary:  # the field is evaluated at each of them, below
+            found = found._replace(num_evaluations=found.num_evaluations + problem.times.shape[0])
         if report is not None:
-            report(outcome, found)
+            # Graphs of gradients may leave out what nothing depends on.
+            with tf.control_dependencies(report(outcome, found)):
+                y, parameters = tf.nest.map_structure(tf.identity, (found.y, found.parameters))
+                found = found._replace(y=y, parameters=parameters)
         ok = found.status == int(Status.SUCCESS)
         y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
         times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()

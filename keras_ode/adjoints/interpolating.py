@@ -105,7 +105,7 @@ class _History:
         return _Memory(self.checkpoints.see(state.trajectory, trial), polynomials)
 
     def replay(self, trajectory, first, last):
-        """The polynomials of the steps `first` to `last - 1`, taken again."""
+        """The polynomials of the steps `first` to `last - 1`, taken again, and the evaluations that this took."""
         replay = Replay(self.problem, stage_field(self.problem), trajectory, dense=True)
 
         def put(polynomials, slot, _, interval, step):
@@ -136,8 +136,10 @@ class _Block:
         self.first = tf.maximum(progress.last - history.capacity, 0)
         self.replay = Replay(problem, stage_field(problem), memory.trajectory, dense=True)
         fresh = tf.reduce_all(progress.last == memory.trajectory.num_steps)
-        self.polynomials = tf.cond(
-            fresh, lambda: memory.polynomials, lambda: history.replay(memory.trajectory, self.first, progress.last)
+        self.polynomials, self.evaluations = tf.cond(
+            fresh,
+            lambda: (memory.polynomials, tf.constant(0)),
+            lambda: history.replay(memory.trajectory, self.first, progress.last),
         )
         self.window = tree.take_each(
             memory.trajectory.untils, self.first + tree.expand(tf.range(history.capacity), memory.trajectory.untils)
@@ -162,6 +164,7 @@ class _Block:
         a = result.y
         (parameters, evaluations), *record = result.observed
         parameters = tree.add(progress.parameters, parameters)
+        evaluations += self.evaluations
         if impulses is not None:
             a, parameters, count = impulses.finish(early, a, result.carry, parameters)
             evaluations += count

@@ -44,9 +44,10 @@ class Tape:
         def report(outcome, cotangents):
             # A backward solve that has no forward solve to start from is no second failure.
             failed = tf.where(_is_fine(outcome.status), cotangents.status, int(Status.SUCCESS))
-            totals.add("backward", cotangents.num_evaluations, _count_failures(failed))
+            operations = [totals.add("backward", cotangents.num_evaluations, _count_failures(failed))]
             if ring is not None and cotangents.record:
-                ring.put(cotangents.record, cotangents.status)
+                operations += ring.put(cotangents.record, cotangents.status)
+            return operations
 
         return report
 
@@ -102,7 +103,7 @@ class _TotalsHandle:
             sums = [one, none, evaluations, none, rejected, failures]
         else:
             sums = [none, one, none, evaluations, none, failures]
-        tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=tf.stack(sums))
+        return tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=tf.stack(sums))
 
 
 class _Ring:
@@ -139,9 +140,13 @@ class _RingHandle:
         num_steps = tf.pad(num_steps, [[0, missing]], constant_values=-1)
         rows = tf.pad(rows, [[0, 0], [0, missing], [0, 0]])
         slot = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32) % self._ring.slots
-        for handle, value in ((self._counts, tf.concat([num_steps, batch], axis=0)), (self._rows, rows)):
+        counts = tf.concat([num_steps, batch], axis=0)
+        operations = [
             tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=slot, updates=value)
-        tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))
+            for handle, value in ((self._counts, counts), (self._rows, rows))
+        ]
+        with tf.control_dependencies([slot]):
+            return [*operations, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
 
 
 def _variable(value, aggregation):
