@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from keras_ode.errors import Status
 
-DIRECTIONS = ("forward", "backward")
 _FINE = (int(Status.SUCCESS), int(Status.EVENT))
 
 
@@ -28,7 +27,8 @@ class Tape:
         self.layer, self.label, self.capacity = layer, label, capacity
         self.samples = samples if layer.per_sample else 1
         self.totals = Totals(label)
-        self._rings = {d: _Ring(capacity, self.samples, slots, layer.variable_dtype) for d in DIRECTIONS} if capacity else {}
+        directions = ("forward", "backward") if capacity else ()
+        self._rings = {d: _Ring(capacity, self.samples, slots, layer.variable_dtype) for d in directions}
 
     def forward(self, result, record):
         failures = _count_failures(result.status)
@@ -57,17 +57,16 @@ class Tape:
             ring.calls.assign(0)
 
     def read(self):
-        """The solves that are kept, oldest first: of each direction the number of all, and `(num_steps, rows)` of some."""
+        """Of each direction the number of solves since `rewind`, and of the last of them the counts and rows, oldest first."""
         return {direction: ring.read() for direction, ring in self._rings.items()}
 
 
 class Totals(keras.metrics.Metric):
     """Means over the solves since the last reset, as four logs of a layer."""
 
-    _NAMES = ("nfe", "nfe_backward", "rejected", "failures")
-
     def __init__(self, label):
         super().__init__(name=f"{label}_solver")
+        self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
         # Not tracked by Keras, so that nothing of it is saved.
         self._sums = _variable(np.zeros([6], "float64"), tf.VariableAggregation.SUM)
 
@@ -83,10 +82,9 @@ class Totals(keras.metrics.Metric):
     def result(self):
         forwards, backwards, nfe, nfe_backward, rejected, failures = tf.unstack(tf.convert_to_tensor(self._sums))
         sums, counts = (nfe, nfe_backward, rejected, failures), (forwards, backwards, forwards, forwards)
-        label = self.name.removesuffix("_solver")
         return {
-            f"{label}_{name}": tf.cast(tf.math.divide_no_nan(total, count), tf.float32)
-            for name, total, count in zip(self._NAMES, sums, counts, strict=True)
+            name: tf.cast(tf.math.divide_no_nan(total, count), tf.float32)
+            for name, total, count in zip(self.names, sums, counts, strict=True)
         }
 
 
@@ -121,7 +119,6 @@ class _Ring:
         return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.rows)))
 
     def read(self):
-        """The number of calls, and the `(num_steps, rows)` of the last of them."""
         calls, counts, rows = (tf.convert_to_tensor(v).numpy() for v in (self.calls, self.counts, self.rows))
         kept = range(max(0, calls - self.slots), calls)
         return int(calls), [(counts[n % self.slots], rows[n % self.slots]) for n in kept]
