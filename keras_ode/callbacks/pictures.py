@@ -2,7 +2,6 @@
 
 import numpy as np
 
-_REJECTED = "tab:red"
 _DIRECTIONS = ("forward", "backward")
 
 
@@ -15,7 +14,7 @@ def plot_steps(records):
     layers = list(dict.fromkeys(record.layer for record in records))
     directions = [d for d in _DIRECTIONS if any(record.direction == d for record in records)]
     epochs = sorted({record.epoch for record in records})
-    shade = _shades(epochs)
+    shade, rejected = _shades(epochs, "Blues"), _shades(epochs, "Reds")
     figure, axes = plt.subplots(
         2 * len(layers),
         len(directions),
@@ -30,13 +29,13 @@ def plot_steps(records):
             pair = axes[2 * i : 2 * i + 2, j]
             for record in records:
                 if (record.layer, record.direction) == (layer, direction):
-                    _draw(*pair, record, shade.to_rgba(record.epoch))
+                    _draw(*pair, record, shade.to_rgba(record.epoch), rejected.to_rgba(record.epoch))
             _label(*pair, layer, direction, j == 0)
     for axis in axes[-1]:
         axis.set_xlabel("time $t$ at the middle of the step")
     if len(epochs) > 1:
         figure.colorbar(shade, ax=axes, label="epoch", ticks=_ticks(epochs))
-    axes[0, 0].legend(handles=_legend(shade.to_rgba(epochs[-1])), loc="best")
+    axes[0, 0].legend(handles=_legend(shade.to_rgba(epochs[-1]), rejected.to_rgba(epochs[-1])), loc="best")
     return figure
 
 
@@ -49,7 +48,7 @@ def plot_nfe(history):
         raise ValueError("There is no epoch to draw: pass the recorder to fit first.")
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
     layers = [name.removesuffix("_nfe") for name in history[0] if name.endswith("_nfe") and not name.startswith("val_")]
-    number = np.arange(1, len(history) + 1)
+    number = np.arange(len(history))
     for i, layer in enumerate(layers):
         for name, style, direction in ((f"{layer}_nfe", "o-", "forward"), (f"{layer}_nfe_backward", "s--", "backward")):
             axis.plot(number, [logs[name] for logs in history], style, color=f"C{i}", ms=4, label=f"{layer}, {direction}")
@@ -62,11 +61,11 @@ def plot_nfe(history):
     return figure
 
 
-def _draw(sizes, errors, record, color):
+def _draw(sizes, errors, record, color, rejected):
     middle, accepted = record.t + record.step_size / 2, record.accepted
     for axis, values in ((sizes, np.abs(record.step_size)), (errors, record.error)):
         axis.plot(middle[accepted], values[accepted], "o-", color=color, ms=4, lw=1)
-        axis.plot(middle[~accepted], values[~accepted], "x", color=_REJECTED, ms=6, mew=1.5, zorder=3)
+        axis.plot(middle[~accepted], values[~accepted], "x", color=rejected, ms=5, mew=1.5, zorder=3)
 
 
 def _label(sizes, errors, layer, direction, is_first):
@@ -80,13 +79,13 @@ def _label(sizes, errors, layer, direction, is_first):
         errors.set_ylabel("scaled error (1: the tolerance)")
 
 
-def _shades(epochs):
+def _shades(epochs, name):
     """From light to dark over the epochs."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    shades = LinearSegmentedColormap.from_list("epochs", colormaps["Blues"](np.linspace(0.3, 1, 64)))
+    shades = LinearSegmentedColormap.from_list(name, colormaps[name](np.linspace(0.3, 1, 64)))
     first, last = epochs[0], epochs[-1]
     return ScalarMappable(Normalize(first if first < last else last - 1, last), shades)
 
@@ -95,10 +94,10 @@ def _ticks(epochs):
     return epochs if len(epochs) <= 8 else epochs[:: -(-len(epochs) // 8)]
 
 
-def _legend(color):
+def _legend(accepted, rejected):
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], color=color, marker="o", ms=4, lw=1, label="accepted"),
-        Line2D([], [], color=_REJECTED, marker="x", ms=6, mew=1.5, ls="", label="rejected"),
+        Line2D([], [], color=accepted, marker="o", ms=4, lw=1, label="accepted"),
+        Line2D([], [], color=rejected, marker="x", ms=5, mew=1.5, ls="", label="rejected"),
     ]

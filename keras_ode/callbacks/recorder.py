@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ode.callbacks import pictures, tensorboard
+from keras_ode.callbacks import pictures
 from keras_ode.callbacks.tape import Tape
+from keras_ode.callbacks.tensorboard import Summaries
 from keras_ode.layers.ode import ODELayer
 
 
@@ -94,7 +95,8 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self.async_safe = every == "epoch"  # Keras then need not wait for every batch.
         self._tapes, self._probe_tapes, self._probing = [], [], None
         self._fits = False
-        self._epoch, self._batches, self._num_written = 0, range(1), 0
+        self._epoch, self._batches = 0, range(1)
+        self._summaries, self._num_written = None, 0
 
     def to_csv(self, path):
         """Writes the records to a file of comma-separated values, one line a tried step."""
@@ -123,6 +125,8 @@ class SolverStepRecorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._fits = True
+        if self.log_dir is not None:
+            self._summaries, self._num_written = Summaries(self.log_dir), len(self.records)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -140,8 +144,8 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self._collect()
         self.means = self._own(logs)
         self.history.append({"epoch": epoch, **self.means})
-        if self.log_dir is not None:
-            tensorboard.write(self.log_dir, epoch, self.means, self.records[self._num_written :])
+        if self._summaries is not None:
+            self._summaries.write(epoch, self.means, self.records[self._num_written :])
             self._num_written = len(self.records)
 
     def on_train_end(self, logs=None):
@@ -245,14 +249,16 @@ class SolverStepRecorder(keras.callbacks.Callback):
     # Records.
 
     def _collect(self):
-        """Turns what is on the tapes into records."""
+        """Turns what is on the tapes into records, batch by batch."""
+        found = []
         for tape in (*self._tapes, *self._probe_tapes):
             for direction, (calls, kept) in tape.read().items():
                 batches = [self._batch_of(calls - len(kept) + i, calls) for i in range(len(kept))]
                 # Of several calls in a batch, the last.
                 for batch, (counts, rows) in dict(zip(batches, kept, strict=True)).items():
                     if self._is_due(batch):
-                        self.records += self._records(tape, direction, batch, counts, rows)
+                        found += self._records(tape, direction, batch, counts, rows)
+        self.records += sorted(found, key=lambda record: record.batch)
         self._rewind()
 
     def _batch_of(self, call, calls):

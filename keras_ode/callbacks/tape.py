@@ -1,8 +1,10 @@
 """What one layer's solves leave behind, in variables: they can be written inside any compiled program."""
 
-import keras
+from types import SimpleNamespace
+
 import numpy as np
 import tensorflow as tf
+from keras.src.trainers.compile_utils import MetricsList
 
 from keras_ode.errors import Status
 
@@ -61,12 +63,13 @@ class Tape:
         return {direction: ring.read() for direction, ring in self._rings.items()}
 
 
-class Totals(keras.metrics.Metric):
+class Totals(MetricsList):
     """Means over the solves since the last reset, as four logs of a layer."""
 
     def __init__(self, label):
-        super().__init__(name=f"{label}_solver")
         self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
+        # Callbacks that monitor a log find in the metrics of such a list that less is better.
+        super().__init__([SimpleNamespace(name=name, _direction="down") for name in self.names], name=f"{label}_solver")
         # Not tracked by Keras, so that nothing of it is saved.
         self._sums = _variable(np.zeros([6], "float64"), tf.VariableAggregation.SUM)
 

@@ -8,18 +8,23 @@ _BINS = 30
 _DATA_CLASSES = {"scalars": 1, "histograms": 2}
 
 
-def write(log_dir, step, scalars, records):
-    """Writes scalars by their names, and histograms of the records' step sizes, as those of a step of training."""
-    writer = tf.summary.create_file_writer(str(log_dir))
-    with writer.as_default(step=step):
-        for name, value in scalars.items():
-            tf.summary.write(name, tf.constant(value, tf.float32), metadata=_metadata("scalars"))
-        for name in sorted({(record.layer, record.direction) for record in records}):
-            sizes = np.abs(np.concatenate([r.step_size for r in records if (r.layer, r.direction) == name]))
-            counts, edges = np.histogram(sizes, bins=_BINS)
-            table = np.stack([edges[:-1], edges[1:], counts], axis=1)
-            tf.summary.write("/".join(name) + "_step_size", tf.constant(table), metadata=_metadata("histograms"))
-    writer.close()
+class Summaries:
+    """A file of summaries in a directory."""
+
+    def __init__(self, log_dir):
+        self._writer = tf.summary.create_file_writer(str(log_dir))
+
+    def write(self, step, scalars, records):
+        """Writes scalars by their names, and histograms of the records' step sizes, as those of a step of training."""
+        with self._writer.as_default(step=step):
+            for name, value in scalars.items():
+                tf.summary.write(name, tf.constant(value, tf.float32), metadata=_metadata("scalars"))
+            for name in sorted({(record.layer, record.direction) for record in records}):
+                sizes = np.abs(np.concatenate([r.step_size for r in records if (r.layer, r.direction) == name]))
+                counts, edges = np.histogram(sizes, bins=_BINS)
+                table = tf.constant(np.stack([edges[:-1], edges[1:], counts], axis=1))
+                tf.summary.write("/".join(name) + "_step_size", table, metadata=_metadata("histograms"))
+        self._writer.flush()
 
 
 def _metadata(plugin):
