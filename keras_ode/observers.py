@@ -3,6 +3,8 @@
 An observer has `start()`, its first state, and `see(state, trial)`, its state after a tried step.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -133,3 +135,56 @@ class KeepDense:
             untils=tree.put(state.untils, slot, until),
             polynomials=tuple(tree.put(old, slot, leaf) for old, leaf in zip(state.polynomials, new, strict=True)),
         )
+
+
+class StepRecord(NamedTuple):
+    """The steps that were tried.
+
+    Attributes:
+        num_steps: How many, a scalar, or `[S]` for the samples that are kept.
+        rows: `[capacity + 1, 4]` or `[capacity + 1, S, 4]`: where each step starts, its signed size, its scaled error (NaN
+            where the method estimates none), and 1 where it was accepted, else 0. The last row is never read.
+    """
+
+    num_steps: tf.Tensor
+    rows: tf.Tensor
+
+
+class RecordSteps:
+    """Observes the steps that are tried: a `StepRecord` of the first `capacity`, and the number of all.
+
+    Args:
+        recorder: What asks for them: of the first `recorder.samples` samples the first `recorder.capacity` steps.
+        like: A scalar of the solve, or `[B]`.
+        clock: What turns the loop's time into that of the problem, where they differ: the forward solve's `Clock`.
+        before: A `StepRecord` to go on from.
+    """
+
+    def __init__(self, recorder, like, clock=None, before=()):
+        self.capacity, self.samples = recorder.capacity, recorder.samples
+        self.clock, self.before, self.like = clock, before, self._kept(like)
+
+    def start(self):
+        if self.before:
+            return self.before
+        rows = tf.zeros(tf.concat([[self.capacity + 1], tf.shape(self.like), [4]], axis=0), self.like.dtype)
+        return StepRecord(tf.zeros_like(self.like, dtype=tf.int32), rows)
+
+    def see(self, state, trial):
+        time, size, error = trial.interval.start, trial.interval.size, trial.error
+        if self.clock is not None:
+            time, size = self.clock.time(time), self.clock.direction * size
+        if trial.step.error is None:
+            error = tf.fill(tf.shape(error), tf.constant(np.nan, error.dtype))
+        row = tf.stack([self._kept(x) for x in (time, size, error, tf.cast(trial.accept, error.dtype))], axis=-1)
+        running = self._kept(trial.running)
+        slot = tf.where(running, tf.minimum(state.num_steps, self.capacity), self.capacity)
+        return StepRecord(state.num_steps + tf.cast(running, tf.int32), tree.put(state.rows, slot, row))
+
+    def _kept(self, scalar):
+        return scalar[: self.samples] if scalar.shape.rank else scalar
+
+
+def step_observers(recorder, like, **options):
+    """`RecordSteps` where a recorder asks for steps: a tuple of one or none."""
+    return (RecordSteps(recorder, like, **options),) if recorder is not None and recorder.capacity else ()

@@ -156,8 +156,10 @@ def solve_in_mode(
     progress=False,
     regularizers=(),
     noise=(),
+    recorder=None,
 ):
-    """`solve`, with the mode in which to call a Keras layer, and the values of regularizers, a tuple."""
+    """`solve`, with the mode in which to call a Keras layer, the values of regularizers, a tuple, and with who is told of
+    it (see `Problem`)."""
     y0 = _checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
@@ -172,7 +174,15 @@ def solve_in_mode(
     if penalties is not None:
         leaves = (*leaves, *penalties.leaves)
     problem = Problem(
-        field, times, leaves, field.parameters, method, times_vary, bool(dense), num_penalties=len(regularizers)
+        field,
+        times,
+        leaves,
+        field.parameters,
+        method,
+        times_vary,
+        bool(dense),
+        num_penalties=len(regularizers),
+        recorder=recorder,
     )
     segments = _segments(event, jump_times, problem, y0)
     with progress_bar(times, jit_compile) if progress else contextlib.nullcontext() as bar:
@@ -414,7 +424,8 @@ def _run(adjoint, problem, segments, jit_compile):
         segments and segments.key(),
         adjoint,
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
-        (problem.times_vary, problem.dense, problem.num_penalties, *(watcher.fingerprint for watcher in problem.watchers)),
+        (problem.times_vary, problem.dense, problem.num_penalties, problem.recorder),
+        tuple(watcher.fingerprint for watcher in problem.watchers),
         jit_compile,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )

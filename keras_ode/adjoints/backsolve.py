@@ -10,6 +10,7 @@ from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
+from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
 
@@ -53,6 +54,7 @@ class Backsolve(FirstOrderAdjoint):
         drift = _Drift(equation, method, stops, stored)
         # A step that only some samples accept adds to their parameters' cotangents alone: these are summed afterwards.
         quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locator(method.solver))
+        recording = step_observers(problem.recorder, times[0])
         result = integrate(
             equation,
             times[-1],
@@ -61,7 +63,7 @@ class Backsolve(FirstOrderAdjoint):
             method._replace(solver=solver, step_size=outcome.step_size),
             integral=equation.no_integral(),
             stops=stops,
-            observers=(drift, quadrature) if method.per_sample else (drift,),
+            observers=(drift, *((quadrature,) if method.per_sample else ()), *recording),
             dense=method.per_sample,
             controlled=equation.controlled,
         )
@@ -73,6 +75,7 @@ class Backsolve(FirstOrderAdjoint):
             parameters=parameters,
             status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
             num_evaluations=result.num_evaluations + evaluations + more_evaluations,
+            record=result.observed[-1] if recording else (),
         )
 
 

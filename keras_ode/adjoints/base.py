@@ -1,7 +1,7 @@
 """The adjoint contract: a solve whose outputs can be differentiated."""
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ from keras_ode.controllers import Tolerance
 from keras_ode.dynamics import VectorField
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
-from keras_ode.observers import KeepDense, SaveAt, Stiffness
+from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
 from keras_ode.solvers.base import Stage
 
 
@@ -29,6 +29,10 @@ class Problem(NamedTuple):
         dense: Whether to keep all interpolants.
         watchers: Observers of the forward steps, of which nothing is kept.
         num_penalties: How many of the last leaves only add up, unseen by error control.
+        recorder: Who is told of the solve, or `None`. It has `capacity` and `samples` (see `RecordSteps`; without capacity
+            no step is recorded), a method `forward(result, record)`, which is called where the forward solve has ended, and
+            `backward()`, called there too, which returns a function `(outcome, cotangents)` for the end of the backward
+            pass: this may use only what `backward` made, and returns the operations that must run.
     """
 
     field: VectorField
@@ -40,6 +44,7 @@ class Problem(NamedTuple):
     dense: bool = False
     watchers: tuple = ()
     num_penalties: int = 0
+    recorder: Any = None
 
     def controlled(self, leaves):
         """Of leaves like those of the state, the ones that error control sees."""
@@ -117,12 +122,14 @@ class Cotangents(NamedTuple):
         parameters: Those of the field's differentiable parameters.
         status: How the backward pass ended.
         num_evaluations: How often it evaluated the field.
+        record: The `StepRecord` of its steps, where a recorder asks for them; else empty.
     """
 
     y: tuple
     parameters: tuple
     status: tf.Tensor
     num_evaluations: tf.Tensor
+    record: tuple = ()
 
 
 class FirstOrderAdjoint(Adjoint):
@@ -149,9 +156,10 @@ class FirstOrderAdjoint(Adjoint):
             structure.append(outcome)
             # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
             kept = tf.nest.map_structure(tf.stop_gradient, (outcome, memory))
+            report = inner.recorder.backward() if inner.recorder is not None else None
 
             def gradient(*cotangents):
-                return self._gradients(inner, *kept, cotangents, tensors)
+                return self._gradients(inner, *kept, cotangents, tensors, report)
 
             return tf.nest.flatten(outcome), gradient
 
@@ -161,12 +169,19 @@ class FirstOrderAdjoint(Adjoint):
         rest = {name: tf.nest.map_structure(tf.stop_gradient, x) for name, x in outcome._asdict().items()}
         return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense})
 
-    def _gradients(self, problem, outcome, memory, cotangents, tensors):
-        """One gradient, or `None`, for each of the problem's tensors."""
+    def _gradients(self, problem, outcome, memory, cotangents, tensors, report):
+        """One gradient, or `None`, for each of the problem's tensors; what was found is reported."""
         num_leaves = len(outcome.ys)
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
         padded = _without_padding(problem, cotangents)
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
+        if problem.times_vary:  # the field is evaluated at each of them, below
+            found = found._replace(num_evaluations=found.num_evaluations + problem.times.shape[0])
+        if report is not None:
+            # Graphs of gradients may leave out what nothing depends on.
+            with tf.control_dependencies(report(outcome, found)):
+                y, parameters = tf.nest.map_structure(tf.identity, (found.y, found.parameters))
+                found = found._replace(y=y, parameters=parameters)
         ok = found.status == int(Status.SUCCESS)
         y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
         times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
@@ -196,6 +211,9 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if problem.dense:
         clock = Clock(times[0], times[-1])
         observers["dense"] = KeepDense(clock, y, method.solver, method.max_steps)
+    recording = step_observers(problem.recorder, times[0])
+    if recording:
+        observers["record"] = recording[0]
     if observer is not None:
         observers["asked"] = observer
     result = integrate(
@@ -210,6 +228,8 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         controlled=problem.controlled,
     )
     seen = dict(zip(observers, result.observed, strict=False))
+    if problem.recorder is not None:
+        problem.recorder.forward(result, seen.get("record", ()))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))

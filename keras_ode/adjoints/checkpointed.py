@@ -45,30 +45,30 @@ class Checkpointed(FirstOrderAdjoint):
         block = tf.minimum(memory.stride, capacity)
         num_steps = memory.num_steps
 
-        def reverse_block(index, a, parameters):
+        def reverse_block(index, a, parameters, evaluations):
             first = tf.where(index >= 0, index * block, num_steps)
             last = tf.where(index >= 0, tf.minimum((index + 1) * block, num_steps), num_steps)
-            states = replay.states(first, last, capacity)
+            states, replayed = replay.states(first, last, capacity)
 
-            def reverse_one(n, a, parameters):
+            def reverse_one(n, a, parameters, evaluations):
                 # Samples that are done wait in the step after their last, which has no length.
                 left = n >= first
                 y = tuple(tree.take(leaf, tf.where(left, n - first, 0)) for leaf in states)
-                a, change = reverse(tf.where(left, n, num_steps), y, a)
-                return n - 1, a, tree.add(parameters, change)
+                a, change, count = reverse(tf.where(left, n, num_steps), y, a)
+                return n - 1, a, tree.add(parameters, change), evaluations + count
 
-            _, a, parameters = tree.while_loop(
-                lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters)
-            )
-            return index - 1, a, parameters
+            return index - 1, *tree.while_loop(
+                lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters, evaluations + replayed)
+            )[1:]
 
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))
         last_block = (num_steps + block - 1) // block - 1
-        _, a, parameters = tree.while_loop(
-            lambda index, *_: tf.reduce_any(index >= 0), reverse_block, (last_block, a, parameters)
+        _, a, parameters, evaluations = tree.while_loop(
+            lambda index, *_: tf.reduce_any(index >= 0), reverse_block, (last_block, a, parameters, tf.constant(0))
         )
-        return Cotangents(a, parameters, outcome.status, memory.num_steps)
+        records = problem.recorder is not None and problem.recorder.capacity
+        return Cotangents(a, parameters, outcome.status, evaluations, replay.record(problem.recorder) if records else ())
 
 
 class _ReverseStep:
@@ -81,7 +81,7 @@ class _ReverseStep:
         self.cotangents = tuple(leaf[1:-1] for leaf in cotangents)
 
     def __call__(self, n, y, a):
-        """The cotangent where step `n` begins, at `y`, and what the step adds to those of the parameters."""
+        """The cotangent where step `n` begins, at `y`, what the step adds to those of the parameters, and evaluations."""
         problem = self.problem
         parameters = problem.field.select(problem.parameters)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -94,7 +94,9 @@ class _ReverseStep:
             if self.problem.times.shape[0] != 2:
                 targets.append(self._saved_product(interval, step, y))
                 weights.append(tf.ones_like(targets[-1]))
-        return tape.gradient(targets, (y, parameters), output_gradients=weights, unconnected_gradients="zero")
+        gradients = tape.gradient(targets, (y, parameters), output_gradients=weights, unconnected_gradients="zero")
+        # Derivatives evaluate the field again, except at the new point where nothing depends on it.
+        return *gradients, 2 * step.evaluations - (0 if self.replay.dense else 1)
 
     def _saved_product(self, interval, step, y):
         """The product of the states saved within the step with their cotangents."""

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.integrate import Clock
+from keras_ode.observers import StepRecord
 
 
 class Trajectory(NamedTuple):
@@ -101,11 +103,13 @@ class Replay:
     def step(self, n, y):
         """Takes step `n` from its start `y`."""
         interval = self.interval(n)
-        carry, _ = self.solver.start(self.field, interval.start, y)
-        return interval, self.solver.step(self.field, interval, y, carry, with_dense=self.dense)
+        carry, evaluations = self.solver.start(self.field, interval.start, y)
+        step = self.solver.step(self.field, interval, y, carry, with_dense=self.dense)
+        return interval, step._replace(evaluations=step.evaluations + evaluations)
 
     def states(self, first, last, capacity):
-        """The states where the steps `first` to `last - 1` begin: leaves `[capacity + 1, ...]`, the last never read."""
+        """The states where the steps `first` to `last - 1` begin: leaves `[capacity + 1, ...]`, the last never read;
+        and the evaluations that this took."""
 
         def put(buffers, slot, y, *_):
             return tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
@@ -123,16 +127,30 @@ class Replay:
             put: A function of the buffers, a slot, the state where a step begins, its interval, and the step.
             slot_of: A function from the number of a step to its slot.
             skipped: How many of the last steps are not needed.
+
+        Returns:
+            The buffers, and the number of evaluations that this took.
         """
 
-        def advance(n, y, buffers):
+        def advance(n, y, buffers, evaluations):
             interval, step = self.step(n, y)
             buffers = put(buffers, slot_of(n), y, interval, step)
-            return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), buffers
+            return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), buffers, evaluations + step.evaluations
 
-        n, y = self.checkpoint(first)
-        n, y, buffers = tree.while_loop(lambda n, *_: tf.reduce_any(n < last - skipped), advance, (n, y, buffers))
-        return put(buffers, slot_of(n), y, None, None) if skipped else buffers
+        n, y, buffers, evaluations = tree.while_loop(
+            lambda n, *_: tf.reduce_any(n < last - skipped), advance, (*self.checkpoint(first), buffers, tf.constant(0))
+        )
+        return put(buffers, slot_of(n), y, None, None) if skipped else buffers, evaluations
+
+    def record(self, recorder):
+        """The `StepRecord` of the steps taken again from the last to the first: all accepted, and no error estimated."""
+        count, untils = self.trajectory.num_steps, self.trajectory.untils
+        n = count - 1 - tree.expand(tf.range(recorder.capacity + 1), untils)
+        until = tree.take_each(untils, tf.maximum(n, 0))
+        since = tf.where(n > 0, tree.take_each(untils, tf.maximum(n - 1, 0)), 0)
+        columns = (self.clock.time(until), self.clock.direction * (since - until), np.nan, 1.0)
+        rows = tf.stack([tf.zeros_like(until) + column for column in columns], axis=-1)
+        return StepRecord(count[: recorder.samples], rows[:, : recorder.samples]) if count.shape.rank else StepRecord(count, rows)
 
     def checkpoint(self, n):
         """The last step not after `n` whose first state was kept, and that state."""

@@ -19,6 +19,7 @@ from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
+from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
 # A state takes a fraction of the room of an interpolant, and saves taking steps again.
@@ -62,13 +63,14 @@ class Interpolating(FirstOrderAdjoint):
             step_size=outcome.step_size,
             status=outcome.status,
             num_evaluations=tf.constant(0),
+            record=tuple(o.start() for o in step_observers(problem.recorder, problem.times[0])),
         )
 
         def reverse_block(*progress):
             return tuple(_Block(problem, history, memory, outcome, cotangents, method, _Progress(*progress)).reverse())
 
         end = _Progress(*tree.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
-        return Cotangents(end.a, end.parameters, end.status, end.num_evaluations)
+        return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *end.record)
 
 
 class _Memory(NamedTuple):
@@ -87,6 +89,7 @@ class _Progress(NamedTuple):
     step_size: tf.Tensor
     status: tf.Tensor
     num_evaluations: tf.Tensor
+    record: tuple
 
 
 class _History:
@@ -106,7 +109,7 @@ class _History:
         return _Memory(self.checkpoints.see(state.trajectory, trial), polynomials)
 
     def replay(self, trajectory, first, last):
-        """The polynomials of the steps `first` to `last - 1`, taken again."""
+        """The polynomials of the steps `first` to `last - 1`, taken again, and the evaluations that this took."""
         replay = Replay(self.problem, stage_field(self.problem), trajectory, dense=True)
 
         def put(polynomials, slot, _, interval, step):
@@ -138,8 +141,10 @@ class _Block:
         self.first = tf.maximum(progress.last - 1, 0) // history.capacity * history.capacity
         self.replay = Replay(problem, stage_field(problem), memory.trajectory, dense=True)
         fresh = tf.reduce_all(progress.last == memory.trajectory.num_steps)
-        self.polynomials = tf.cond(
-            fresh, lambda: memory.polynomials, lambda: history.replay(memory.trajectory, self.first, progress.last)
+        self.polynomials, self.evaluations = tf.cond(
+            fresh,
+            lambda: (memory.polynomials, tf.constant(0)),
+            lambda: history.replay(memory.trajectory, self.first, progress.last),
         )
         self.window = tree.take_each(
             memory.trajectory.untils, self.first + tree.expand(tf.range(history.capacity), memory.trajectory.untils)
@@ -157,12 +162,23 @@ class _Block:
             impulses, a = self._impulses(equation, early, late, a)
             method = method._replace(solver=impulses)
         quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locate)
+        recording = [
+            step_observers(problem.recorder, early, clock=self.replay.clock, before=before)[0] for before in progress.record
+        ]
         result = integrate(
-            equation, late, early, a, method, observers=(quadrature,), dense=True, controlled=problem.controlled
+            equation,
+            late,
+            early,
+            a,
+            method,
+            observers=(quadrature, *recording),
+            dense=True,
+            controlled=problem.controlled,
         )
         a = result.y
-        parameters, evaluations = result.observed[0]
+        (parameters, evaluations), *record = result.observed
         parameters = tree.add(progress.parameters, parameters)
+        evaluations += self.evaluations
         if impulses is not None:
             a, parameters, count = impulses.finish(early, a, result.carry, parameters)
             evaluations += count
@@ -174,6 +190,7 @@ class _Block:
             step_size=result.step_size,
             status=tf.where(failed, progress.status, result.status),
             num_evaluations=progress.num_evaluations + tf.reduce_max(result.num_evaluations) + evaluations,
+            record=tuple(record),
         )
 
     def _impulses(self, equation, early, late, a):

@@ -105,6 +105,7 @@ class ODELayer(keras.Layer):
         self.return_sequences = bool(return_sequences)
         check_jit_compile(jit_compile)
         self.jit_compile = jit_compile
+        self._recorder = None  # set while a callback records what the solver does
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
         self.regularizers = regularizers.get_all(regularizer)
         regularizers.check_supported(self.regularizers, self.solver, self.adjoint)
@@ -145,6 +146,7 @@ class ODELayer(keras.Layer):
             training=training,
             regularizers=penalized,
             noise=self._noise(y) if penalized and self._needs_noise else (),
+            recorder=self._recorder,
         )
         self._advance_seeds()
         for regularizer, penalty in zip(penalized, penalties, strict=True):

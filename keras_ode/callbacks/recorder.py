@@ -1,0 +1,339 @@
+"""The callback that records what solvers do."""
+
+import csv
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ode.callbacks import pictures
+from keras_ode.callbacks.tape import Tape
+from keras_ode.callbacks.tensorboard import Summaries
+from keras_ode.layers.ode import ODELayer
+
+
+class SolveRecord(NamedTuple):
+    """The steps of one solve; of one sample's solve where the layer is `per_sample`.
+
+    Attributes:
+        layer: The name of the layer.
+        epoch, batch: Which, from 0 on. The batch of a probe is the epoch's last.
+        direction: `"forward"` or `"backward"`.
+        sample: The row of the batch, or `None` where all share their steps.
+        t: Where each tried step starts, `[N]`.
+        step_size: Its size, negative where time runs backward, in the units of `t`.
+        error: Its scaled error: at most 1 is accepted, unless steps are constant. NaN where none is estimated.
+        accepted: Whether it was accepted.
+        dropped: How many more steps were tried, beyond the recorder's `capacity`.
+        num_samples: How many samples the batch had; those beyond the recorder's `samples` have no record. `1` where all
+            share their steps.
+    """
+
+    layer: str
+    epoch: int
+    batch: int
+    direction: str
+    sample: int | None
+    t: np.ndarray
+    step_size: np.ndarray
+    error: np.ndarray
+    accepted: np.ndarray
+    dropped: int
+    num_samples: int
+
+
+class SolverStepRecorder(keras.callbacks.Callback):
+    """Records each step that the model's `ODELayer`s try, forward and backward, in `fit`, `evaluate` and `predict`.
+
+    Logs get, for every layer, `<layer>_nfe` and `<layer>_nfe_backward` (evaluations of the dynamics in a forward and in a
+    backward solve), `<layer>_rejected` (steps that a forward solve rejected) and `<layer>_failures` (solves that failed,
+    of both passes): means over the epoch's batches. So they are in the progress bar and in `History`, and other callbacks
+    can monitor them. Where every sample has its own steps, evaluations are those of the slowest, rejected steps are the
+    mean, and failures the sum over the samples.
+
+    Nothing is recorded, and the compiled program is the same as ever, where no recorder is in the `callbacks`; with one,
+    Keras traces the model anew. What the model computes does not change.
+
+    Args:
+        every: Which solves to record step by step: `"epoch"`, those of its last batch; `"batch"`, all; or a number `n`,
+            those of every `n`-th batch. Defaults to `"epoch"`.
+        capacity: The most steps to keep of a solve; more are counted. Defaults to `512`.
+        layers: The `ODELayer`s to record, or their names. Defaults to all of the model.
+        log_dir: Where to write the logs, and histograms of the step sizes, for TensorBoard.
+        probe: An input of the model, which is solved at the end of each epoch (backward from the sum of the outputs), and
+            recorded instead of the batches, so that epochs compare.
+        samples: The most rows of a batch to keep of a `per_sample` layer. Defaults to `32`.
+
+    Attributes:
+        records: A list of `SolveRecord`s.
+        history: The logs of every epoch of `fit`, a list of dictionaries.
+        means: Those of the last epoch, `evaluate` or `predict`.
+
+    Some solves have no records: those of validation in `fit`, which has logs alone; backward ones of
+    `adjoint="direct"`, which differentiates the forward solve; and of a layer that is called several times a batch all
+    but the last call, while means are over all calls. Backward steps of `adjoint="checkpointed"` are the accepted
+    forward steps, which it takes again. Under `tf.distribute`, records are those of the first replica.
+
+    Example:
+
+    >>> dynamics = keras.Sequential([keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(2)])
+    >>> model = keras.Sequential([keras_ode.ODELayer(dynamics, name="flow"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> recorder = keras_ode.callbacks.SolverStepRecorder()
+    >>> history = model.fit(tf.ones([32, 2]), tf.ones([32, 1]), callbacks=[recorder], verbose=0)
+    >>> [(record.layer, record.direction) for record in recorder.records]
+    [('flow', 'forward'), ('flow', 'backward')]
+    """
+
+    def __init__(self, every="epoch", capacity=512, layers=None, log_dir=None, probe=None, samples=32):
+        super().__init__()
+        _check(every, capacity, samples, probe)
+        self.every, self.capacity, self.samples = every, capacity, samples
+        self.layers, self.log_dir, self.probe = layers, log_dir, probe
+        self.records, self.history, self.means = [], [], {}
+        self.async_safe = every == "epoch"  # Keras then need not wait for every batch.
+        self._tapes, self._probe_tapes, self._probing = [], [], None
+        self._fits = False
+        self._epoch, self._batches = 0, range(1)
+        self._summaries, self._num_written = None, 0
+
+    def to_csv(self, path):
+        """Writes the records to a file of comma-separated values, one line a tried step."""
+        columns = ("layer", "epoch", "batch", "direction", "sample", "dropped", "t", "step_size", "error", "accepted")
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for record in self.records:
+                shared, steps = [getattr(record, c) for c in columns[:6]], [getattr(record, c) for c in columns[6:9]]
+                writer.writerows([*shared, *step] for step in zip(*steps, record.accepted.astype(int), strict=True))
+
+    def plot(self):
+        """Draws step sizes and scaled errors of the records against time: a matplotlib figure."""
+        return pictures.plot_steps(self.records)
+
+    def plot_nfe(self):
+        """Draws the mean evaluations of each epoch of `fit`: a matplotlib figure."""
+        return pictures.plot_nfe(self.history)
+
+    # What Keras calls.
+
+    def set_model(self, model):
+        self._detach()
+        super().set_model(model)
+        self._attach()
+
+    def on_train_begin(self, logs=None):
+        self._fits = True
+        if self.log_dir is not None:
+            self._summaries, self._num_written = Summaries(self.log_dir), len(self.records)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._rewind()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._begin_batches(batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._end_batches(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.probe is not None:
+            self._solve_probe()
+        self._collect()
+        self.means = self._own(logs)
+        self.history.append({"epoch": epoch, **self.means})
+        if self._summaries is not None:
+            self._summaries.write(epoch, self.means, self.records[self._num_written :])
+            self._num_written = len(self.records)
+
+    def on_train_end(self, logs=None):
+        self._fits = False
+        self._detach()
+
+    def on_test_begin(self, logs=None):
+        if self._fits:
+            self._collect()  # before validation writes over it
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if not self._fits:
+            self._begin_batches(batch)
+
+    def on_test_batch_end(self, batch, logs=None):
+        if not self._fits:
+            self._end_batches(batch)
+
+    def on_test_end(self, logs=None):
+        if self._fits:
+            self._rewind()
+        else:
+            self._finish(logs)
+
+    def on_predict_begin(self, logs=None):
+        for tape in self._tapes:
+            tape.totals.reset_state()
+
+    def on_predict_batch_begin(self, batch, logs=None):
+        self._begin_batches(batch)
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self._end_batches(batch)
+
+    def on_predict_end(self, logs=None):
+        logs = {} if logs is None else logs
+        for tape in self._tapes:
+            logs.update({name: float(mean) for name, mean in tape.totals.result().items()})
+        self._finish(logs)
+
+    def _begin_batches(self, batch):
+        self._batches = range(batch, batch + 1)
+        if self.every != "epoch":
+            self._rewind()
+
+    def _end_batches(self, batch):
+        self._batches = range(self._batches.start, batch + 1)
+        if self.every != "epoch" and any(self._is_due(n) for n in self._batches):
+            self._collect()
+
+    def _finish(self, logs):
+        self._collect()
+        self.means = self._own(logs)
+        self._detach()
+
+    def _own(self, logs):
+        """The logs that are the recorder's."""
+        names = {name for tape in self._tapes for name in tape.totals.names}
+        return {name: value for name, value in (logs or {}).items() if name.removeprefix("val_") in names}
+
+    # Layers and their tapes.
+
+    def _attach(self):
+        found = _ode_layers(self.model, self.layers)
+        slots = 1 if self.every == "epoch" else int(self.model.steps_per_execution)
+        capacity = self.capacity if self.probe is None else 0
+        with self.model.distribute_strategy.scope():
+            self._tapes = [Tape(layer, label, capacity, self.samples, slots) for label, layer in found.items()]
+            if self.probe is not None:
+                self._probe_tapes = [Tape(layer, label, self.capacity, self.samples, 1) for label, layer in found.items()]
+        for tape in self._tapes:
+            tape.layer._recorder = tape
+            tape.layer._metrics.append(tape.totals)
+        self._probing = None
+        _forget_functions(self.model)
+
+    def _detach(self):
+        for tape in self._tapes:
+            tape.layer._recorder = None
+            tape.layer._metrics.remove(tape.totals)
+        if self._tapes:
+            _forget_functions(self.model)
+        self._tapes, self._probe_tapes, self._probing = [], [], None
+
+    def _rewind(self):
+        for tape in (*self._tapes, *self._probe_tapes):
+            tape.rewind()
+
+    def _solve_probe(self):
+        """Solves the probe forward and backward, with its own tapes."""
+        if self._probing is None:
+            self._probing = _probing(self.model)
+        for tape in self._probe_tapes:
+            tape.layer._recorder = tape
+        try:
+            self._probing(tf.nest.map_structure(tf.convert_to_tensor, self.probe))
+        finally:
+            for tape in self._tapes:
+                tape.layer._recorder = tape
+
+    # Records.
+
+    def _collect(self):
+        """Turns what is on the tapes into records, batch by batch."""
+        found = []
+        for tape in (*self._tapes, *self._probe_tapes):
+            for direction, (calls, kept) in tape.read().items():
+                batches = [self._batch_of(calls - len(kept) + i, calls) for i in range(len(kept))]
+                # Of several calls in a batch, the last.
+                for batch, (counts, rows) in dict(zip(batches, kept, strict=True)).items():
+                    if self._is_due(batch):
+                        found += self._records(tape, direction, batch, counts, rows)
+        self.records += sorted(found, key=lambda record: record.batch)
+        self._rewind()
+
+    def _batch_of(self, call, calls):
+        """The batch that made a call, if each made as many; with one record an epoch, the last."""
+        return self._batches[-1] if self.every == "epoch" else self._batches[call * len(self._batches) // calls]
+
+    def _is_due(self, batch):
+        return self.every in ("batch", "epoch") or (batch + 1) % self.every == 0
+
+    def _records(self, tape, direction, batch, counts, rows):
+        *counts, num_samples = counts.tolist()
+        for sample, count in enumerate(counts):
+            if count >= 0:
+                t, step_size, error, accepted = rows[:count, sample].T
+                yield SolveRecord(
+                    layer=tape.label,
+                    epoch=self._epoch,
+                    batch=batch,
+                    direction=direction,
+                    sample=sample if tape.layer.per_sample else None,
+                    t=t,
+                    step_size=step_size,
+                    error=error,
+                    accepted=accepted > 0,
+                    dropped=max(0, count - self.capacity),
+                    num_samples=num_samples,
+                )
+
+
+def _check(every, capacity, samples, probe):
+    if every not in ("epoch", "batch") and not _is_count(every):
+        raise ValueError(f"every must be 'epoch', 'batch' or a number of batches. Received: every={every!r}")
+    for name, value in (("capacity", capacity), ("samples", samples)):
+        if not _is_count(value):
+            raise ValueError(f"{name} must be a positive whole number. Received: {name}={value!r}")
+    if probe is not None and every != "epoch":
+        raise ValueError(f"A probe is solved at the end of each epoch: leave every='epoch'. Received: every={every!r}")
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _ode_layers(model, wanted):
+    """The `ODELayer`s to record by their labels: names, made unique."""
+    found = {}
+    for layer in model._flatten_layers():
+        if isinstance(layer, ODELayer) and not any(layer is other for other in found.values()):
+            label, count = layer.name, 1
+            while label in found:
+                label, count = f"{layer.name}_{count}", count + 1
+            found[label] = layer
+    missing = [w for w in wanted or () if not any(w in (label, layer) for label, layer in found.items())]
+    if missing or not found:
+        raise ValueError(
+            f"layers must be among the model's ODELayers, {sorted(found)}, or their names. Received: layers={wanted!r} for "
+            f"the model '{model.name}'"
+        )
+    return {a: b for a, b in found.items() if wanted is None or a in wanted or b in wanted}
+
+
+def _forget_functions(model):
+    """Makes Keras trace the model again."""
+    model.train_function = model.test_function = model.predict_function = None
+
+
+def _probing(model):
+    """A function that solves an input forward, and backward from the sum of the outputs."""
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch([leaf for leaf in tf.nest.flatten(x) if leaf.dtype.is_floating])
+            total = tf.add_n([tf.reduce_sum(tf.cast(leaf, "float32")) for leaf in tf.nest.flatten(model(x, training=False))])
+        tape.gradient(total, [*model.trainable_weights, *(leaf for leaf in tf.nest.flatten(x) if leaf.dtype.is_floating)])
+
+    return tf.function(
+        lambda x: model.distribute_strategy.run(step, args=(x,)), autograph=False, jit_compile=model.jit_compile
+    )

@@ -1,0 +1,167 @@
+"""What one layer's solves leave behind, in variables: they can be written inside any compiled program."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.compile_utils import MetricsList
+
+from keras_ode.errors import Status
+
+_FINE = (int(Status.SUCCESS), int(Status.EVENT))
+
+
+class Tape:
+    """The recorder of one `ODELayer`: totals over many solves, and the steps of the last ones.
+
+    What is written goes through handles taken where the forward solve runs. A gradient function inside a differentiated
+    loop, as of `keras.layers.RNN`, may use those, but not the variables.
+
+    Args:
+        layer: The `ODELayer`.
+        label: What its logs begin with.
+        capacity: The most steps to keep of a solve; `0` keeps totals alone.
+        samples: The most samples of a batch to keep, where every sample has its own steps.
+        slots: The number of solves whose steps are kept.
+    """
+
+    def __init__(self, layer, label, capacity, samples, slots):
+        self.layer, self.label, self.capacity = layer, label, capacity
+        self.samples = samples if layer.per_sample else 1
+        self.totals = Totals(label)
+        directions = ("forward", "backward") if capacity else ()
+        self._rings = {d: _Ring(capacity, self.samples, slots, layer.variable_dtype) for d in directions}
+
+    def forward(self, result, record):
+        failures = _count_failures(result.status)
+        rejected = result.num_steps - result.num_accepted
+        self.totals.handle().add("forward", result.num_evaluations, failures, rejected)
+        if record:
+            self._rings["forward"].handle().put(record, result.status)
+
+    def backward(self):
+        totals = self.totals.handle()
+        ring = self._rings["backward"].handle() if self._rings else None
+
+        def report(outcome, cotangents):
+            # A backward solve that has no forward solve to start from is no second failure.
+            failed = tf.where(_is_fine(outcome.status), cotangents.status, int(Status.SUCCESS))
+            operations = [totals.add("backward", cotangents.num_evaluations, _count_failures(failed))]
+            if ring is not None and cotangents.record:
+                operations += ring.put(cotangents.record, cotangents.status)
+            return operations
+
+        return report
+
+    def rewind(self):
+        """Forgets what was recorded, but not the totals."""
+        for ring in self._rings.values():
+            ring.calls.assign(0)
+
+    def read(self):
+        """Of each direction the number of solves since `rewind`, and of the last of them the counts and rows, oldest first."""
+        return {direction: ring.read() for direction, ring in self._rings.items()}
+
+
+class Totals(MetricsList):
+    """Means over the solves since the last reset, as four logs of a layer."""
+
+    def __init__(self, label):
+        self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
+        # Callbacks that monitor a log find in the metrics of such a list that less is better.
+        super().__init__([SimpleNamespace(name=name, _direction="down") for name in self.names], name=f"{label}_solver")
+        # Not tracked by Keras, so that nothing of it is saved.
+        self._sums = _variable(np.zeros([6], "float64"), tf.VariableAggregation.SUM)
+
+    def handle(self):
+        return _TotalsHandle(_local(self._sums))
+
+    def reset_state(self):
+        self._sums.assign(tf.zeros([6], tf.float64))
+
+    def update_state(self, *args, **kwargs):
+        """Solves update it themselves."""
+
+    def result(self):
+        forwards, backwards, nfe, nfe_backward, rejected, failures = tf.unstack(tf.convert_to_tensor(self._sums))
+        sums, counts = (nfe, nfe_backward, rejected, failures), (forwards, backwards, forwards, forwards)
+        return {
+            name: tf.cast(tf.math.divide_no_nan(total, count), tf.float32)
+            for name, total, count in zip(self.names, sums, counts, strict=True)
+        }
+
+
+class _TotalsHandle:
+    def __init__(self, handle):
+        self._handle = handle
+
+    def add(self, direction, evaluations, failures, rejected=0):
+        # The dynamics is called until the last sample is done.
+        evaluations = tf.cast(tf.reduce_max(evaluations), tf.float64)
+        rejected = tf.reduce_mean(tf.cast(rejected, tf.float64))
+        one, none = tf.ones([], tf.float64), tf.zeros([], tf.float64)
+        if direction == "forward":
+            sums = [one, none, evaluations, none, rejected, failures]
+        else:
+            sums = [none, one, none, evaluations, none, failures]
+        return tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=tf.stack(sums))
+
+
+class _Ring:
+    """The records of the last solves: call `n` is in slot `n % slots`."""
+
+    def __init__(self, capacity, samples, slots, dtype):
+        self.slots, self.samples = slots, samples
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self.calls = _variable(np.zeros([], "int32"), first)
+        # Steps tried by each sample that is kept, -1 where there is none, and its status; last, how many samples there were.
+        self.counts = _variable(np.zeros([slots, samples + 1], "int32"), first)
+        self.rows = _variable(np.zeros([slots, capacity, samples, 4], dtype), first)
+
+    def handle(self):
+        return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.rows)))
+
+    def read(self):
+        calls, counts, rows = (tf.convert_to_tensor(v).numpy() for v in (self.calls, self.counts, self.rows))
+        kept = range(max(0, calls - self.slots), calls)
+        return int(calls), [(counts[n % self.slots], rows[n % self.slots]) for n in kept]
+
+
+class _RingHandle:
+    def __init__(self, ring, calls, counts, rows):
+        self._ring, self._calls, self._counts, self._rows = ring, calls, counts, rows
+
+    def put(self, record, status):
+        num_steps, rows = record.num_steps, record.rows[:-1]
+        batch = tf.reshape(tf.size(status), [1])
+        if num_steps.shape.rank == 0:
+            num_steps, rows = num_steps[None], rows[:, None]
+        missing = self._ring.samples - tf.shape(num_steps)[0]
+        num_steps = tf.pad(num_steps, [[0, missing]], constant_values=-1)
+        rows = tf.pad(rows, [[0, 0], [0, missing], [0, 0]])
+        slot = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32) % self._ring.slots
+        counts = tf.concat([num_steps, batch], axis=0)
+        operations = [
+            tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=slot, updates=value)
+            for handle, value in ((self._counts, counts), (self._rows, rows))
+        ]
+        with tf.control_dependencies([slot]):
+            return [*operations, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
+
+
+def _variable(value, aggregation):
+    return tf.Variable(value, trainable=False, synchronization=tf.VariableSynchronization.ON_READ, aggregation=aggregation)
+
+
+def _local(variable):
+    """The variable's handle, as a tensor of the graph that is being traced."""
+    handle = variable.handle
+    return handle if tf.executing_eagerly() else tf.compat.v1.get_default_graph().capture(handle)
+
+
+def _is_fine(status):
+    return tf.reduce_any(tf.stack([status == fine for fine in _FINE]), axis=0)
+
+
+def _count_failures(status):
+    return tf.reduce_sum(tf.cast(~_is_fine(status), tf.float64))
