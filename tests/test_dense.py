@@ -1,0 +1,112 @@
+"""Dense output against closed forms."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ode
+from keras_ode.solvers import SOLVERS
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
+TIMES = np.array([0.0, 0.07, 0.5, 0.93, 1.7, 2.0])
+
+
+def cosine(t, y):
+    """From y(0) = 1, the solution is exp(sin t)."""
+    return y * tf.cos(t)
+
+
+def solve(**options):
+    return keras_ode.solve(cosine, tf.constant([1.0], tf.float64), [0.0, 2.0], dense=True, **options)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_values_and_derivatives_of_every_solver_converge_to_the_closed_form(name):
+    """Over 400 steps: the order of the method for values, of its interpolant for derivatives, at least one."""
+    solution = solve(solver=name, controller="constant", step_size=0.005, max_steps=401, jit_compile=False)
+    order = SOLVERS[name].order
+    exact = np.exp(np.sin(TIMES))
+    # Ten times the size of the step to the power of the order; cubic interpolation has order four.
+    np.testing.assert_allclose(solution.evaluate(TIMES)[:, 0], exact, atol=10 * 0.005 ** min(order, 4))
+    np.testing.assert_allclose(solution.derivative(TIMES)[:, 0], exact * np.cos(TIMES), atol=10 * 0.005 ** min(order, 3))
+
+
+ADJOINTS = pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+
+
+@ADJOINTS
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_dense_output_and_its_gradients_are_those_of_the_closed_form(adjoint, per_sample):
+    rate, start = tf.constant(1.5, tf.float64), tf.constant([[1.0], [2.0]], tf.float64)
+    times = tf.constant([0.5, 1.7], tf.float64)
+    options = {"dense": True, "max_steps": 100, "per_sample": per_sample, "adjoint": adjoint, **TIGHT}
+    with tf.GradientTape() as tape:
+        tape.watch((rate, start, times))
+        values = keras_ode.solve(lambda y: -rate * y, start, [0.0, 2.0], **options).evaluate(times)
+        loss = tf.reduce_sum(values)
+    t = times.numpy()
+    # The interpolant is of order four: less accurate than the steps.
+    np.testing.assert_allclose(values[:, 0, 0], np.exp(-1.5 * t), rtol=1e-6)
+    by_rate, by_start, by_times = tape.gradient(loss, (rate, start, times))
+    np.testing.assert_allclose(by_rate, -3 * np.sum(t * np.exp(-1.5 * t)), rtol=1e-6)
+    np.testing.assert_allclose(by_start, [[np.exp(-1.5 * t).sum()]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(by_times, -4.5 * np.exp(-1.5 * t), rtol=1e-4)
+
+
+@ADJOINTS
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_dense_output_in_a_graph_has_values_and_gradients(adjoint, jit_compile):
+    @tf.function(jit_compile=jit_compile)
+    def run(start, t):
+        with tf.GradientTape() as tape:
+            tape.watch(start)
+            solution = keras_ode.solve(cosine, start, [0.0, 2.0], dense=True, max_steps=20, adjoint=adjoint, rtol=1e-5, atol=1e-5)
+            slope = solution.derivative(t)
+        return solution.evaluate(t), slope, tape.gradient(slope, start)
+
+    value, slope, gradient = run(tf.constant([1.0]), tf.constant(0.7))
+    exact = np.exp(np.sin(0.7))
+    np.testing.assert_allclose(value, [exact], rtol=1e-4)
+    # A derivative loses an order of the interpolant.
+    np.testing.assert_allclose(slope, [exact * np.cos(0.7)], rtol=1e-3)
+    np.testing.assert_allclose(gradient, [exact * np.cos(0.7)], rtol=1e-3)
+
+
+def test_rows_are_evaluated_at_times_of_their_own():
+    start = tf.constant([[1.0], [2.0]], tf.float64)
+    solution = keras_ode.solve(
+        lambda y: -y, start, [[0.0, 2.0], [2.0, 1.0]], dense=True, max_steps=100, per_sample=True, **TIGHT
+    )
+    values = solution.evaluate([[0.5, 2.0], [1.5, 1.0]])[:, :, 0]
+    np.testing.assert_allclose(values, [[np.exp(-0.5), 2 * np.exp(0.5)], [np.exp(-2), 2 * np.exp(1)]], rtol=1e-6)
+    slopes = solution.derivative([[0.5, 2.0], [1.5, 1.0]])[:, :, 0]
+    np.testing.assert_allclose(slopes, -values, rtol=1e-4)
+
+
+def test_dense_output_is_nan_outside_the_interval():
+    solution = solve(max_steps=100, **TIGHT)
+    outside = np.isnan(solution.evaluate([-0.1, 0.0, 2.0, 2.1])[:, 0])
+    np.testing.assert_array_equal(outside, [True, False, False, True])
+
+
+def test_dense_output_of_a_failed_solve_ends_where_it_stopped():
+    solution = keras_ode.solve(lambda y: y**2, tf.constant([1.0], tf.float64), [0.0, 2.0], dense=True, on_failure="nan", **TIGHT)
+    np.testing.assert_allclose(solution.evaluate([0.5, 1.5])[:, 0], [2, np.nan], rtol=1e-6)
+
+
+def test_evaluation_without_dense_output_says_how_to_ask_for_it():
+    solution = keras_ode.solve(cosine, tf.constant([1.0], tf.float64), [0.0, 1.0], **TIGHT)
+    with pytest.raises(ValueError, match="dense=True"):
+        solution.evaluate(0.5)
+
+
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+def test_adjoint_that_cannot_differentiate_dense_output_is_refused(adjoint):
+    with pytest.raises(ValueError, match=f"adjoint='checkpointed' or 'direct'.*(?i:{adjoint})"):
+        solve(adjoint=adjoint, **TIGHT)
+
+
+@pytest.mark.parametrize("options", [{"jump_times": [0.5]}, {"event": keras_ode.Event(lambda y: y[0])}])
+def test_dense_output_of_several_segments_is_refused(options):
+    with pytest.raises(ValueError, match="one by one"):
+        solve(**options, **TIGHT)
