@@ -1,0 +1,215 @@
+"""Generated data sets of the field, in NumPy: seeded, and the same on every machine.
+
+Points in the plane come with their class where they have one: `points, labels`, float32 `[N, 2]` and int32 `[N]`.
+"""
+
+import numpy as np
+
+
+def spirals(num_samples=1000, noise=0.1, seed=0):
+    """Two arms of a spiral, wound into each other by one and a half turns: two classes.
+
+    Args:
+        num_samples: The number of points.
+        noise: The standard deviation of the noise.
+        seed: Of the random numbers.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.spirals(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(2, size=num_samples)
+    angle = 3 * np.pi * np.sqrt(random.uniform(size=num_samples))
+    arms = _circle(angle + np.pi * labels) * (angle / np.pi)[:, None]
+    return _labeled(arms + noise * random.normal(size=arms.shape), labels)
+
+
+def moons(num_samples=1000, noise=0.1, seed=0):
+    """Two half circles that reach into each other: two classes. Arguments and results as in `spirals`."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(2, size=num_samples)
+    arcs = _circle(np.pi * (random.uniform(size=num_samples) + labels)) + labels[:, None] * [1.0, 0.5]
+    return _labeled(arcs + noise * random.normal(size=arcs.shape), labels)
+
+
+def circles(num_samples=1000, noise=0.08, seed=0):
+    """Two concentric circles, of radius 1 and 2: two classes. Arguments and results as in `spirals`."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(2, size=num_samples)
+    rings = _circle(random.uniform(0, 2 * np.pi, num_samples)) * (1 + labels)[:, None]
+    return _labeled(rings + noise * random.normal(size=rings.shape), labels)
+
+
+def pinwheel(num_samples=1000, noise=0.1, seed=0, num_arms=5):
+    """Gaussian clusters around the origin, stretched outward and sheared by a turn: a class for each arm.
+
+    Arguments and results as in `spirals`; `noise` is the width of an arm.
+
+    Reference: Johnson, Duvenaud, Wiltschko, Datta, Adams (2016), Composing graphical models with neural networks for
+    structured representations and fast inference, NeurIPS.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(num_arms, size=num_samples)
+    arm = random.normal(size=(num_samples, 2)) * [0.3, noise] + [1, 0]
+    angle = 2 * np.pi * labels / num_arms + 0.25 * np.exp(arm[:, 0])
+    x, y = 2 * arm.T
+    return _labeled(np.stack([x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)], axis=1), labels)
+
+
+def checkerboard(num_samples=1000, seed=0):
+    """The eight dark squares of a board of four by four on `[-2, 2]^2`, filled evenly.
+
+    Args:
+        num_samples: The number of points.
+        seed: Of the random numbers.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`.
+    """
+    random = np.random.default_rng(seed)
+    x = random.uniform(-2, 2, num_samples)
+    y = random.uniform(0, 1, num_samples) + 2 * random.integers(-1, 1, num_samples) + np.floor(x) % 2
+    return np.stack([x, y], axis=1).astype("float32")
+
+
+def eight_gaussians(num_samples=1000, noise=0.2, seed=0):
+    """Eight Gaussians on a circle of radius 2: eight classes. Arguments and results as in `spirals`."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(8, size=num_samples)
+    centers = 2 * _circle(np.pi / 4 * labels)
+    return _labeled(centers + noise * random.normal(size=centers.shape), labels)
+
+
+def swiss_roll(num_samples=1000, noise=0.0, seed=0):
+    """Two spirals of two turns, side by side at a distance of 0.2: two classes. Arguments and results as in `spirals`.
+
+    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(2, size=num_samples)
+    along = random.uniform(size=num_samples)
+    rolls = _circle(4 * np.pi * along) * (along + 0.2 * labels)[:, None]
+    return _labeled(rolls + noise * random.normal(size=rolls.shape), labels)
+
+
+def ellipses(num_samples=1000, noise=0.1, seed=0):
+    """A filled ellipse within an elliptic ring: two classes. Arguments and results as in `spirals`.
+
+    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(2, size=num_samples)
+    inside, outside = np.sqrt(random.uniform(size=(2, num_samples)))
+    radius = np.where(labels == 0, 0.5 * inside, 1 + 0.3 * outside)
+    points = _circle(random.uniform(0, 2 * np.pi, num_samples)) * radius[:, None] * [2.0, 1.0]
+    return _labeled(points + noise * random.normal(size=points.shape), labels)
+
+
+def peaks(num_samples=1000, seed=0):
+    """Points of `[-3, 3]^2`, classed by the height of MATLAB's `peaks` over them: five classes, equally frequent.
+
+    Args:
+        num_samples: The number of points.
+        seed: Of the random numbers.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
+
+    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
+    """
+    points = np.random.default_rng(seed).uniform(-3, 3, size=(num_samples, 2))
+    x, y = points.T
+    height = (
+        3 * (1 - x) ** 2 * np.exp(-(x**2) - (y + 1) ** 2)
+        - 10 * (x / 5 - x**3 - y**5) * np.exp(-(x**2) - y**2)
+        - np.exp(-((x + 1) ** 2) - y**2) / 3
+    )
+    return _labeled(points, np.searchsorted(np.quantile(height, [0.2, 0.4, 0.6, 0.8]), height))
+
+
+def spheres(num_samples=1000, dimension=2, seed=0):
+    """A filled ball (class 0, radius 0.5) within a shell (class 1, radii 1 to 1.5), which no homeomorphism can separate.
+
+    Args:
+        num_samples: The number of points, a third of them in the ball.
+        dimension: Of the space.
+        seed: Of the random numbers.
+
+    Returns:
+        `points`, float32 `[num_samples, dimension]`, and `labels`, int32 `[num_samples]`.
+
+    Reference: Dupont, Doucet, Teh (2019), Augmented Neural ODEs, NeurIPS.
+    """
+    random = np.random.default_rng(seed)
+    labels = (random.uniform(size=num_samples) > 1 / 3).astype(int)
+    direction = random.normal(size=(num_samples, dimension))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    inner, outer = np.where(labels, 1.0, 0.0), np.where(labels, 1.5, 0.5)
+    # Even in volume: the radius to the power of the dimension is uniform.
+    radius = random.uniform(inner**dimension, outer**dimension) ** (1 / dimension)
+    return _labeled(direction * radius[:, None], labels)
+
+
+def periodic(num_samples=1000, num_times=100, noise=0.1, seed=0, duration=5.0):
+    """Sine waves of one amplitude, each with its own frequency, phase and irregular times.
+
+    Args:
+        num_samples: The number of series.
+        num_times: The number of observations in each.
+        noise: The standard deviation of the noise.
+        seed: Of the random numbers.
+        duration: The times lie between 0 and this.
+
+    Returns:
+        `times`, float32 `[num_samples, num_times]`, increasing, and `values`, float32 `[num_samples, num_times, 1]`.
+
+    Reference: Rubanova, Chen, Duvenaud (2019), Latent ODEs for irregularly-sampled time series, NeurIPS.
+    """
+    random = np.random.default_rng(seed)
+    # Jittered cells, so that float32 times are never equal.
+    times = duration * (np.arange(num_times) + random.uniform(0.05, 0.95, (num_samples, num_times))) / num_times
+    frequency = random.uniform(0.4, 0.8, (num_samples, 1))
+    phase = random.uniform(0, 2 * np.pi, (num_samples, 1))
+    values = np.sin(2 * np.pi * frequency * times + phase) + noise * random.normal(size=times.shape)
+    return times.astype("float32"), values[..., None].astype("float32")
+
+
+def bidirectional_spirals(num_samples=1000, num_times=100, noise=0.1, seed=0):
+    """Pieces of spirals that wind outward, half of them counterclockwise and half clockwise.
+
+    Each starts somewhere on its spiral and goes on for one and a half turns.
+
+    Args:
+        num_samples: The number of spirals.
+        num_times: The number of observations of each, at equal distances in time.
+        noise: The standard deviation of the noise.
+        seed: Of the random numbers.
+
+    Returns:
+        `times`, float32 `[num_times]` from 0 to 1; `observed`, float32 `[num_samples, num_times, 2]`; and `truth`, the
+        same without noise.
+
+    Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
+    """
+    random = np.random.default_rng(seed)
+    times = np.linspace(0, 1, num_times)
+    start = random.uniform(np.pi, 4 * np.pi, (num_samples, 1))
+    turn = np.where(random.permutation(num_samples) < num_samples // 2, 1, -1)[:, None]
+    angle = start + 3 * np.pi * times
+    truth = _circle(turn * angle) * (angle / (3 * np.pi))[..., None]
+    observed = truth + noise * random.normal(size=truth.shape)
+    return times.astype("float32"), observed.astype("float32"), truth.astype("float32")
+
+
+def _circle(angle):
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+
+
+def _labeled(points, labels):
+    return points.astype("float32"), labels.astype("int32")

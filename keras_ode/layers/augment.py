@@ -1,0 +1,44 @@
+"""More dimensions for a state to flow through."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class Augment(keras.Layer):
+    """Appends channels of zeros, so that the ways of states through an ODE need not cross each other.
+
+    In its own dimensions an ODE cannot, for instance, bring a ball out of the sphere around it.
+
+    Args:
+        num_channels: How many channels to append.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Input shape:
+        `(batch, ..., channels)`.
+
+    Output shape:
+        `(batch, ..., channels + num_channels)`.
+
+    Example:
+
+    >>> keras_ode.layers.Augment(3)(tf.ones([8, 2])).shape
+    TensorShape([8, 5])
+
+    Reference: Dupont, Doucet, Teh (2019), Augmented Neural ODEs, NeurIPS.
+    """
+
+    def __init__(self, num_channels, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels < 0:
+            raise ValueError(f"num_channels must be a whole number, zero or more. Received: num_channels={num_channels!r}")
+        self.num_channels = num_channels
+
+    def call(self, y):
+        return ops.pad(y, [(0, 0)] * (len(y.shape) - 1) + [(0, self.num_channels)])
+
+    def compute_output_shape(self, y_shape):
+        return (*y_shape[:-1], y_shape[-1] + self.num_channels)
+
+    def get_config(self):
+        return {**super().get_config(), "num_channels": self.num_channels}

@@ -1,0 +1,186 @@
+"""Weights that vary with depth: residual blocks, and the differential equation that they are steps of."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ode.dynamics import build as build_layer
+from keras_ode.layers.time import arguments_of, check_layer
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class DepthVarying(keras.Layer):
+    """A layer whose weights are functions of time: piecewise constant, or piecewise linear.
+
+    The interval is divided into equal pieces. Piecewise constant weights have one value a piece; piecewise linear ones
+    one value a knot, two or more. Outside the interval they stay what they are at its ends.
+
+    Solvers do not see the knots, and steps across them are less accurate than their tolerances: tighten these, or give
+    the knots to `keras_ode.solve(..., jump_times=layer.knots[1:-1])`. Piecewise linear weights are the milder ones.
+
+    Args:
+        layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the first values; copies hold the others.
+        num_pieces: The number of pieces.
+        t: The first and the last time of the interval. Defaults to `(0.0, 1.0)`.
+        kind: `"constant"` or `"linear"`. Defaults to `"constant"`.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Call arguments:
+        t: The time, a scalar, or `[B, 1, ..., 1]`: then every row has its own weights, and the layer is called for each
+            row alone.
+        y: The state.
+
+    Input shape:
+        `()` or `(batch, 1, ..., 1)`, and that of the layer.
+
+    Output shape:
+        That of the layer.
+
+    Example:
+
+    >>> dynamics = keras_ode.layers.DepthVarying(keras.layers.Dense(2, activation="tanh"), num_pieces=4)
+    >>> keras_ode.ODELayer(dynamics)(tf.zeros([8, 2])).shape
+    TensorShape([8, 2])
+    """
+
+    def __init__(self, layer, num_pieces, t=(0.0, 1.0), kind="constant", **kwargs):
+        super().__init__(**kwargs)
+        check_layer(layer)
+        _check_count("num_pieces", num_pieces)
+        if kind not in ("constant", "linear"):
+            raise ValueError(f"kind must be 'constant' or 'linear'. Received: kind={kind!r}")
+        self.t = tuple(float(x) for x in t)
+        if len(self.t) != 2 or not np.all(np.isfinite(self.t)) or not self.t[0] < self.t[1]:
+            raise ValueError(f"t must be two increasing times. Received: t={t!r}")
+        self.num_pieces, self.kind = num_pieces, kind
+        self.knots = np.linspace(*self.t, num_pieces + 1)
+        self.layers = copies(layer, num_pieces + (kind == "linear"))
+
+    def build(self, t_shape, y_shape):
+        build_all(self.layers, y_shape, self.compute_dtype)
+
+    def call(self, t, y, training=None):
+        if not len(t.shape):
+            return self._at(t, y)
+        times = ops.reshape(t, (-1,))
+        return ops.vectorized_map(lambda row: self._at(row[0], row[1][None])[0], (times, y))
+
+    def compute_output_shape(self, t_shape, y_shape):
+        y = keras.KerasTensor(y_shape, self.compute_dtype)
+        return self.layers[0].compute_output_spec(*arguments_of(self.layers[0], _scalar(self.compute_dtype), y)).shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layers[0]),
+            "num_pieces": self.num_pieces,
+            "t": self.t,
+            "kind": self.kind,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
+
+    def _at(self, t, y):
+        """The layer's output with the weights of one time."""
+        shares = self._shares(t)
+        mapping = []
+        for values in zip(*(layer.trainable_variables for layer in self.layers), strict=True):
+            terms = [share * ops.convert_to_tensor(value) for share, value in zip(shares, values, strict=True)]
+            mapping.append((values[0], sum(terms[1:], terms[0])))
+        layer = self.layers[0]
+        mapping += [(v, ops.convert_to_tensor(v)) for v in layer.non_trainable_variables]
+        with keras.StatelessScope(state_mapping=mapping):
+            return layer(*arguments_of(layer, t, y))
+
+    def _shares(self, t):
+        """How much each layer's weights count at a time: a list of scalars that sum to one."""
+        t = ops.cast(t, self.variable_dtype)
+        numbers = range(len(self.layers))
+        if self.kind == "linear":
+            start, end = self.t
+            place = ops.clip((t - start) * (self.num_pieces / (end - start)), 0, self.num_pieces)
+            return [ops.relu(1 - ops.abs(place - n)) for n in numbers]
+        passed = ops.cast(t >= ops.convert_to_tensor(self.knots[1:-1], t.dtype), "int32")
+        return [ops.cast(ops.equal(ops.sum(passed), n), t.dtype) for n in numbers]
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class ResidualBlocks(keras.Layer):
+    """Residual blocks `h <- h + f(h)`, or `h <- h + f(n, h)` in block `n = 0, 1, ...`.
+
+    They are Euler's method with steps of one: with shared weights `ODELayer(f, t=(0, num_blocks), solver="euler",
+    step_size=1)`, and with their own that of `DepthVarying(f, num_blocks, t=(0, num_blocks))`.
+
+    Args:
+        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape.
+        num_blocks: The number of blocks.
+        shared: Whether all blocks have the same weights; else the layer is the first block and copies, with weights of
+            their own, the others. Defaults to `False`.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Input shape:
+        That of the layer.
+
+    Output shape:
+        That of the input.
+
+    Example:
+
+    >>> blocks = keras_ode.layers.ResidualBlocks(keras.layers.Dense(2, activation="tanh"), num_blocks=6)
+    >>> blocks(tf.zeros([8, 2])).shape, len(blocks.weights)
+    (TensorShape([8, 2]), 12)
+
+    Reference: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, CVPR.
+    """
+
+    def __init__(self, layer, num_blocks, shared=False, **kwargs):
+        super().__init__(**kwargs)
+        check_layer(layer)
+        _check_count("num_blocks", num_blocks)
+        self.num_blocks, self.shared = num_blocks, bool(shared)
+        self.layers = copies(layer, 1 if shared else num_blocks)
+
+    def build(self, y_shape):
+        build_all(self.layers, y_shape, self.compute_dtype)
+
+    def call(self, y, training=None):
+        for n in range(self.num_blocks):
+            layer = self.layers[0 if self.shared else n]
+            y = y + layer(*arguments_of(layer, ops.cast(n, y.dtype), y))
+        return y
+
+    def compute_output_shape(self, y_shape):
+        return y_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layers[0]),
+            "num_blocks": self.num_blocks,
+            "shared": self.shared,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
+
+
+def copies(layer, count):
+    """The layer, and `count - 1` others like it with weights of their own."""
+    return [layer, *(type(layer).from_config(layer.get_config()) for _ in range(count - 1))]
+
+
+def build_all(layers, y_shape, dtype):
+    for layer in layers:
+        build_layer(layer, _scalar(dtype), keras.KerasTensor(y_shape, dtype))
+
+
+def _scalar(dtype):
+    return keras.KerasTensor((), dtype)
+
+
+def _check_count(name, count):
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name} must be a positive whole number. Received: {name}={count!r}")

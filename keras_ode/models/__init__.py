@@ -1,0 +1,4 @@
+"""Keras models built on the layers."""
+
+from keras_ode.models.flow import ContinuousNormalizingFlow
+from keras_ode.models.odenet import ODENet

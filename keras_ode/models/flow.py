@@ -1,0 +1,217 @@
+"""Continuous normalizing flows: densities that an ODE makes of a simple one."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_ode.dynamics import build as build_layer
+from keras_ode.layers import ODELayer
+from keras_ode.layers.time import arguments_of, check_layer
+
+_DIVERGENCES = ("exact", "hutchinson")
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class ContinuousNormalizingFlow(keras.Model):
+    """A probability density: samples of a base distribution, carried by an ODE from `t[0]` to `t[-1]`.
+
+    Along the way `dz/dt = f(t, z)` the log-density falls with the divergence of `f`. Solved from a point back to the
+    base, this gives the exact density there, whatever the network `f`.
+
+    `fit(points)` after `compile(optimizer)` minimizes the mean negative log-likelihood, which is also what `evaluate`
+    gives. The model's output, and what `predict` gives, are log-densities.
+
+    Args:
+        dynamics: A Keras layer `f(t, z)` or `f(z)` that keeps the shape, smooth (not relu), or a list of them: stacked
+            flows, the first next to the base, each over the times `t`.
+        base: The distribution at `t[0]`, whose event shape is that of a point: `None` for a standard normal, a
+            `tfp.distributions.Distribution`, or a function that makes one. For the flow to be saved it must be `None` or
+            a function registered with `keras.saving.register_keras_serializable`. Its parameters are not trained.
+        divergence: `"exact"`, which costs a vector-Jacobian product for each dimension, or `"hutchinson"`, one product
+            with random signs: an unbiased estimate, with noise that stays the same within a solve and its gradient, and is
+            new in each call. A flow trained with one may be evaluated with the other: make a second
+            `ContinuousNormalizingFlow` of the same dynamics. Defaults to `"exact"`.
+        name, dtype: As in `keras.Model`.
+        **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`.
+
+    Input shape:
+        `(batch, ...)`: points.
+
+    Output shape:
+        `(batch,)`: their log-densities.
+
+    Example:
+
+    >>> dynamics = keras_ode.layers.TimeSequential([
+    ...     keras_ode.layers.ConcatSquash(32, activation="tanh"),
+    ...     keras_ode.layers.ConcatSquash(2),
+    ... ])
+    >>> flow = keras_ode.models.ContinuousNormalizingFlow(dynamics)
+    >>> flow.compile(keras.optimizers.Adam(0.01))
+    >>> points, _ = keras_ode.datasets.moons(64)
+    >>> history = flow.fit(points, verbose=0)
+    >>> flow.log_prob(points).shape, flow.sample(5).shape
+    (TensorShape([64]), TensorShape([5, 2]))
+
+    References: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS; Grathwohl, Chen,
+    Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR.
+    """
+
+    def __init__(self, dynamics, base=None, divergence="exact", name=None, dtype=None, **ode):
+        super().__init__(name=name, dtype=dtype)
+        if divergence not in _DIVERGENCES:
+            raise ValueError(f"divergence must be one of {_DIVERGENCES}. Received: divergence={divergence!r}")
+        self.dynamics = list(dynamics) if isinstance(dynamics, (list, tuple)) else [dynamics]
+        if not self.dynamics:
+            raise ValueError(f"dynamics must be a Keras layer or a list of them. Received: dynamics={dynamics!r}")
+        self.base, self.divergence = base, divergence
+        self.flows = [ODELayer(WithLogDensity(f, divergence), dtype=self.dtype_policy, **ode) for f in self.dynamics]
+
+    def build(self, points_shape):
+        self.event_shape = tuple(points_shape[1:])
+        for flow in self.flows:
+            flow.build((points_shape, (points_shape[0],)))
+
+    def call(self, points, training=None):
+        z, change = self.transport(points, inverse=True)
+        return ops.cast(self.distribution().log_prob(z), change.dtype) + change
+
+    def compute_output_shape(self, points_shape):
+        return points_shape[:1]
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = NegativeLogLikelihood()(y_pred, y_pred, sample_weight)
+        return loss + super().compute_loss(x, y, y_pred, sample_weight, training) if self.losses else loss
+
+    def transport(self, points, inverse=False):
+        """Carries points from the base, or with `inverse` back to it.
+
+        Args:
+            points: Shape `(batch, ...)`.
+            inverse: The direction. Defaults to `False`.
+
+        Returns:
+            The points where they end, and the logarithm of the volume change on the way, the log-determinant of the
+            Jacobian, shape `(batch,)`.
+        """
+        state = (points, ops.zeros_like(ops.reshape(points, (ops.shape(points)[0], -1))[:, 0]))
+        for flow in reversed(self.flows) if inverse else self.flows:
+            state = flow(state, t=np.array(flow.t[::-1])) if inverse else flow(state)
+        return state
+
+    def log_prob(self, points):
+        """The log-density at points `(batch, ...)`, shape `(batch,)`. Differentiable by the points too."""
+        return self(points)
+
+    def sample(self, num_samples, seed=None):
+        """Points of the density, shape `(num_samples, ...)`; `seed` as in TensorFlow Probability."""
+        points = self.distribution().sample(num_samples, seed=seed)
+        return self.transport(points)[0]
+
+    def distribution(self):
+        """The base distribution."""
+        base = self.base
+        if base is None:
+            import tensorflow_probability as tfp
+
+            self._check_built()
+            zeros = tf.zeros(self.event_shape, self.variable_dtype)
+            return tfp.distributions.Independent(tfp.distributions.Normal(zeros, 1.0), len(self.event_shape))
+        return base if hasattr(base, "log_prob") else base()
+
+    def as_bijector(self):
+        """The flow as a `tfp.bijectors.Bijector`, from the base to the density; it shares the flow's weights.
+
+        With `tfp.distributions.TransformedDistribution(base, flow.as_bijector())` it is a distribution, whose
+        `trainable_variables` are those of the flow.
+        """
+        from keras_ode.models.bijector import FlowBijector
+
+        self._check_built()
+        return FlowBijector(self)
+
+    def get_config(self):
+        if self.base is not None and hasattr(self.base, "log_prob"):
+            raise ValueError(
+                "A flow with a distribution as base cannot be saved. Give a function that makes it, registered with "
+                f"keras.saving.register_keras_serializable. Received: base={self.base!r}"
+            )
+        ode = {k: v for k, v in self.flows[0].get_config().items() if k not in ("name", "trainable", "dtype")}
+        return {
+            **super().get_config(),
+            **ode,
+            "dynamics": [keras.saving.serialize_keras_object(f) for f in self.dynamics],
+            "base": keras.saving.serialize_keras_object(self.base),
+            "divergence": self.divergence,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = {k: v for k, v in config.items() if k != "trainable"}
+        dynamics = [keras.saving.deserialize_keras_object(f) for f in config["dynamics"]]
+        return cls(**{**config, "dynamics": dynamics, "base": keras.saving.deserialize_keras_object(config["base"])})
+
+    def _check_built(self):
+        if not self.built:
+            raise ValueError(
+                "The flow does not know the shape of its points yet: call it on some first, or flow.build((None, 2))."
+            )
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class WithLogDensity(keras.Layer):
+    """The dynamics of `(z, log_density)`, of a layer `f(t, z)` or `f(z)`: `f`, and its divergence.
+
+    Solved forward, the second part gains the log-determinant of the flow's Jacobian.
+
+    Args:
+        dynamics: The layer.
+        divergence: `"exact"` or `"hutchinson"`.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Reference: Hutchinson (1990), A stochastic estimator of the trace of the influence matrix, Commun. Stat. Simul. Comput. 19.
+    """
+
+    def __init__(self, dynamics, divergence="exact", **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        check_layer(dynamics)
+        self.dynamics, self.divergence = dynamics, divergence
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def build(self, t_shape, state_shape):
+        t, z = (keras.KerasTensor(shape, self.variable_dtype) for shape in (t_shape, state_shape[0]))
+        build_layer(self.dynamics, t, z)
+
+    def call(self, t, state, training=None):
+        z, _ = state
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(z)
+            velocity = tf.cast(self.dynamics(*arguments_of(self.dynamics, t, z)), z.dtype)
+            parts = tf.unstack(tf.reshape(velocity, [-1, int(np.prod(z.shape[1:]))]), axis=1)
+        if self.divergence == "exact":
+            rows = [tf.reshape(tape.gradient(part, z, unconnected_gradients="zero"), [-1, len(parts)]) for part in parts]
+            return velocity, tf.add_n([row[:, i] for i, row in enumerate(rows)])
+        # The generator only advances between solves: the noise is the same whenever the solver, or its adjoint, asks.
+        signs = 2 * keras.random.randint(ops.shape(z), 0, 2, seed=self.seed_generator) - 1
+        noise = tf.cast(signs, z.dtype)
+        product = tape.gradient(velocity, z, output_gradients=noise, unconnected_gradients="zero")
+        return velocity, tf.reduce_sum(tf.reshape(product * noise, [tf.shape(z)[0], -1]), axis=1)
+
+    def compute_output_shape(self, t_shape, state_shape):
+        return state_shape
+
+    def get_config(self):
+        dynamics = keras.saving.serialize_keras_object(self.dynamics)
+        return {**super().get_config(), "dynamics": dynamics, "divergence": self.divergence}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})
+
+
+class NegativeLogLikelihood(keras.losses.Loss):
+    """The loss of log-densities; there is no target."""
+
+    def call(self, y_true, y_pred):
+        return -y_pred

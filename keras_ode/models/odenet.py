@@ -1,0 +1,80 @@
+"""The ODE network for pictures."""
+
+import keras
+from keras import layers
+
+from keras_ode.layers import ODELayer, TimeConv2D, TimeSequential
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class ODENet(keras.Model):
+    """A classifier of pictures: a residual network whose residual blocks are one differential equation.
+
+    Two strided convolutions shrink the picture, its feature maps flow through an `ODELayer`, and a dense layer reads
+    the class from where they end. Parts may be replaced: `downsample`, `ode` and `head` are attributes.
+
+    Args:
+        num_classes: The number of classes; the output is their logits.
+        channels: The number of feature maps. Defaults to `64`, as in the paper.
+        dynamics: A Keras layer `f(t, y)` or `f(y)` of feature maps. `None` is two convolutions with group
+            normalization, which see the time as one more channel.
+        name, dtype: As in `keras.Model`.
+        **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ...
+
+    Input shape:
+        `(batch, height, width, channels)`.
+
+    Output shape:
+        `(batch, num_classes)`.
+
+    Example:
+
+    >>> model = keras_ode.models.ODENet(num_classes=10, channels=16, rtol=1e-2)
+    >>> model(tf.zeros([2, 28, 28, 1])).shape
+    TensorShape([2, 10])
+
+    Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
+    """
+
+    def __init__(self, num_classes, channels=64, dynamics=None, name=None, dtype=None, **ode):
+        super().__init__(name=name, dtype=dtype)
+        policy, self.num_classes, self.channels = self.dtype_policy, num_classes, channels
+        self.downsample = keras.Sequential([
+            layers.Conv2D(channels, 3, strides=2, padding="same", activation="silu", dtype=policy),
+            layers.Conv2D(channels, 3, strides=2, padding="same", dtype=policy),
+            layers.GroupNormalization(_groups(channels), dtype=policy),
+        ], name="downsample")
+        dynamics = conv_dynamics(channels, policy) if dynamics is None else dynamics
+        self.ode = ODELayer(dynamics, name="ode", dtype=policy, **ode)
+        self.head = keras.Sequential([
+            layers.Activation("silu", dtype=policy),
+            layers.GlobalAveragePooling2D(dtype=policy),
+            layers.Dense(num_classes, dtype=policy),
+        ], name="head")
+
+    def call(self, pictures, training=None):
+        return self.head(self.ode(self.downsample(pictures)))
+
+    def get_config(self):
+        ode = {name: value for name, value in self.ode.get_config().items() if name not in ("name", "trainable", "dtype")}
+        return {**super().get_config(), "num_classes": self.num_classes, "channels": self.channels, **ode}
+
+    @classmethod
+    def from_config(cls, config):
+        config = {name: value for name, value in config.items() if name != "trainable"}
+        return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})
+
+
+def conv_dynamics(channels, dtype=None):
+    """A dynamics of feature maps: two convolutions of maps and time, with group normalization between."""
+    return TimeSequential([
+        TimeConv2D(channels, 3, padding="same", dtype=dtype),
+        layers.GroupNormalization(_groups(channels), dtype=dtype),
+        layers.Activation("silu", dtype=dtype),
+        TimeConv2D(channels, 3, padding="same", dtype=dtype),
+    ], dtype=dtype)
+
+
+def _groups(channels):
+    """As many groups as divide the channels, but at most 32."""
+    return max(n for n in range(1, min(32, channels) + 1) if channels % n == 0)

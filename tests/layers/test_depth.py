@@ -1,0 +1,108 @@
+"""Weights that vary with depth: residual blocks are Euler steps, and piecewise weights solve piecewise."""
+
+import keras
+import numpy as np
+import pytest
+import scipy.linalg
+import tensorflow as tf
+
+import keras_ode
+from keras_ode import ODELayer
+from keras_ode.layers import DepthVarying, ResidualBlocks, TimeDense
+
+Y = np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
+
+
+def matrix():
+    return keras.layers.Dense(2, use_bias=False)
+
+
+def euler(dynamics, steps):
+    return ODELayer(dynamics, t=(0, steps), solver="euler", controller="constant", step_size=1, jit_compile=False)
+
+
+@pytest.mark.parametrize("make", [lambda: keras.layers.Dense(2, activation="tanh"), lambda: TimeDense(2, activation="tanh")])
+def test_residual_blocks_with_shared_weights_are_euler_steps(make):
+    blocks = ResidualBlocks(make(), 7, shared=True)
+    np.testing.assert_allclose(blocks(Y), euler(blocks.layers[0], 7)(Y), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: keras.layers.Dense(2, activation="tanh"), lambda: TimeDense(2, activation="tanh")])
+def test_residual_blocks_with_their_own_weights_are_euler_steps_of_piecewise_constant_ones(make):
+    blocks, varying = ResidualBlocks(make(), 7), DepthVarying(make(), 7, t=(0, 7))
+    layer = euler(varying, 7)
+    expected, _ = blocks(Y), layer(Y)
+    varying.set_weights(blocks.get_weights())
+    np.testing.assert_allclose(layer(Y), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_residual_blocks_and_of_euler_steps_agree():
+    blocks = ResidualBlocks(TimeDense(2, activation="tanh"), 3, shared=True)
+    layer = ODELayer(blocks.layers[0], t=(0, 3), solver="euler", step_size=1, adjoint="checkpointed", jit_compile=False)
+    gradients = []
+    for model in (blocks, layer):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(Y) ** 2)
+        gradients.append(tape.gradient(loss, [v.value for v in blocks.trainable_variables]))
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_share_their_weights_only_if_asked():
+    own, shared = ResidualBlocks(matrix(), 4), ResidualBlocks(matrix(), 4, shared=True)
+    own.build((None, 2)), shared.build((None, 2))
+    assert (len(own.weights), len(shared.weights)) == (4, 1)
+    assert len({w.numpy().tobytes() for w in own.weights}) == 4
+
+
+def test_piecewise_constant_weights_give_a_product_of_matrix_exponentials():
+    dynamics = DepthVarying(matrix(), 3, t=(0.0, 1.5))
+    solution = keras_ode.solve(dynamics, tf.constant(Y), [0.0, 1.5], jump_times=dynamics.knots[1:-1], rtol=1e-6, jit_compile=False)
+    flow = np.linalg.multi_dot([scipy.linalg.expm(0.5 * w.numpy()) for w in dynamics.weights])
+    np.testing.assert_allclose(solution.ys[-1], Y @ flow, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_piecewise_linear_weights_give_the_exponential_of_their_integral(per_sample):
+    """`y' = a(t) y` with `a` through (0, 1), (1, -1), (2, 3), whose integral is 1 (trapezoids)."""
+    dynamics = DepthVarying(keras.layers.Dense(1, use_bias=False), 2, t=(0.0, 2.0), kind="linear")
+    layer = ODELayer(dynamics, t=(0.0, 2.0), rtol=1e-6, per_sample=per_sample, jit_compile=False)
+    layer.build((3, 1))
+    dynamics.set_weights([np.array([[a]]) for a in (1.0, -1.0, 3.0)])
+    # The steps do not land on the knot, so the error there is some times the tolerance.
+    np.testing.assert_allclose(layer(tf.ones([3, 1])), np.full([3, 1], np.e), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind, times, expected", [
+    ("constant", [-1.0, 0.0, 0.49, 0.5, 1.0, 2.0], [1, 1, 1, 3, 3, 3]),
+    ("linear", [-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0], [1, 1, 2, 3, 4, 5, 5]),
+])
+def test_weights_at_a_time(kind, times, expected):
+    layer = DepthVarying(keras.layers.Dense(1, use_bias=False), 2, kind=kind)
+    layer(tf.constant(0.0), tf.ones([1, 1]))
+    layer.set_weights([np.array([[w]]) for w in (1.0, 3.0, 5.0)[: len(layer.weights)]])
+    np.testing.assert_allclose([layer(tf.constant(t), tf.ones([1, 1]))[0, 0] for t in times], expected)
+    rows = tf.ones([len(times), 1])
+    np.testing.assert_allclose(layer(tf.reshape(times, [-1, 1]), rows)[:, 0], expected)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: ODELayer(DepthVarying(TimeDense(2), 3, kind="linear"), jit_compile=False),
+    lambda: ResidualBlocks(TimeDense(2), 3),
+    lambda: ResidualBlocks(matrix(), 3, shared=True),
+])
+def test_layers_are_saved_and_loaded(make, tmp_path):
+    model = keras.Sequential([keras.Input([2]), make()])
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(Y), model(Y))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: DepthVarying(matrix(), 0), "num_pieces must be a positive whole number. Received: num_pieces=0"),
+    (lambda: DepthVarying(matrix(), 2, kind="cubic"), "kind must be 'constant' or 'linear'. Received: kind='cubic'"),
+    (lambda: DepthVarying(matrix(), 2, t=(1, 0)), r"t must be two increasing times. Received: t=\(1, 0\)"),
+    (lambda: ResidualBlocks(matrix(), 2.0), "num_blocks must be a positive whole number. Received: num_blocks=2.0"),
+])
+def test_wrong_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
