@@ -99,7 +99,7 @@ def test_solve_is_not_stuck_for_a_hundred_tries_where_the_solution_blows_up(tole
 
     last = end()
     num_steps = int(re.search(r"after (\d+) steps", str(last)).group(1))
-    assert last.time == pytest.approx(1, rel=tolerance)
+    assert last.time == pytest.approx(1, rel=10 * tolerance)
     # A hundred tries earlier it still moved.
     assert num_steps <= 100 or end(max_steps=num_steps - 100).time < last.time - 10 * np.spacing(last.time)
 
