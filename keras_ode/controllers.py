@@ -65,7 +65,7 @@ class PID(Controller):
 
     The factor from one step size to the next is
     `safety * e_n^(-(p + i + d) / k) * e_(n-1)^((p + 2 d) / k) * e_(n-2)^(-d / k)`, with `k` the order of the error
-    estimate and `e` the scaled errors of the last accepted steps.
+    estimate and `e` the scaled errors of the last accepted steps. After a rejected step, the next does not grow.
 
     Args:
         p: Proportional coefficient. Defaults to `0`.
@@ -75,7 +75,9 @@ class PID(Controller):
         min_factor: The smallest change of one step to the next. Defaults to `0.2`.
         max_factor: The largest. Defaults to `10`.
 
-    Reference: Soderlind (2003), Digital filters in adaptive time-stepping, ACM TOMS 29(1).
+    References:
+        Soderlind (2003), Digital filters in adaptive time-stepping, ACM TOMS 29(1).
+        Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
 
     adaptive = True
@@ -93,10 +95,10 @@ class PID(Controller):
 
     def start(self, step_size):
         one = tf.ones_like(step_size)
-        return (one, one)
+        return (one, one, tf.ones_like(step_size, dtype=tf.bool))
 
     def judge(self, error, error_order, step_size, state):
-        last, before_last = state
+        last, before_last, may_grow = state
         finite = tf.math.is_finite(error)
         accept = finite & (error <= 1)
         # A step of no error at all (a constant solution) grows by max_factor; so does one of an error too small to divide by.
@@ -109,8 +111,9 @@ class PID(Controller):
             accepted_factor *= before_last ** (-self.d / k)
         rejected_factor = tf.minimum(self.safety * error ** (-1 / k), self.safety)
         factor = tf.clip_by_value(tf.where(accept, accepted_factor, rejected_factor), self.min_factor, self.max_factor)
+        factor = tf.where(may_grow, factor, tf.minimum(factor, 1))
         factor = tf.where(finite, factor, tf.constant(self.min_factor, factor.dtype))
-        state = (tf.where(accept, error, last), tf.where(accept, last, before_last))
+        state = (tf.where(accept, error, last), tf.where(accept, last, before_last), accept)
         return Verdict(accept, factor * step_size, state)
 
 

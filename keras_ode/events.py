@@ -21,7 +21,8 @@ class Event:
     Args:
         fn: A function `fn(t, y)` or `fn(y)` that returns a float scalar, or `[B]` with `per_sample=True` (where `t` is
             `[B]`). It may read variables and tensors: gradients reach them.
-        direction: `1` for roots where `fn` rises, `-1` where it falls, `0` (the default) for both.
+        direction: `1` for roots where `fn` rises as the solve goes on (forward or backward in time), `-1` where it falls,
+            `0` (the default) for both. Where `fn` is zero at the start there is an event, whatever the direction.
         terminal: Whether the solve ends there. Defaults to `True`; `False` with `reset`.
         reset: A function `reset(t, y)` or `reset(y)` that returns the state from which the solve goes on.
         max_events: How many events that are not terminal are noted. With `reset`, the solve ends at the last of them.

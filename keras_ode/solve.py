@@ -75,10 +75,12 @@ def solve(
         max_steps: The most steps to try. Defaults to `4096`.
         per_sample: Whether every sample, a row of the leaves' first axis, has its own step size, error, status and
             statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
-            Defaults to `False`: all share their steps.
+            Defaults to `False`: all share their steps. A row that fails makes its own gradients NaN, and those of what
+            the rows share, which are sums over rows.
         event: A `keras_ode.Event`, or a list of them, of which the earliest wins. The solution then has `event_time` and
             `event_state`, which are differentiable; states after a terminal event are NaN.
-        jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: steps end there.
+        jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: a step ends right before each
+            and the next begins right after it. Differentiable.
         dense: Whether the solution shall have `evaluate(t)` and `derivative(t)` anywhere in the interval. Room for
             `max_steps` interpolants is kept, so set that as low as the solve allows. Defaults to `False`.
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`

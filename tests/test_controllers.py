@@ -91,7 +91,15 @@ def test_rejected_step_does_not_enter_the_memory(error):
     controller = PID(p=0.3, d=0.1)
     state = judge(controller, 0.5).state
     after = judge(controller, error, state=state).state
-    np.testing.assert_array_equal(after, state)
+    np.testing.assert_array_equal(after[:2], state[:2])
+
+
+def test_step_after_a_rejected_one_does_not_grow():
+    """Else a solve that meets a wall would run against it again and again."""
+    after = judge(PID(), np.nan).state
+    verdict = judge(PID(), 0.0, state=after)
+    assert float(verdict.step_size) == 1
+    assert float(judge(PID(), 0.0, state=verdict.state).step_size) == 10
 
 
 def test_samples_are_judged_apart():

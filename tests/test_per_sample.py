@@ -1,11 +1,15 @@
 """`per_sample=True`: a row's solve is its own."""
 
+import hypothesis
+import hypothesis.strategies as st
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_ode
 from keras_ode.adjoints import Backsolve
+from keras_ode.solvers import SOLVERS
 from tests.references import Counting
 
 TIMES = np.linspace(0, 5, 6)
@@ -106,3 +110,128 @@ def test_loop_runs_no_longer_than_the_hardest_row_alone():
     print(f"{iterations:.0f} iterations; the hardest row alone takes {alone.stats['num_steps']}, shared steps {shared.stats['num_steps']}")
     assert iterations == np.max(rows.stats["num_steps"]) == int(alone.stats["num_steps"])
     assert int(shared.stats["num_steps"]) > 3 * iterations
+
+
+def decay(t, y):
+    """From y at time s, the solution at t is y exp(sin t - sin s)."""
+    return y * tf.cos(t)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
+    start, times = tf.constant([[1.0], [-2.0]], tf.float64), [[0.0, 0.7, 1.5], [1.0, 0.2, 0.0]]
+    options = {**OPTIONS, "solver": name, "step_size": None if SOLVERS[name].error_order else 0.1, "rtol": 1e-4, "atol": 1e-4}
+    both = keras_ode.solve(decay, start, times, per_sample=True, **options)
+    for i, row in enumerate(times):
+        alone = keras_ode.solve(decay, start[i], row, **options)
+        np.testing.assert_allclose(both.ys[:, i], alone.ys, rtol=1e-14)
+        assert {k: int(v[i]) for k, v in both.stats.items() if k != "stiffness"} == {
+            k: int(v) for k, v in alone.stats.items() if k != "stiffness"
+        }
+
+
+ADJOINTS = pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
+
+
+@ADJOINTS
+def test_gradients_of_rows_with_their_own_grids_and_directions_are_those_of_the_closed_form(adjoint):
+    """y' = k y cos t; the last row is padded with its last time."""
+    start, k = tf.constant([[1.0], [-2.0], [0.5]], tf.float64), tf.constant(1.5, tf.float64)
+    times = tf.constant([[0.0, 0.5, 1.5], [1.0, 0.2, -0.5], [2.0, 3.0, 3.0]], tf.float64)
+    weights = np.array([[1.0, 2.0, 3.0], [0.5, -1.0, 2.0], [1.0, -2.0, 0.5]])
+    with tf.GradientTape() as tape:
+        tape.watch((start, k, times))
+        ys = keras_ode.odeint(lambda t, y: k * y * tf.cos(t), start, times, per_sample=True, adjoint=adjoint, **OPTIONS)
+        loss = tf.reduce_sum(tf.transpose(ys[:, :, 0]) * weights)
+    by_start, by_k, by_times = tape.gradient(loss, (start, k, times))
+    t, y = times.numpy(), start.numpy()
+    phase = np.sin(t) - np.sin(t[:, :1])
+    grown = np.exp(1.5 * phase)
+    np.testing.assert_allclose(ys[:, :, 0], (y * grown).T, rtol=1e-5)
+    np.testing.assert_allclose(by_start[:, 0], (weights * grown).sum(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(by_k, (weights * y * grown * phase).sum(), rtol=1e-4)
+    expected = weights * y * grown * 1.5 * np.cos(t)
+    expected[:, 0] = -(weights[:, 1:] * y * grown[:, 1:] * 1.5 * np.cos(t[:, :1])).sum(axis=1)
+    # What time the padding holds is one and the same: its gradients count together.
+    expected[2, 1:] = expected[2, 1:].sum(), 0
+    found = by_times.numpy()
+    found[2, 1:] = found[2, 1:].sum(), 0
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_single_precision_rows_are_those_of_solving_them_alone_within_rounding():
+    start = tf.constant([[1.0], [-2.0], [30.0]])
+    options = {**OPTIONS, "rtol": 1e-4, "atol": 1e-4}
+    both = keras_ode.solve(decay, start, [0.0, 1.5], per_sample=True, **options)
+    for i in range(3):
+        alone = keras_ode.solve(decay, start[i], [0.0, 1.5], **options)
+        np.testing.assert_allclose(both.ys[-1, i], alone.ys[-1], rtol=1e-6)
+
+
+# A batch of six, of which hypothesis makes others of six: one function is traced for all.
+
+
+@pytest.fixture(scope="module")
+def solve_six():
+    mu = tf.constant([0.5, 1.0, 2.0, 3.0, 4.0, 5.0], tf.float64)[:, None]
+
+    @tf.function(autograph=False)
+    def solve(rows, times):
+        y0 = tf.concat([2 * tf.ones_like(mu), 0 * mu], axis=1)
+        chosen = tf.gather(mu, rows)
+        options = {**OPTIONS, "adjoint": Backsolve(checkpoints=0), "per_sample": True, "args": (chosen,)}
+        solution = keras_ode.solve(van_der_pol, tf.gather(y0, rows), tf.gather(times, rows), **options)
+        return solution.ys[-1], solution.stats["num_steps"]
+
+    return solve
+
+
+# Rows with grids of their own, some backward, some padded.
+GRIDS = np.array([[0, 1, 2], [0, 1, 1], [2, 1, 0], [0, 3, 5], [5, 3, 3], [1, 2, 4]], dtype="float64")
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(rows=st.lists(st.integers(0, 5), min_size=6, max_size=6))
+def test_batch_mates_never_change_a_row(solve_six, rows):
+    """Any six rows, in any order and with any repetition: permuted, split or padded, a row is what it is."""
+    states, steps = solve_six(tf.range(6), GRIDS)
+    found, found_steps = solve_six(tf.constant(rows), GRIDS)
+    np.testing.assert_array_equal(found_steps, steps.numpy()[rows])
+    # Elementwise operations alone: there is no rounding that depends on the place in the batch, but that of vectorized loops.
+    np.testing.assert_allclose(found, states.numpy()[rows], rtol=1e-13, atol=1e-13)
+
+
+# The layer
+
+
+def linear(rate):
+    dense = keras.layers.Dense(2, use_bias=False, kernel_initializer=keras.initializers.Identity(rate))
+    return keras.Sequential([dense])
+
+
+def test_layer_with_times_for_every_row_is_the_closed_form():
+    layer = keras_ode.ODELayer(linear(-0.5), per_sample=True, return_sequences=True, rtol=1e-5, atol=1e-6, jit_compile=False)
+    times = np.array([[0.0, 1.0, 3.0], [2.0, 1.0, 1.0]], "float32")
+    ys = layer(tf.ones([2, 2]), t=times)
+    np.testing.assert_allclose(ys[:, :, 0], np.exp(-0.5 * (times - times[:, :1])), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_layer_with_its_own_step_for_every_row_trains():
+    model = keras.Sequential([keras_ode.ODELayer(linear(0.1), per_sample=True, jit_compile=False)])
+    model.compile(keras.optimizers.Adam(0.05), "mse")
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+    losses = model.fit(x, x * np.exp(-1), epochs=20, batch_size=32, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] / 10
+
+
+def test_row_of_nan_leaves_the_gradients_of_the_others_exactly_as_they_are():
+    def gradient(start):
+        start = tf.constant(start, tf.float64)
+        with tf.GradientTape() as tape:
+            tape.watch(start)
+            loss = tf.reduce_sum(keras_ode.odeint(decay, start, [0.0, 1.5], per_sample=True, on_failure="nan", **OPTIONS)[-1])
+        return tape.gradient(loss, start).numpy()[:, 0]
+
+    whole, broken = gradient([[1.0], [-2.0], [30.0]]), gradient([[1.0], [np.nan], [30.0]])
+    np.testing.assert_array_equal(broken, [whole[0], np.nan, whole[2]])

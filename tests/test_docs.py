@@ -1,0 +1,20 @@
+"""The Python code of the documentation runs as it stands, page by page from top to bottom."""
+
+import pathlib
+import re
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs"}
+    for block in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        line = page.read_text()[: block.start()].count("\n") + 1
+        exec(compile("\n" * line + block.group(1), page, "exec"), names)
