@@ -13,6 +13,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.backend.common.variables import initialize_all_variables
 from tensorflow.python.eager import record
 
 from keras_ode import tree
@@ -324,9 +325,8 @@ class _Closure:
     def extend(self, function):
         """Adds what a trace captured besides the known members; whether there was anything."""
         seen = list(self._seen.values())
-        for variable in seen:
-            if variable._value is None:  # made by a layer that the trace was the first to call
-                variable._deferred_initialize()
+        if any(variable._value is None for variable in seen):  # made by a layer that the trace was the first to call
+            initialize_all_variables()
         raw = {id(v._value) for v in (*self._keras_variables, *seen)}
         self._keras_variables += seen
         self._variables = [
