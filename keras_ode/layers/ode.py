@@ -160,6 +160,11 @@ class ODELayer(keras.Layer):
         length = len(self.t) if t_shape is None else t_shape[-1]
         return keras.tree.map_shape_structure(lambda shape: (shape[0], length, *shape[1:]), y_shape)
 
+    def get_options(self):
+        """The options of the solve, without the dynamics: keyword arguments for another `ODELayer`."""
+        config = self.get_config()
+        return {name: config[name] for name in config if name not in ("name", "trainable", "dtype", "dynamics")}
+
     def get_config(self):
         return {
             **super().get_config(),

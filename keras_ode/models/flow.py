@@ -32,7 +32,7 @@ class ContinuousNormalizingFlow(keras.Model):
             with random signs: an unbiased estimate, with noise that stays the same within a solve and its gradient, and is
             new in each call. A flow trained with one may be evaluated with the other: make a second
             `ContinuousNormalizingFlow` of the same dynamics. Defaults to `"exact"`.
-        name, dtype: As in `keras.Model`.
+        name, dtype, trainable: As in `keras.Model`.
         **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`.
 
     Input shape:
@@ -58,8 +58,8 @@ class ContinuousNormalizingFlow(keras.Model):
     Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR.
     """
 
-    def __init__(self, dynamics, base=None, divergence="exact", name=None, dtype=None, **ode):
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, dynamics, base=None, divergence="exact", name=None, dtype=None, trainable=True, **ode):
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         if divergence not in _DIVERGENCES:
             raise ValueError(f"divergence must be one of {_DIVERGENCES}. Received: divergence={divergence!r}")
         self.dynamics = list(dynamics) if isinstance(dynamics, (list, tuple)) else [dynamics]
@@ -137,18 +137,16 @@ class ContinuousNormalizingFlow(keras.Model):
                 "A flow with a distribution as base cannot be saved. Give a function that makes it, registered with "
                 f"keras.saving.register_keras_serializable. Received: base={self.base!r}"
             )
-        ode = {k: v for k, v in self.flows[0].get_config().items() if k not in ("name", "trainable", "dtype")}
         return {
             **super().get_config(),
-            **ode,
             "dynamics": [keras.saving.serialize_keras_object(f) for f in self.dynamics],
             "base": keras.saving.serialize_keras_object(self.base),
             "divergence": self.divergence,
+            **self.flows[0].get_options(),
         }
 
     @classmethod
     def from_config(cls, config):
-        config = {k: v for k, v in config.items() if k != "trainable"}
         dynamics = [keras.saving.deserialize_keras_object(f) for f in config["dynamics"]]
         return cls(**{**config, "dynamics": dynamics, "base": keras.saving.deserialize_keras_object(config["base"])})
 

@@ -18,7 +18,7 @@ class ODENet(keras.Model):
         channels: The number of feature maps. Defaults to `64`, as in the paper.
         dynamics: A Keras layer `f(t, y)` or `f(y)` of feature maps. `None` is two convolutions with group
             normalization, which see the time as one more channel.
-        name, dtype: As in `keras.Model`.
+        name, dtype, trainable: As in `keras.Model`.
         **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ...
 
     Input shape:
@@ -36,8 +36,8 @@ class ODENet(keras.Model):
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """
 
-    def __init__(self, num_classes, channels=64, dynamics=None, name=None, dtype=None, **ode):
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, num_classes, channels=64, dynamics=None, name=None, dtype=None, trainable=True, **ode):
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         policy, self.num_classes, self.channels = self.dtype_policy, num_classes, channels
         self.downsample = keras.Sequential([
             layers.Conv2D(channels, 3, strides=2, padding="same", activation="silu", dtype=policy),
@@ -52,16 +52,26 @@ class ODENet(keras.Model):
             layers.Dense(num_classes, dtype=policy),
         ], name="head")
 
+    def build(self, pictures_shape):
+        maps_shape = tuple(pictures_shape)
+        for part in (self.downsample, self.ode, self.head):
+            part.build(maps_shape)
+            maps_shape = part.compute_output_shape(maps_shape)
+
     def call(self, pictures, training=None):
         return self.head(self.ode(self.downsample(pictures)))
 
     def get_config(self):
-        ode = {name: value for name, value in self.ode.get_config().items() if name not in ("name", "trainable", "dtype")}
-        return {**super().get_config(), "num_classes": self.num_classes, "channels": self.channels, **ode}
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "channels": self.channels,
+            "dynamics": keras.saving.serialize_keras_object(self.ode.dynamics),
+            **self.ode.get_options(),
+        }
 
     @classmethod
     def from_config(cls, config):
-        config = {name: value for name, value in config.items() if name != "trainable"}
         return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})
 
 

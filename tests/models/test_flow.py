@@ -158,7 +158,7 @@ def test_sample_weights_weigh_the_loss(trained):
     flow, points, _ = trained
     weights = np.arange(4.0) / 1.5
     expected = -np.mean(weights * flow.log_prob(points[:4]).numpy())
-    np.testing.assert_allclose(flow.evaluate(points[:4], None, sample_weight=weights, verbose=0), expected, rtol=1e-3)
+    np.testing.assert_allclose(flow.evaluate(points[:4], points[:4], sample_weight=weights, verbose=0), expected, rtol=1e-3)
 
 
 def test_samples_have_the_covariance_of_a_linear_flow():

@@ -1,0 +1,144 @@
+"""Latent ODEs: time series as noisy views of a hidden state that follows a differential equation."""
+
+import keras
+import tensorflow as tf
+
+from keras_ode.layers import ODERNN, ODELayer
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class LatentODE(keras.Model):
+    """A variational autoencoder of time series, whose latent state flows along an ODE.
+
+    The encoder reads a series, from its last observation to its first, and gives the normal posterior of the latent state
+    at the first time. The ODE carries samples of it through all times, and the decoder gives what is to be observed there.
+
+    `fit(inputs)` after `compile(optimizer)` minimizes the negative evidence lower bound, the mean over the series, which
+    is also what `evaluate` gives. The model's output are decoded series, of a sample of the posterior.
+
+    Args:
+        encoder: A Keras layer that gives each series a vector: an `ODERNN`, which sees the times, or a recurrent layer such
+            as `keras.layers.GRU(32, go_backwards=True)`, which sees the time since the first as one more feature. It should
+            go backwards, since the latent state is that at the first time.
+        dynamics: The dynamics of the latent state, a Keras layer `f(z)` or `f(t, z)` that keeps its shape.
+        decoder: A Keras layer, or a `keras.Sequential`, from latent states to what is observed: it is given
+            `[batch, T, latent_dim]`.
+        latent_dim: The size of the latent state.
+        noise: The standard deviation of the observations. Defaults to `0.1`.
+        name, dtype, trainable: As in `keras.Model`.
+        **ode: Arguments of `ODELayer`: `t`, the times of all series, where they are the same; `per_sample=True`, where each
+            has its own; `solver`, `rtol`, `atol`, ...
+
+    Call arguments:
+        inputs: The observed values `[B, T, features]`; or a dict of these, `"values"`, and of
+            `"times"`, `[B, T]`, strictly monotone, where rows that have fewer are padded by repeating their last time (with
+            `per_sample=True` only); and `"mask"`, bool `[B, T]`, where something was observed.
+
+    Output shape:
+        `(batch, T, features)`.
+
+    Example:
+
+    >>> model = keras_ode.models.LatentODE(
+    ...     encoder=keras.layers.GRU(16, go_backwards=True),
+    ...     dynamics=keras.Sequential([keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(4)]),
+    ...     decoder=keras.layers.Dense(2),
+    ...     latent_dim=4,
+    ...     t=np.linspace(0, 1, 30),
+    ... )
+    >>> times, spirals, _ = keras_ode.datasets.bidirectional_spirals(8, num_times=30)
+    >>> posterior = model.encode(spirals)
+    >>> model.decode(posterior.mean(), [0.0, 1.0, 2.0]).shape
+    TensorShape([8, 3, 2])
+
+    References: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS; Rubanova, Chen,
+    Duvenaud (2019), Latent ODEs for irregularly-sampled time series, NeurIPS.
+    """
+
+    def __init__(
+        self, encoder, dynamics, decoder, latent_dim, noise=0.1, name=None, dtype=None, trainable=True, **ode
+    ):
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        if not noise > 0:
+            raise ValueError(f"noise must be a positive number. Received: noise={noise!r}")
+        self.encoder, self.decoder = encoder, decoder
+        self.latent_dim, self.noise = latent_dim, noise
+        self.ode = ODELayer(dynamics, dtype=self.dtype_policy, **{**ode, "return_sequences": True})
+        self.posterior = keras.layers.Dense(2 * latent_dim, name="posterior", dtype=self.dtype_policy)
+
+    def call(self, inputs, training=None):
+        import tensorflow_probability as tfp
+
+        posterior = self._encode(inputs, training)
+        prior = tfp.distributions.MultivariateNormalDiag(tf.zeros_like(posterior.mean()))
+        self.add_loss(tf.reduce_mean(tfp.distributions.kl_divergence(posterior, prior)))
+        return self.decode(posterior.sample(), self._parts(inputs)[1])
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        import tensorflow_probability as tfp
+
+        values, _, mask = self._parts(x)
+        likelihood = tf.reduce_sum(tfp.distributions.Normal(y_pred, self.noise).log_prob(values), axis=2)
+        likelihood = tf.reduce_sum(tf.where(mask, likelihood, 0.0), axis=1)
+        return super().compute_loss(x, y, y_pred, sample_weight, training) - tf.reduce_mean(likelihood)
+
+    def encode(self, inputs):
+        """The posterior of the latent state at the first time of each series, a `tfp` distribution; inputs as in a call."""
+        return self._encode(inputs, training=False)
+
+    def decode(self, z0, times=None):
+        """What is observed on the way of latent states.
+
+        Args:
+            z0: Latent states at the first of the times, `[B, latent_dim]`.
+            times: Strictly monotone in either direction, `[T]`, or `[B, T]` with `per_sample=True`. Those of the series
+                need not be among them, but the first is the time of `z0`. Defaults to the model's.
+
+        Returns:
+            A tensor `[B, T, features]`.
+        """
+        return self.decoder(self.ode(z0, t=times))
+
+    def get_config(self):
+        parts = {"encoder": self.encoder, "dynamics": self.ode.dynamics, "decoder": self.decoder}
+        options = {name: value for name, value in self.ode.get_options().items() if name != "return_sequences"}
+        return {
+            **super().get_config(),
+            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
+            "latent_dim": self.latent_dim,
+            "noise": self.noise,
+            **options,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        parts = ("encoder", "dynamics", "decoder")
+        return cls(**{**config, **{name: keras.saving.deserialize_keras_object(config[name]) for name in parts}})
+
+    def _encode(self, inputs, training):
+        import tensorflow_probability as tfp
+
+        values, times, mask = self._parts(inputs)
+        times = tf.constant(self.ode.t, values.dtype) if times is None else times
+        if isinstance(self.encoder, ODERNN):
+            features = self.encoder(values, t=times, mask=mask, training=training)
+        else:
+            since = tf.broadcast_to(times - times[..., :1], tf.shape(mask))[..., None]
+            features = self.encoder(tf.concat([values, since], axis=-1), mask=mask, training=training)
+        mean, spread = tf.split(self.posterior(features), 2, axis=-1)
+        return tfp.distributions.MultivariateNormalDiag(mean, tf.nn.softplus(spread) + 1e-4)
+
+    def _parts(self, inputs):
+        """Values (zero where masked), times or `None`, and the mask."""
+        parts = inputs if isinstance(inputs, dict) else {"values": inputs}
+        values, times, mask = tf.convert_to_tensor(parts["values"]), parts.get("times"), parts.get("mask")
+        if times is not None and not self.ode.per_sample:
+            raise ValueError("Series that bring their own times need LatentODE(..., per_sample=True).")
+        if times is None and values.shape[1] != len(self.ode.t):
+            raise ValueError(
+                f"The series must have as many values as there are times: give these as t to LatentODE, or as "
+                f"inputs['times']. Received: values of shape {values.shape} and {len(self.ode.t)} times"
+            )
+        mask = tf.ones(tf.shape(values)[:2], bool) if mask is None else tf.cast(mask, bool)
+        times = None if times is None else tf.convert_to_tensor(times)
+        return tf.where(mask[..., None], values, tf.zeros_like(values)), times, mask

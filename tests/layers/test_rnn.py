@@ -1,0 +1,108 @@
+"""A recurrent network whose state flows between observations."""
+
+import keras
+import numpy as np
+import pytest
+import scipy.linalg
+import tensorflow as tf
+
+from keras_ode.layers import ODERNN, TimeDense
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(3, 5, 2)).astype("float32")
+TIMES = np.array([0.0, 0.1, 0.5, 0.6, 1.2], "float32")
+OWN_TIMES = np.cumsum(RANDOM.uniform(0.1, 0.5, size=(3, 5)), axis=1).astype("float32")
+A = np.array([[-0.5, 0.4, 0.0], [-0.3, -0.2, 0.1], [0.2, 0.0, -0.1]])
+ONLY_FIRST = np.arange(5) == np.zeros([3, 1])
+
+
+def linear(cell=None, **options):
+    """An ODE-RNN of three units between whose observations `h' = h A`."""
+    options = {"rtol": 1e-5, "atol": 1e-6, "jit_compile": False, **options}
+    layer = ODERNN(cell or keras.layers.GRUCell(3), keras.layers.Dense(3, use_bias=False), **options)
+    layer.build((None, 5, 2))
+    layer.dynamics.set_weights([A])
+    return layer
+
+
+@pytest.mark.parametrize("times", [TIMES, OWN_TIMES], ids=["times of all", "times of each"])
+def test_state_flows_where_nothing_is_observed(times):
+    layer = linear(per_sample=times.ndim == 2, return_sequences=True)
+    states = layer(X, t=times, mask=ONLY_FIRST).numpy()
+    after_first = layer.cell(X[:, 0], np.zeros([3, 3], "float32"))[0].numpy()
+    elapsed = np.broadcast_to(times - times[..., :1], (3, 5))
+    expected = [[after_first[b] @ scipy.linalg.expm(A * elapsed[b, i]) for i in range(5)] for b in range(3)]
+    np.testing.assert_allclose(states, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell, layer", [
+    (keras.layers.GRUCell, keras.layers.GRU),
+    (keras.layers.LSTMCell, keras.layers.LSTM),
+    (keras.layers.SimpleRNNCell, keras.layers.SimpleRNN),
+])
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_without_motion_it_is_a_recurrent_layer(cell, layer, go_backwards):
+    ode_rnn = linear(cell(3), go_backwards=go_backwards, return_sequences=True)
+    ode_rnn.dynamics.set_weights([0 * A])
+    plain = layer(3, go_backwards=go_backwards, return_sequences=True)
+    plain.build((None, 5, 2))
+    plain.set_weights(ode_rnn.cell.get_weights())
+    mask = np.array([[1, 1, 0, 1, 1]] * 3, bool)
+    observed = mask[0][::-1] if go_backwards else mask[0]
+    expected = plain(X, mask=mask).numpy()[:, observed]
+    np.testing.assert_allclose(ode_rnn(X, t=TIMES, mask=mask).numpy()[:, observed], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_going_backwards_is_going_forward_through_the_reversed_series():
+    forward, backward = linear(), linear(go_backwards=True)
+    backward.set_weights(forward.get_weights())
+    np.testing.assert_allclose(backward(X, t=TIMES), forward(X[:, ::-1], t=TIMES[::-1].copy()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_padding_a_series_changes_nothing(go_backwards):
+    layer = linear(per_sample=True, go_backwards=go_backwards)
+    padded = np.concatenate([X, np.full([3, 2, 2], np.nan, "float32")], axis=1)
+    times = np.concatenate([OWN_TIMES, OWN_TIMES[:, -1:], OWN_TIMES[:, -1:]], axis=1)
+    mask = np.broadcast_to(np.arange(7) < 5, (3, 7))
+    np.testing.assert_allclose(layer(padded, t=times, mask=mask), layer(X, t=OWN_TIMES), rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_in_a_graph_is_that_of_differences():
+    layer = linear()
+    weight = layer.dynamics.trainable_variables[0]
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(X, t=TIMES))
+        return tape.gradient(loss, weight.value)
+
+    found = gradient().numpy()[0, 1]
+    values = []
+    for shift in (-0.05, 0.05):
+        shifted = A.copy()
+        shifted[0, 1] += shift
+        layer.dynamics.set_weights([shifted])
+        values.append(float(tf.reduce_sum(layer(X, t=TIMES))))
+    # A central difference of this width, in single precision, is good to a hundredth.
+    np.testing.assert_allclose(found, (values[1] - values[0]) / 0.1, rtol=0.01)
+
+
+def test_symbolic_output_has_its_shape():
+    layer = ODERNN(keras.layers.GRUCell(4), TimeDense(4), return_sequences=True)
+    assert layer(keras.Input([5, 2]), t=TIMES).shape == (None, 5, 4)
+
+
+def test_layer_is_made_again_from_its_config():
+    layer = ODERNN(keras.layers.GRUCell(3), TimeDense(3), go_backwards=True, rtol=1e-4, per_sample=True)
+    again = ODERNN.from_config(layer.get_config())
+    for one in (layer, again):
+        one.build((None, 5, 2))
+    again.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(again(X, t=OWN_TIMES), layer(X, t=OWN_TIMES))
+
+
+def test_what_is_no_cell_is_refused():
+    with pytest.raises(TypeError, match="cell must be a cell of a recurrent layer"):
+        ODERNN(keras.layers.Dense(3), keras.layers.Dense(3))
