@@ -9,12 +9,13 @@ import pytest
 
 # The peak of gradients with 200 and with 2,000 steps, above what the process had before; 32,768 states.
 SCRIPT = """
-import json, resource, sys
+import json, pathlib, re, sys
 import tensorflow as tf
 import keras_ode
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In KiB. The resource module would count what the parent process had.
+    return int(re.search(r"VmHWM:\\s*([0-9]+)", pathlib.Path("/proc/self/status").read_text()).group(1))
 
 @tf.function
 def gradient(y, end):
@@ -49,7 +50,7 @@ def peaks(adjoint):
 def test_memory_of_a_gradient_does_not_grow_with_the_steps(adjoint):
     few, many = peaks(adjoint)
     # The tenth part is for the allocator.
-    assert many <= 1.1 * few
+    assert 0 < many <= 1.1 * few
 
 
 @pytest.mark.slow
