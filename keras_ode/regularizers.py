@@ -113,7 +113,7 @@ class ErrorEstimate(Regularizer):
     the weight is a large one.
 
     Args:
-        weight: The factor of the penalty. Defaults to `10`.
+        weight: The factor of the penalty. Defaults to `100`.
 
     Reference: Pal, Ma, Shah, Rackauckas (2021), Opening the blackbox: accelerating neural differential equations by
     regularizing internal solver heuristics, ICML.
@@ -122,7 +122,7 @@ class ErrorEstimate(Regularizer):
     sums_steps = True
     needs_error = True
 
-    def __init__(self, weight=10.0):
+    def __init__(self, weight=100.0):
         super().__init__(weight)
 
     def of_step(self, step, size, per_sample, dtype):
