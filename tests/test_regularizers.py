@@ -179,7 +179,7 @@ def test_regularizer_changes_neither_the_steps_nor_the_gradient_of_the_output(ad
             y = layer(ROWS)
             loss = tf.reduce_sum(y**2)
         found.append((y, tape.gradient(loss, layer.trainable_variables[0])))
-    for a, b in zip(*found):
+    for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
@@ -272,7 +272,7 @@ def evaluations_after_training(regularizer=None, t=(0.0, 1.0)):
     """
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(2)]
-    for layer, scale, seed in zip(layers, (3.0, 0.75), (1, 2)):
+    for layer, scale, seed in zip(layers, (3.0, 0.75), (1, 2), strict=True):
         layer.kernel_initializer = keras.initializers.RandomNormal(stddev=scale, seed=seed)
     dynamics = keras.Sequential(layers)
     options = {"rtol": 1e-4, "atol": 1e-4, "jit_compile": False}
