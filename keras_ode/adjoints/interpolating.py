@@ -32,8 +32,8 @@ class Interpolating(FirstOrderAdjoint):
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
     integrating the state backward drifts. The parameters' cotangents are summed by Gauss quadrature on each of its
     steps. The interpolants of the last `checkpoints` forward steps are kept, and the states of four times as many, from
-    which earlier steps are taken again: memory does not grow with the number of steps. With `C` checkpoints, each step
-    is taken again at most once where there were no more than `4 C^2`.
+    which earlier steps are taken again: memory does not grow with the number of steps. By default each step is taken again
+    at most once where there were no more than 1,024.
 
     Args:
         checkpoints: The number of steps whose interpolants to keep. Defaults to `16`.

@@ -28,6 +28,8 @@ class ParameterQuadrature:
         return tree.zeros_like(self.field.select(self.parameters)), tf.constant(0)
 
     def see(self, state, trial):
+        if not any(self.field.differentiable):
+            return state
         return tf.cond(tf.reduce_any(trial.accept), lambda: self._add(state, trial), lambda: state)
 
     def _add(self, state, trial):
