@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ode
-from tests.gradients import ADJOINTS, gradients_by_complex_step
-from tests.references import Counting, relative_error
+from tests.gradients import ADJOINTS
+from tests.references import Counting, gradients_by_complex_step, relative_error
 
 
 class Case(NamedTuple):

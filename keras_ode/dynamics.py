@@ -4,19 +4,15 @@ The user's code runs once, traced into a graph. Whatever it reads besides its ar
 its closure) is found in that graph and becomes an explicit input, a *parameter*, so that no gradient is lost to a closure.
 """
 
-import contextlib
-import functools
 import hashlib
 import inspect
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.backend.common.variables import initialize_all_variables
-from tensorflow.python.eager import record
 
 from keras_ode import tree
+from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
 
 _NOT_ARGUMENTS = ("training", "mask")
 
@@ -99,12 +95,12 @@ class VectorField(PureFunction):
             # The user's code once more, not a call of its trace: what a call returns, XLA takes for constant where a
             # shape depends on it, and would compile anew for every value of the weights. And no tape: it loses what an
             # inner tf.function reads.
-            with _no_autocast():
+            with no_autocast():
                 derivative = tuple(self._python(t, *y, *parameters))
             gradients = tf.gradients(derivative, sources, cotangent, unconnected_gradients="zero")
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
-        return _trace(vjp, [_spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
+        return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
 
 
 def close(dynamics, t, y, args=(), training=None, penalties=None):
@@ -132,7 +128,7 @@ def close(dynamics, t, y, args=(), training=None, penalties=None):
 def build(layer, t, y):
     """Builds a layer and all within it for a time and a state like these, by a symbolic call."""
 
-    def spec(x):
+    def symbol(x):
         return keras.KerasTensor(tuple(x.shape), tf.as_dtype(x.dtype).name)
 
     takes = takes_time(layer)
@@ -140,8 +136,8 @@ def build(layer, t, y):
     own_build = not layer.built and not hasattr(layer.build, "_is_default")
     if takes and own_build and len(inspect.signature(layer.build).parameters) == 1:
         layer.build(tf.nest.map_structure(lambda x: tuple(x.shape), y))
-    y = tf.nest.map_structure(spec, y)
-    layer(*((spec(t), y) if takes else (y,)))
+    y = tf.nest.map_structure(symbol, y)
+    layer(*((symbol(t), y) if takes else (y,)))
 
 
 def close_map(function, t, y):
@@ -158,15 +154,15 @@ def close_scalar(function, t, y):
 def _closed(call, dynamics, t, leaves, args):
     """What a `PureFunction` is made of."""
     arguments = [_as_argument(leaf, t.dtype) for leaf in tf.nest.flatten(args)]
-    closure = _Closure(dynamics)
-    specs = [_spec(x) for x in (t, *leaves, *arguments)]
-    with _no_autocast():
+    closure = Closure(dynamics)
+    specs = [spec(x) for x in (t, *leaves, *arguments)]
+    with no_autocast():
         function = closure.trace(call, specs)
         if closure.extend(function):
             function = closure.trace(call, specs)
             closure.check(function)
         parameters = (*arguments, *closure.values())
-    differentiable = [*(_may_need_gradient(a) for a in arguments), *closure.differentiable()]
+    differentiable = [*(may_need_gradient(a) for a in arguments), *closure.differentiable()]
     return function, closure.python, parameters, differentiable
 
 
@@ -280,119 +276,6 @@ class _ScalarCall(_Call):
         return [tf.ensure_shape(tf.cast(value, self._t.dtype), wanted)]
 
 
-class _Closure:
-    """What the dynamics reads from outside: Keras variables, `tf.Variable`s and tensors."""
-
-    def __init__(self, dynamics):
-        self._layer = dynamics if isinstance(dynamics, keras.Layer) else None
-        self._keras_variables = list(dynamics.variables) if self._layer is not None else []
-        self._variables = []
-        self._tensors = []
-
-    def values(self):
-        """The closure's values, as tensors that tapes around the solve can see."""
-        return [
-            *(tf.convert_to_tensor(v.value) for v in self._keras_variables),
-            *(v.read_value() for v in self._variables),
-            *self._tensors,
-        ]
-
-    def differentiable(self):
-        return [
-            *(v.trainable and tf.as_dtype(v.dtype).is_floating for v in self._keras_variables),
-            *(True for _ in self._variables),
-            *(_may_need_gradient(tensor) for tensor in self._tensors),
-        ]
-
-    def trace(self, call, specs):
-        """Traces the call with the closure's known members as explicit inputs."""
-        members = [_spec(x) for x in self.values()]
-        num_leaves, num_specs = call.num_leaves(), len(specs)
-        self._seen = {}
-
-        def flat(convert, t, *rest):
-            leaves, arguments = rest[:num_leaves], rest[num_leaves : num_specs - 1]
-            with self._bound(rest[num_specs - 1 :]):
-                return call(t, leaves, arguments, convert)
-
-        self.python = functools.partial(flat, False)
-        try:
-            return _trace(self.python, specs + members)
-        except tf.errors.OperatorNotAllowedInGraphError:
-            self.python = functools.partial(flat, True)
-            return _trace(self.python, specs + members)
-
-    def extend(self, function):
-        """Adds what a trace captured besides the known members; whether there was anything."""
-        seen = list(self._seen.values())
-        if any(variable._value is None for variable in seen):  # made by a layer that the trace was the first to call
-            initialize_all_variables()
-        raw = {id(v._value) for v in (*self._keras_variables, *seen)}
-        self._keras_variables += seen
-        self._variables = [
-            v for v in function.graph.variables if id(v) not in raw and v.trainable and v.dtype.is_floating
-        ]
-        self._tensors = [x for x in function.graph.external_captures if x.dtype not in (tf.resource, tf.variant)]
-        return bool(seen or self._variables or self._tensors)
-
-    def check(self, function):
-        """No trainable variable may still be read behind our back: its gradient would be lost."""
-        handles = {id(x) for x in function.graph.external_captures}
-        hidden = [v.name for v in self._variables if id(v.handle) in handles]
-        if hidden:
-            raise ValueError(
-                f"The dynamics reads the trainable variables {hidden} where a gradient cannot follow (by a sparse "
-                "read, read_value() or an assignment). Read them with tf.convert_to_tensor(variable) in the dynamics, "
-                "or create them with trainable=False."
-            )
-
-    @contextlib.contextmanager
-    def _bound(self, values):
-        """Inside, reading a member gives its explicit value."""
-        num_keras, num_variables = len(self._keras_variables), len(self._variables)
-        keras_values, values = values[:num_keras], values[num_keras:]
-        variable_values, tensor_values = values[:num_variables], values[num_variables:]
-        graph = tf.compat.v1.get_default_graph()
-        for tensor, value in zip(self._tensors, tensor_values, strict=True):
-            graph.replace_capture(tensor, value)
-        cached = [variable._cached_value for variable in self._variables]
-        for variable, value in zip(self._variables, variable_values, strict=True):
-            variable._cached_value = value
-        try:
-            with _RecordingScope(zip(self._keras_variables, keras_values, strict=True), self._seen):
-                yield
-        finally:
-            for variable, value in zip(self._variables, cached, strict=True):
-                variable._cached_value = value
-            for tensor in self._tensors:
-                graph._function_captures.pop(id(tensor))
-
-
-class _RecordingScope(keras.StatelessScope):
-    """Binds variables to values and notes the variables that are read without one."""
-
-    def __init__(self, mapping, seen):
-        super().__init__(mapping, initialize_variables=False)
-        self._seen = seen
-
-    def get_current_value(self, variable):
-        value = super().get_current_value(variable)
-        if value is None:
-            self._seen[id(variable)] = variable
-        return value
-
-
-@contextlib.contextmanager
-def _no_autocast():
-    """The solve keeps the variables' own precision; the dynamics casts for itself."""
-    scope = global_state.get_global_attribute("autocast_scope")
-    global_state.set_global_attribute("autocast_scope", None)
-    try:
-        yield
-    finally:
-        global_state.set_global_attribute("autocast_scope", scope)
-
-
 def _as_argument(value, dtype):
     """A tensor; Python floats take the precision of the state."""
     return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
@@ -402,26 +285,6 @@ def fingerprint(function):
     """A hashable value of a traced function, equal for two that do the same."""
     text = function.graph.as_graph_def().SerializeToString(deterministic=True)
     return hashlib.sha256(text).hexdigest(), tuple(id(tensor) for tensor in function.captured_inputs)
-
-
-def _trace(function, specs):
-    return tf.function(function, autograph=False).get_concrete_function(*specs)
-
-
-def _spec(x):
-    return tf.TensorSpec(x.shape, x.dtype)
-
-
-def _may_need_gradient(tensor):
-    """Floats may, unless it is known already that no tape watches them."""
-    if not tensor.dtype.is_floating:
-        return False
-    return not tf.executing_eagerly() or is_watched(tensor)
-
-
-def is_watched(tensor):
-    """Whether a tape records what happens to this eager tensor."""
-    return record.should_record_backprop([tensor])
 
 
 def _describe(nest):

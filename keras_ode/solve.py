@@ -2,27 +2,21 @@
 
 import collections
 import contextlib
-import numbers
-import warnings
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from keras_ode import adjoints, controllers, dynamics, solvers, tree
+from keras_ode import arguments, dynamics
 from keras_ode.adjoints.base import Problem
-from keras_ode.controllers import Tolerance
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.events import ClosedEvent, close_events
-from keras_ode.integrate import Method
 from keras_ode.on_step import OnStep
 from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.solution import Solution
 
-_ON_FAILURE = ("auto", "raise", "nan")
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
 _MOST_COMPILED = 256
 _compiled = collections.OrderedDict()
@@ -162,15 +156,15 @@ def solve_in_mode(
 ):
     """`solve`, with the mode in which to call a Keras layer, the values of regularizers, a tuple, and with who is told of
     it (see `Problem`)."""
-    y0 = _checked_state(y0, per_sample)
+    y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
-    ts, times_vary = _checked_times(t, dtype, per_sample)
-    times = _times_of_rows(ts, leaves) if per_sample else ts
-    method = checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
+    ts, times_vary = arguments.checked_times(t, dtype, per_sample)
+    times = arguments.times_of_rows(ts, leaves) if per_sample else ts
+    method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
-    adjoint = _checked_adjoint(adjoint, dense, method)
-    _check_on_failure(on_failure)
+    adjoint = arguments.checked_adjoint(adjoint, dense, method)
+    arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     field = _close(dynamics, times[0], y0, args, training, penalties)
     if penalties is not None:
@@ -195,10 +189,15 @@ def solve_in_mode(
             bar.show(outcome.time.numpy(), outcome.step_size.numpy())
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome)
-    ys = problem.controlled(outcome.ys)
-    solution = Solution(
+    totals = outcome.ys[len(outcome.ys) - len(regularizers) :]
+    return _solution(ts, y0, problem, outcome, events), tuple(total[-1] for total in totals)
+
+
+def _solution(ts, y0, problem, outcome, events):
+    """What the user gets."""
+    return Solution(
         ts=ts,
-        ys=tf.nest.pack_sequence_as(y0, ys),
+        ys=tf.nest.pack_sequence_as(y0, problem.controlled(outcome.ys)),
         stats={
             "num_steps": outcome.num_steps,
             "num_accepted": outcome.num_accepted,
@@ -209,125 +208,8 @@ def solve_in_mode(
         status=outcome.status,
         event_time=None if events is None else events.times,
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
-        dense=DenseOutput(*outcome.output, outcome.dense) if dense else None,
+        dense=DenseOutput(*outcome.output, outcome.dense) if problem.dense else None,
     )
-    return solution, tuple(total[-1] for total in outcome.ys[len(ys) :])
-
-
-def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
-    """The `Method` that these options describe, in tensors of `dtype`."""
-    solver = solvers.get(solver)
-    if controller is None:
-        controller = "pid" if solver.error_order else "constant"
-    controller = controllers.get(controller)
-    name = type(solver).__name__
-    if controller.adaptive and not solver.error_order:
-        raise ValueError(
-            f"{name} does not estimate its error, so its step size cannot be controlled. Use controller='constant' "
-            f"with a step_size, or a solver such as 'tsit5'. Received: solver={solver!r}, controller={controller!r}"
-        )
-    for label, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, numbers.Real) or not 0 <= value < np.inf:
-            raise ValueError(f"{label} must be a number that is not negative. Received: {label}={value!r}")
-    if rtol == 0 and atol == 0:
-        raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
-    resolution = float(np.finfo(dtype.as_numpy_dtype).eps)
-    if controller.adaptive and 0 < rtol < resolution and atol < resolution:
-        warnings.warn(
-            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution:.1e}): steps will fail or be wasted. Use a "
-            "larger rtol, or solve in float64.",
-            stacklevel=4,
-        )
-    if step_size is None and not controller.adaptive:
-        raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
-    if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < np.inf):
-        raise ValueError(f"step_size must be a positive number, or None. Received: step_size={step_size!r}")
-    if not isinstance(max_steps, numbers.Integral) or isinstance(max_steps, bool) or max_steps < 1:
-        raise ValueError(f"max_steps must be a positive whole number. Received: max_steps={max_steps!r}")
-    return Method(
-        solver=solver,
-        controller=controller,
-        tolerance=Tolerance(tf.constant(float(rtol), dtype), tf.constant(float(atol), dtype)),
-        step_size=None if step_size is None else tf.constant(float(step_size), dtype),
-        max_steps=int(max_steps),
-    )
-
-
-def check_times(t, per_sample=False):
-    """Refuses times that are not two or more, finite and strictly monotone; `t` is a NumPy array."""
-    if t.ndim not in ((1, 2) if per_sample else (1,)) or t.shape[-1] < 2:
-        rows = ", or [B, T]" if per_sample else ""
-        raise ValueError(f"t must be two or more times, shape [T]{rows} with T >= 2. Received: {t!r} of shape {t.shape}")
-    if not np.all(np.isfinite(t)):
-        raise ValueError(f"t must be finite. Received: {t!r}")
-    if not np.all(_are_monotone(t, np)):
-        rows = " (rows may repeat their last time)" if t.ndim == 2 else ""
-        raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
-
-
-def _are_monotone(t, xp):
-    """Whether times, or rows of times, are strictly monotone; rows may be padded with their last time."""
-    steps = t[..., 1:] - t[..., :-1]
-    if len(t.shape) == 1:
-        return (steps > 0).all() | (steps < 0).all() if xp is np else tf.reduce_all(steps > 0) | tf.reduce_all(steps < 0)
-    padding = t[..., 1:] == t[..., -1:]
-    every = (lambda x: x.all(axis=-1)) if xp is np else (lambda x: tf.reduce_all(x, axis=-1))
-    return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
-
-
-def _times_of_rows(times, leaves):
-    """Times `[T, B]`: every row its own, or all the same."""
-    batch = tf.shape(leaves[0])[0]
-    if times.shape.rank == 2:
-        return tf.transpose(times)
-    return tf.ensure_shape(tf.tile(times[:, None], [1, batch]), [times.shape[0], leaves[0].shape[0]])
-
-
-def _checked_state(y0, per_sample):
-    def convert(leaf):
-        leaf = tf.convert_to_tensor(leaf)
-        if leaf.dtype not in (tf.float32, tf.float64):
-            raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
-        if leaf.shape.rank is None:
-            raise ValueError("y0 must have a known rank. Received a tensor of unknown shape: use tf.ensure_shape.")
-        if per_sample and leaf.shape.rank == 0:
-            raise ValueError(f"y0 must have rows where per_sample=True, shape [B, ...]. Received: {leaf!r}")
-        return leaf
-
-    y0 = tf.nest.map_structure(convert, y0)
-    if not tf.nest.flatten(y0):
-        raise ValueError(f"y0 must hold at least one tensor. Received: {y0!r}")
-    return y0
-
-
-def _checked_times(t, dtype, per_sample):
-    """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
-    times = _as_times(t, "t", dtype)
-    known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
-    if known is not None:
-        check_times(known, per_sample)
-        varies = tf.executing_eagerly() and dynamics.is_watched(times)
-        return times, varies
-    if times.shape.rank not in ((1, 2) if per_sample else (1,)) or times.shape[-1] == 1:
-        raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
-    monotone = _are_monotone(times, tf)
-    return tf.where(monotone[..., None] if times.shape.rank == 2 else monotone, times, tf.constant(np.nan, dtype)), True
-
-
-def _as_times(t, name, dtype):
-    """Times as a tensor."""
-    try:
-        times = tree.as_tensor(t)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be real numbers. Received: {t!r}") from error
-    if not _is_real(times.dtype):
-        raise TypeError(f"{name} must be real numbers. Received: {t!r}")
-    return tf.cast(times, dtype)
-
-
-def _is_real(dtype):
-    dtype = tf.as_dtype(dtype)
-    return dtype.is_floating or dtype.is_integer
 
 
 def _penalties(regularizers, noise, leaves, method, adjoint):
@@ -348,31 +230,6 @@ def _close(function, t, y0, args, training, penalties):
     return dynamics.close(function, t, y0, tuple(args), training, penalties)
 
 
-def _checked_adjoint(adjoint, dense, method):
-    if adjoint is None:
-        adjoint = "checkpointed" if dense else "interpolating"
-    adjoint = adjoints.get(adjoint)
-    if dense and not adjoint.differentiates_steps:
-        raise ValueError(
-            "dense=True keeps the solver's own steps, so its gradient is that of these steps: use "
-            f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
-        )
-    backward = getattr(adjoint, "solver", None) or method.solver
-    if method.controller.adaptive and not backward.error_order:
-        raise ValueError(
-            f"The backward solver {type(backward).__name__} does not estimate its error, but the step size is "
-            f"controlled. Received: adjoint={adjoint!r}"
-        )
-    return adjoint
-
-
-def _check_on_failure(on_failure):
-    if on_failure not in _ON_FAILURE:
-        raise ValueError(f"on_failure must be one of {_ON_FAILURE}. Received: on_failure={on_failure!r}")
-    if on_failure == "raise" and not tf.executing_eagerly():
-        raise ValueError("on_failure='raise' works in eager code only: in a graph, use 'nan' and read solution.status.")
-
-
 class _SegmentsOf(NamedTuple):
     """The event and the jumps of a solve; `tensors` are what they read."""
 
@@ -391,7 +248,7 @@ def _segments(event, jump_times, problem, y0):
         raise ValueError("dense=True cannot be combined with event or jump_times: solve the segments one by one.")
     jumps = ()
     if jump_times is not None:
-        jumps = (_as_times(jump_times, "jump_times", problem.times.dtype),)
+        jumps = (arguments.as_times(jump_times, "jump_times", problem.times.dtype),)
         if jumps[0].shape.rank != 1 or jumps[0].shape[0] is None:
             raise ValueError(f"jump_times must have a known shape [J]. Received: {jump_times!r}")
     closed = None
@@ -402,7 +259,7 @@ def _segments(event, jump_times, problem, y0):
 
 def _run(adjoint, problem, segments, jit_compile):
     """Runs the solve: in eager code as a compiled function, in a graph as a part of it."""
-    check_jit_compile(jit_compile)
+    arguments.check_jit_compile(jit_compile)
     for watcher in problem.watchers:
         watcher.check_compiles(jit_compile is True)
     looped = segments is not None and is_looped(segments.event)
@@ -437,12 +294,6 @@ def _run(adjoint, problem, segments, jit_compile):
             _compiled.popitem(last=False)
     _compiled.move_to_end(key)
     return _compiled[key](tensors)
-
-
-def check_jit_compile(jit_compile):
-    """Refuses what is not an option."""
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
 
 
 def _solve(adjoint, problem, segments, tensors):

@@ -11,7 +11,7 @@ import keras_ode
 from keras_ode import Status, dynamics
 from keras_ode.adjoints import Backsolve, Checkpointed, Interpolating
 from keras_ode.adjoints.base import Problem
-from keras_ode.solve import checked_method
+from keras_ode.arguments import checked_method
 
 PLAIN = {"jit_compile": False}
 ONE = tf.constant([1.0], tf.float64)

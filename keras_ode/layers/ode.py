@@ -5,9 +5,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import adjoints, configurable, controllers, regularizers, solvers
+from keras_ode.arguments import check_jit_compile, check_times, checked_method
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.dynamics import takes_time
-from keras_ode.solve import check_jit_compile, check_times, checked_method, solve_in_mode
+from keras_ode.solve import solve_in_mode
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")

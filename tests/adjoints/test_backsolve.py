@@ -348,22 +348,6 @@ def test_one_dynamics_solved_twice_gets_the_sum_of_both_gradients():
     assert float(tape.gradient(loss, rate)) == pytest.approx(4 * np.exp(1.0), rel=1e-8)
 
 
-@pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
-def test_second_derivatives_are_refused_with_what_to_use(how):
-    @how
-    def second(y):
-        with tf.GradientTape() as outer:
-            outer.watch(y)
-            with tf.GradientTape() as inner:
-                inner.watch(y)
-                loss = tf.reduce_sum(keras_ode.odeint(lambda t, y: -(y**3), y, [0.0, 1.0], **PLAIN)[-1])
-            first = inner.gradient(loss, y)
-        return outer.gradient(first, y)
-
-    with pytest.raises(NotImplementedError, match="first derivatives only.*adjoint='direct'"):
-        second(tf.constant([1.0]))
-
-
 # Failures
 
 

@@ -1,0 +1,161 @@
+"""What users ask of a solve, checked and made into what the loop takes. Errors quote what was received."""
+
+import numbers
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ode import adjoints, controllers, solvers, tree
+from keras_ode.closure import is_watched
+from keras_ode.controllers import Tolerance
+from keras_ode.integrate import Method
+
+_ON_FAILURE = ("auto", "raise", "nan")
+
+
+def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
+    """The `Method` that these options describe, in tensors of `dtype`."""
+    solver = solvers.get(solver)
+    if controller is None:
+        controller = "pid" if solver.error_order else "constant"
+    controller = controllers.get(controller)
+    name = type(solver).__name__
+    if controller.adaptive and not solver.error_order:
+        raise ValueError(
+            f"{name} does not estimate its error, so its step size cannot be controlled. Use controller='constant' "
+            f"with a step_size, or a solver such as 'tsit5'. Received: solver={solver!r}, controller={controller!r}"
+        )
+    for label, value in (("rtol", rtol), ("atol", atol)):
+        if not isinstance(value, numbers.Real) or not 0 <= value < np.inf:
+            raise ValueError(f"{label} must be a number that is not negative. Received: {label}={value!r}")
+    if rtol == 0 and atol == 0:
+        raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
+    resolution = float(np.finfo(dtype.as_numpy_dtype).eps)
+    if controller.adaptive and 0 < rtol < resolution and atol < resolution:
+        warnings.warn(
+            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution:.1e}): steps will fail or be wasted. Use a "
+            "larger rtol, or solve in float64.",
+            stacklevel=4,
+        )
+    if step_size is None and not controller.adaptive:
+        raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
+    if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < np.inf):
+        raise ValueError(f"step_size must be a positive number, or None. Received: step_size={step_size!r}")
+    if not isinstance(max_steps, numbers.Integral) or isinstance(max_steps, bool) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive whole number. Received: max_steps={max_steps!r}")
+    return Method(
+        solver=solver,
+        controller=controller,
+        tolerance=Tolerance(tf.constant(float(rtol), dtype), tf.constant(float(atol), dtype)),
+        step_size=None if step_size is None else tf.constant(float(step_size), dtype),
+        max_steps=int(max_steps),
+    )
+
+
+def check_times(t, per_sample=False):
+    """Refuses times that are not two or more, finite and strictly monotone; `t` is a NumPy array."""
+    if t.ndim not in ((1, 2) if per_sample else (1,)) or t.shape[-1] < 2:
+        rows = ", or [B, T]" if per_sample else ""
+        raise ValueError(f"t must be two or more times, shape [T]{rows} with T >= 2. Received: {t!r} of shape {t.shape}")
+    if not np.all(np.isfinite(t)):
+        raise ValueError(f"t must be finite. Received: {t!r}")
+    if not np.all(_are_monotone(t, np)):
+        rows = " (rows may repeat their last time)" if t.ndim == 2 else ""
+        raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
+
+
+def _are_monotone(t, xp):
+    """Whether times, or rows of times, are strictly monotone; rows may be padded with their last time."""
+    steps = t[..., 1:] - t[..., :-1]
+    if len(t.shape) == 1:
+        return (steps > 0).all() | (steps < 0).all() if xp is np else tf.reduce_all(steps > 0) | tf.reduce_all(steps < 0)
+    padding = t[..., 1:] == t[..., -1:]
+    every = (lambda x: x.all(axis=-1)) if xp is np else (lambda x: tf.reduce_all(x, axis=-1))
+    return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
+
+
+def times_of_rows(times, leaves):
+    """Times `[T, B]`: every row its own, or all the same."""
+    batch = tf.shape(leaves[0])[0]
+    if times.shape.rank == 2:
+        return tf.transpose(times)
+    return tf.ensure_shape(tf.tile(times[:, None], [1, batch]), [times.shape[0], leaves[0].shape[0]])
+
+
+def checked_state(y0, per_sample):
+    def convert(leaf):
+        leaf = tf.convert_to_tensor(leaf)
+        if leaf.dtype not in (tf.float32, tf.float64):
+            raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
+        if leaf.shape.rank is None:
+            raise ValueError("y0 must have a known rank. Received a tensor of unknown shape: use tf.ensure_shape.")
+        if per_sample and leaf.shape.rank == 0:
+            raise ValueError(f"y0 must have rows where per_sample=True, shape [B, ...]. Received: {leaf!r}")
+        return leaf
+
+    y0 = tf.nest.map_structure(convert, y0)
+    if not tf.nest.flatten(y0):
+        raise ValueError(f"y0 must hold at least one tensor. Received: {y0!r}")
+    return y0
+
+
+def checked_times(t, dtype, per_sample):
+    """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
+    times = as_times(t, "t", dtype)
+    known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
+    if known is not None:
+        check_times(known, per_sample)
+        varies = tf.executing_eagerly() and is_watched(times)
+        return times, varies
+    if times.shape.rank not in ((1, 2) if per_sample else (1,)) or times.shape[-1] == 1:
+        raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
+    monotone = _are_monotone(times, tf)
+    return tf.where(monotone[..., None] if times.shape.rank == 2 else monotone, times, tf.constant(np.nan, dtype)), True
+
+
+def as_times(t, name, dtype):
+    """Times as a tensor."""
+    try:
+        times = tree.as_tensor(t)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be real numbers. Received: {t!r}") from error
+    if not _is_real(times.dtype):
+        raise TypeError(f"{name} must be real numbers. Received: {t!r}")
+    return tf.cast(times, dtype)
+
+
+def _is_real(dtype):
+    dtype = tf.as_dtype(dtype)
+    return dtype.is_floating or dtype.is_integer
+
+
+def checked_adjoint(adjoint, dense, method):
+    if adjoint is None:
+        adjoint = "checkpointed" if dense else "interpolating"
+    adjoint = adjoints.get(adjoint)
+    if dense and not adjoint.differentiates_steps:
+        raise ValueError(
+            "dense=True keeps the solver's own steps, so its gradient is that of these steps: use "
+            f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
+        )
+    backward = getattr(adjoint, "solver", None) or method.solver
+    if method.controller.adaptive and not backward.error_order:
+        raise ValueError(
+            f"The backward solver {type(backward).__name__} does not estimate its error, but the step size is "
+            f"controlled. Received: adjoint={adjoint!r}"
+        )
+    return adjoint
+
+
+def check_on_failure(on_failure):
+    if on_failure not in _ON_FAILURE:
+        raise ValueError(f"on_failure must be one of {_ON_FAILURE}. Received: on_failure={on_failure!r}")
+    if on_failure == "raise" and not tf.executing_eagerly():
+        raise ValueError("on_failure='raise' works in eager code only: in a graph, use 'nan' and read solution.status.")
+
+
+def check_jit_compile(jit_compile):
+    """Refuses what is not an option."""
+    if jit_compile not in (True, False, "auto"):
+        raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
