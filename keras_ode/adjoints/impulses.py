@@ -7,11 +7,6 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.solvers.base import Solver
 
-# How much of the interpolation's error at saved states counts as a step's. That error does not add up over steps as a
-# step's own does, and an interpolated state is itself less accurate than a step's end: a tenth keeps the gradient's error
-# near the tolerance.
-_MISMATCH = 0.1
-
 
 class Carry(NamedTuple):
     """The inner solver's carry, and what the next step has to apply first.
@@ -50,10 +45,12 @@ class Impulses(Solver):
             states that are known.
         ys: The states there, leaves `[K, ...]` or more.
         cotangents: Those of the saved states, leaves `[K, ...]`.
+        mismatch: How much of the interpolation's error at known states counts as a step's.
     """
 
-    def __init__(self, solver, equation, stops, ys, cotangents):
+    def __init__(self, solver, equation, stops, ys, cotangents, mismatch):
         self.solver, self.equation, self.stops, self.ys, self.cotangents = solver, equation, stops, ys, cotangents
+        self.mismatch = mismatch
         self.count = tf.shape(cotangents[0])[0]
         self.order, self.error_order = solver.order, solver.error_order
 
@@ -159,7 +156,7 @@ class Impulses(Solver):
             slopes = _outer(impulse.end_slope, f0[i]) + _outer(impulse.start_slope, f1[i])
             predicted -= tree.expand(tf.cast(interval.size, saved.dtype)[None], slopes) * slopes
             inside = tree.expand(tf.cast(impulse.inside, saved.dtype), saved)
-            missed.append(_MISMATCH * tf.reduce_max(inside * tf.abs(predicted - saved), axis=0))
+            missed.append(self.mismatch * tf.reduce_max(inside * tf.abs(predicted - saved), axis=0))
         return self.equation.raise_error(step, tuple(missed), y0)
 
 

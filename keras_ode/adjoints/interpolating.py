@@ -206,6 +206,7 @@ class _Block:
             tf.reverse(stops, [0]),
             tuple(tf.reverse(leaf[1:-1], [0]) for leaf in self.ys),
             tuple(tf.reverse(leaf, [0]) for leaf in inner),
+            mismatch=1.0,
         )
         added = tuple(tf.reduce_sum(tree.expand(tf.cast(at_end, g.dtype), g) * g, axis=0) for g in inner)
         return impulses, tree.add(a, added)
