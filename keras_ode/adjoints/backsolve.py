@@ -13,7 +13,6 @@ from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
-
 # With all of it, a hundred saved times would cost up to three times the evaluations of two. With a tenth it is less than
 # twice, and gradients stay within a hundred times the tolerance.
 _MISMATCH = 0.1
