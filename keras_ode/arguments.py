@@ -1,7 +1,6 @@
 """What users ask of a solve, checked and made into what the loop takes. Errors quote what was received."""
 
 import numbers
-import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +8,7 @@ import tensorflow as tf
 from keras_ode import adjoints, controllers, solvers, tree
 from keras_ode.closure import is_watched
 from keras_ode.controllers import Tolerance
+from keras_ode.errors import warn
 from keras_ode.integrate import Method
 
 _ON_FAILURE = ("auto", "raise", "nan")
@@ -33,10 +33,9 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
         raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
     resolution = float(np.finfo(dtype.as_numpy_dtype).eps)
     if controller.adaptive and 0 < rtol < resolution and atol < resolution:
-        warnings.warn(
+        warn(
             f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution:.1e}): steps will fail or be wasted. Use a "
-            "larger rtol, or solve in float64.",
-            stacklevel=4,
+            "larger rtol, or solve in float64."
         )
     if step_size is None and not controller.adaptive:
         raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")

@@ -2,6 +2,10 @@
 
 import enum
 import sys
+import warnings
+
+# Whose lines a warning does not point to: those between the package and its user.
+_BETWEEN = ("keras_ode", "tensorflow", "keras")
 
 
 class Status(enum.IntEnum):
@@ -71,3 +75,11 @@ _CAUSES = {
     ),
     Status.NOT_CONVERGED: "Try a smaller step_size or another solver.",
 }
+
+
+def warn(message):
+    """Warns at the line of the user's code that led here, however many wrappers lie between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

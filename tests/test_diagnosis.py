@@ -108,9 +108,10 @@ def test_solve_is_not_stuck_for_a_hundred_tries_where_the_solution_blows_up(tole
     lambda **options: keras_ode.solve(rotation, tf.constant([1.0, 0.0]), [0.0, 0.1], max_steps=5, on_failure="nan", **options, **PLAIN),
     lambda **options: keras_ode.ODELayer(rotation, **options),
 ], ids=["solve", "layer"])  # fmt: skip
-def test_tolerance_finer_than_the_dtype_warns(build):
-    with pytest.warns(UserWarning, match="1e-12.*float32"):
+def test_tolerance_finer_than_the_dtype_warns_at_the_users_line(build):
+    with pytest.warns(UserWarning, match="1e-12.*float32") as caught:
         build(rtol=1e-12, atol=1e-12)
+    assert caught[0].filename == __file__
 
 
 def test_layer_in_double_precision_may_have_fine_tolerances():
