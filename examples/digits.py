@@ -71,10 +71,9 @@ def build_model(channels=32):
     return keras.Sequential([layers.Input((28, 28, 1)), downsample, ode, *head])
 
 
-def solve_inside(model, pictures, t):
+def solve_inside(model, pictures, t=None):
     """The solve within the model, with all it can tell: the states at the times `t`, and the steps that it took."""
-    ode, start = model.get_layer("ode"), model.get_layer("downsample")(pictures)
-    return keras_ode.solve(ode.dynamics, start, t, solver=ode.solver, rtol=ode.rtol, atol=ode.atol)
+    return model.get_layer("ode").solve(model.get_layer("downsample")(pictures), t)
 
 
 def draw(path, model, history, pictures, labels):
@@ -132,7 +131,7 @@ def main():
     history = model.fit(augmented(*train, batch_size), epochs=epochs, validation_data=test, shuffle=False).history
 
     accuracy = model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
-    stats = solve_inside(model, test[0], model.get_layer("ode").t).stats
+    stats = solve_inside(model, test[0]).stats
     print(f"test accuracy         {accuracy:.1%} of {len(test[1])} digits")
     print(f"parameters            {model.count_params():,}")
     print(f"function evaluations  {stats['num_evaluations']} in {stats['num_steps']} steps of the solver")

@@ -10,7 +10,6 @@ from keras_ode.solution import Solution
 from keras_ode.solve import solve
 
 _SMOOTH = 201
-_OPTIONS = ("solver", "rtol", "atol", "controller", "step_size", "max_steps", "per_sample")
 
 
 def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_unit=None, ax=None, **options):
@@ -135,15 +134,13 @@ def _solved(model, y0, t, options):
         if y0 is None:
             raise ValueError("y0 is needed to solve the model: the state at the first time. Received: y0=None")
         layer = _layer_of(model)
-        dynamics = model
         if layer is not None:
-            dynamics = layer.dynamics
-            y0 = tf.cast(y0, layer.variable_dtype)
-            options = {**{name: getattr(layer, name) for name in _OPTIONS}, **options}
             t = np.linspace(layer.t[0], layer.t[-1], _SMOOTH) if t is None else t
+            solution = layer.solve(y0, t, **options)
         elif t is None:
             raise ValueError("t is needed to solve a dynamics: the times to draw. Received: t=None")
-        solution = solve(dynamics, y0, t, **options)
+        else:
+            solution = solve(model, y0, t, **options)
     ts, ys = np.asarray(solution.ts), solution.ys
     if tf.nest.is_nested(ys) or ys.shape.rank not in (2, 3) or ts.ndim != 1:
         raise ValueError(

@@ -16,7 +16,8 @@ class DepthVarying(keras.Layer):
     one value a knot, two or more. Outside the interval they stay what they are at its ends.
 
     Solvers do not see the knots, and steps across them are less accurate than their tolerances: tighten these, or give
-    the knots to `keras_ode.solve(..., jump_times=layer.knots[1:-1])`. Piecewise linear weights are the milder ones.
+    the knots to the layer that solves, `ODELayer(dynamics, jump_times=dynamics.knots[1:-1])`. Piecewise linear weights
+    are the milder ones.
 
     Args:
         layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the first values; copies hold the others.

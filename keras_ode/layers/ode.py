@@ -37,6 +37,8 @@ class ODELayer(keras.Layer):
         per_sample: Whether every row has its own step size, status and statistics, so that its output does not depend
             on its batch mates. The dynamics then gets `t` as `[B, 1, ..., 1]`. Defaults to `False`.
         return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
+        jump_times: Times at which the dynamics is not continuous, in any order, where steps end and begin anew: for the
+            knots of `DepthVarying` weights, say, or doses. Defaults to `None`.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False` or
             `"auto"`.
         regularizer: A name (see `keras_ode.regularizers`), a `Regularizer`, or a list of them: penalties on the solve
@@ -80,6 +82,7 @@ class ODELayer(keras.Layer):
         max_steps=4096,
         per_sample=False,
         return_sequences=False,
+        jump_times=None,
         jit_compile="auto",
         regularizer=None,
         **kwargs,
@@ -104,6 +107,7 @@ class ODELayer(keras.Layer):
         self.max_steps = max_steps
         self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
+        self.jump_times = None if jump_times is None else _checked_jumps(jump_times)
         check_jit_compile(jit_compile)
         self.jit_compile = jit_compile
         self._recorder = None  # set while a callback records what the solver does
@@ -124,36 +128,64 @@ class ODELayer(keras.Layer):
         build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y)
 
     def call(self, y, t=None, training=None):
-        y = tf.nest.map_structure(self._as_state, y)
         penalized = self.regularizers if training is not False else ()
-        solution, penalties = solve_in_mode(
-            self.dynamics,
-            y,
-            self._times(training) if t is None else t,
-            args=(),
-            solver=self.solver,
-            rtol=self.rtol,
-            atol=self.atol,
-            adjoint=self.adjoint,
-            controller=self.controller,
-            step_size=self.step_size,
-            max_steps=self.max_steps,
-            per_sample=self.per_sample,
-            event=None,
-            jump_times=None,
-            dense=False,
-            on_failure="auto",
-            jit_compile=self.jit_compile,
-            training=training,
-            regularizers=penalized,
-            noise=self._noise(y) if penalized and self._needs_noise else (),
-            recorder=self._recorder,
-        )
+        noise = self._noise(y) if penalized and self._needs_noise else ()
+        solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, recorder=self._recorder)
         self._advance_seeds()
         for regularizer, penalty in zip(penalized, penalties, strict=True):
             # Along backward time, an integral is negative.
             self.add_loss(regularizer.weight * tf.reduce_mean(tf.abs(penalty)))
         return tf.nest.map_structure(self._as_output, solution.ys)
+
+    def solve(self, y, t=None, training=None, **options):
+        """The layer's solve with all that it can tell: `keras_ode.solve` with the layer's dynamics and options.
+
+        Args:
+            y: The state at `t[0]`: `[B, ...]`, or a nest of tensors.
+            t: Times to use instead of the layer's.
+            training: Passed to the dynamics.
+            **options: Those of `keras_ode.solve`, in place of the layer's: `dense=True`, say, or an `event`.
+
+        Returns:
+            The `Solution`: states of shape `[T, B, ...]`, time first, `status` and `stats`. Penalties of regularizers are
+            not computed, and no callback records it.
+
+        Raises:
+            SolveError: In eager code, if the solve fails.
+
+        Example:
+
+        >>> layer = keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"))
+        >>> solution = layer.solve(tf.ones([8, 2]), t=[0.0, 0.5, 1.0])
+        >>> solution.ys.shape
+        TensorShape([3, 8, 2])
+        """
+        y = tf.nest.map_structure(tf.convert_to_tensor, y)
+        if not self.built:
+            self.build(tf.nest.map_structure(lambda leaf: tuple(leaf.shape), y))
+        return self._solve(y, t, training, **options)[0]
+
+    def _solve(self, y, t, training, **options):
+        """The `Solution` and the penalties."""
+        ours = {
+            "args": (),
+            "solver": self.solver,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "adjoint": None if options.get("dense") else self.adjoint,
+            "controller": self.controller,
+            "step_size": self.step_size,
+            "max_steps": self.max_steps,
+            "per_sample": self.per_sample,
+            "event": None,
+            "jump_times": self.jump_times,
+            "dense": False,
+            "on_failure": "auto",
+            "jit_compile": self.jit_compile,
+        }
+        t = self._times(training) if t is None else t
+        y = tf.nest.map_structure(self._as_state, y)
+        return solve_in_mode(self.dynamics, y, t, training=training, **{**ours, **options})
 
     def compute_output_shape(self, y_shape, t_shape=None):
         if not self.return_sequences:
@@ -180,6 +212,7 @@ class ODELayer(keras.Layer):
             "max_steps": self.max_steps,
             "per_sample": self.per_sample,
             "return_sequences": self.return_sequences,
+            "jump_times": self.jump_times,
             "jit_compile": self.jit_compile,
             "regularizer": [configurable.describe(r, regularizers.REGULARIZERS) for r in self.regularizers] or None,
         }
@@ -228,3 +261,13 @@ def _checked_times(t):
         raise TypeError(f"t must be two or more numbers. Received: t={t!r}") from error
     check_times(times)
     return times
+
+
+def _checked_jumps(jump_times):
+    try:
+        jumps = np.asarray(jump_times, dtype="float64")
+    except (TypeError, ValueError):
+        jumps = np.array(np.nan)
+    if jumps.ndim != 1 or not np.all(np.isfinite(jumps)):
+        raise ValueError(f"jump_times must be a list of numbers. Received: jump_times={jump_times!r}")
+    return tuple(float(x) for x in jumps)

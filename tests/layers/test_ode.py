@@ -157,6 +157,18 @@ def test_layer_and_solve_give_the_same():
 # Shapes
 
 
+def test_solve_of_a_layer_tells_what_the_call_does_not():
+    """The same last state, and the steps behind it; options of the call replace the layer's."""
+    layer = ODELayer(Timed(), rtol=1e-4, jit_compile=False)
+    y0 = tf.ones([4, 2])
+    solution = layer.solve(y0)
+    np.testing.assert_array_equal(solution.ys[-1], layer(y0))
+    assert int(solution.stats["num_accepted"]) > 0
+    tighter = layer.solve(y0, t=[0.0, 0.5], rtol=1e-6, dense=True)
+    assert int(tighter.stats["num_accepted"]) > 0
+    np.testing.assert_allclose(tighter.evaluate(0.5), tighter.ys[-1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("return_sequences, expected", [(False, (None, 4, 3)), (True, (None, 2, 4, 3))])
 def test_output_shape_is_known_without_running(return_sequences, expected):
     layer = ODELayer(untimed(), return_sequences=return_sequences)
@@ -448,6 +460,7 @@ CONFIG = {
     "step_size": 0.1,
     "max_steps": 77,
     "return_sequences": True,
+    "jump_times": (0.7, 1.5),
     "jit_compile": False,
     "name": "flow",
 }
@@ -585,6 +598,7 @@ def test_failed_solve_in_eager_code_raises():
         ("atol", "small", "atol='small'"),
         ("step_size", 0.0, "step_size=0.0"),
         ("max_steps", 0, "max_steps=0"),
+        ("jump_times", 0.5, "a list of numbers.*jump_times=0.5"),
         ("jit_compile", "yes", "jit_compile='yes'"),
     ],
 )
