@@ -21,6 +21,8 @@ class Regularizer(configurable.Configurable):
 
     Args:
         weight: The factor of the penalty, not negative. Defaults to `0.01`.
+        num_leaves: Of how many leaves of the state, the first ones, an integral is; `None` is all. A
+            `ContinuousNormalizingFlow` sets it to `1`: its points, without their log-density.
 
     Attributes:
         sums_steps: Whether it is a sum over steps. Its gradient is that of the steps that were taken, so it needs
@@ -33,10 +35,14 @@ class Regularizer(configurable.Configurable):
     needs_noise = False
     needs_error = False
 
-    def __init__(self, weight=0.01):
+    def __init__(self, weight=0.01, num_leaves=None):
         if not isinstance(weight, numbers.Real) or not 0 <= weight < np.inf:
             raise ValueError(f"weight must be a number that is not negative. Received: weight={weight!r}")
-        self.weight = weight
+        self.weight, self.num_leaves = weight, num_leaves
+
+    def of_leaves(self, num_leaves):
+        """The same penalty on the state's first leaves alone; a sum over steps is what it was."""
+        return self if self.sums_steps else type(self)(**{**self.get_config(), "num_leaves": num_leaves})
 
     def start(self, y, per_sample, dtype):
         """The leaf at the start: zero for each row, or one for all where the steps that are summed are shared."""
@@ -55,6 +61,7 @@ class Regularizer(configurable.Configurable):
         """The derivative of the leaf `total`."""
         if self.sums_steps:
             return tf.zeros_like(total)
+        y, derivative, noise = (leaves[: self.num_leaves] for leaves in (y, derivative, noise))
         return tf.ensure_shape(self.integrand(y, derivative, noise, total.dtype), total.shape)
 
 
@@ -122,8 +129,8 @@ class ErrorEstimate(Regularizer):
     sums_steps = True
     needs_error = True
 
-    def __init__(self, weight=100.0):
-        super().__init__(weight)
+    def __init__(self, weight=100.0, num_leaves=None):
+        super().__init__(weight, num_leaves)
 
     def of_step(self, step, size, per_sample, dtype):
         return size * _root(tree.mean_square(step.error, per_sample, dtype))

@@ -134,13 +134,16 @@ class Impulses(Solver):
         """Applies the impulses at the start of the step, and those within it that belong to its start."""
         equation = self.equation
         z = equation.reset(z, impulse.here, self.ys)
-        change, integral = tf.cond(
-            any_slope,
-            lambda: self._push(interval.start, z, slope),
-            lambda: (tree.zeros_like(slope), equation.no_integral()),
-        )
+        a = tuple(equation.cotangent(z))
+
+        def push():
+            change, integral = self._push(interval.start, z, slope)
+            return tree.add(a, change), integral
+
+        # Two sums, not one: within a branch of a loop, Grappler leaks the temporary variable that it makes of a larger one.
+        a, integral = tf.cond(any_slope, push, lambda: (a, equation.no_integral()))
         value = impulse.sum(impulse.start_value + tf.cast(impulse.here, interval.start.dtype))
-        z = equation.with_cotangent(z, tree.add(equation.cotangent(z), tree.add(value, change)))
+        z = equation.with_cotangent(z, tree.add(a, value))
         inner, evaluations = self.solver.start(field, interval.start, z)
         return z, inner, integral, tf.cast(any_slope, tf.int32) + evaluations
 

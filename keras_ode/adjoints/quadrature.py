@@ -34,10 +34,12 @@ class ParameterQuadrature:
 
     def _add(self, state, trial):
         total, evaluations = state
-        length = tf.where(trial.accept, -trial.interval.size, 0)
+        size = tf.where(trial.accept, trial.interval.size, 0)
         for node, weight in zip(_NODES, _WEIGHTS, strict=True):
             t, y, a = self.locate(trial, node)
-            total = tree.add(total, self._product(t, y, tree.scale(weight * length, a)))
+            # Differences, not sums of many: see `Impulses._jump`.
+            products = self._product(t, y, tree.scale(weight * size, a))
+            total = tuple(one - product for one, product in zip(total, products, strict=True))
         evaluations += len(_NODES)
         if not trial.step.extra:
             return total, evaluations

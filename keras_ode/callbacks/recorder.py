@@ -317,7 +317,14 @@ def _ode_layers(model, wanted):
             f"layers must be among the model's ODELayers, {sorted(found)}, or their names. Received: layers={wanted!r} for "
             f"the model '{model.name}'"
         )
-    return {a: b for a, b in found.items() if wanted is None or a in wanted or b in wanted}
+    chosen = {a: b for a, b in found.items() if wanted is None or a in wanted or b in wanted}
+    for label, layer in chosen.items():
+        if layer.jump_times:
+            raise ValueError(
+                "A layer with jump_times makes one solve of each segment, which cannot be recorded as one: leave it out of "
+                f"layers. Received: layers={wanted!r}, where {label!r} has jump_times={layer.jump_times}"
+            )
+    return chosen
 
 
 def _forget_functions(model):

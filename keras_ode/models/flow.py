@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_ode import regularizers
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers import ODELayer
 from keras_ode.layers.time import arguments_of, check_layer
@@ -33,7 +34,8 @@ class ContinuousNormalizingFlow(keras.Model):
             new in each call. A flow trained with one may be evaluated with the other: make a second
             `ContinuousNormalizingFlow` of the same dynamics. Defaults to `"exact"`.
         name, dtype, trainable: As in `keras.Model`.
-        **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`.
+        **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`;
+            regularizers that are integrals see `z` alone.
 
     Input shape:
         `(batch, ...)`: points.
@@ -66,6 +68,7 @@ class ContinuousNormalizingFlow(keras.Model):
         if not self.dynamics:
             raise ValueError(f"dynamics must be a Keras layer or a list of them. Received: dynamics={dynamics!r}")
         self.base, self.divergence = base, divergence
+        ode["regularizer"] = [r.of_leaves(1) for r in regularizers.get_all(ode.get("regularizer"))]
         self.flows = [ODELayer(WithLogDensity(f, divergence), dtype=self.dtype_policy, **ode) for f in self.dynamics]
 
     def build(self, points_shape):

@@ -58,3 +58,32 @@ def test_memory_of_direct_differentiation_does_grow_with_the_steps():
     few, many = peaks("direct")
     # A state of 128 KiB and a few intermediate results, for 1,800 steps more.
     assert many - few > 1800 * 128
+
+
+# Grappler makes temporary variables of sums of three where it expects more than 200 MB to be alive; within a loop's branch
+# it loses them, and refuses the next call, for they exist.
+LARGE = """
+import keras, sys
+import tensorflow as tf
+import keras_ode
+
+layer = keras_ode.ODELayer(keras.layers.Conv2D(32, 3, padding="same"), solver="euler", step_size=0.25, adjoint=sys.argv[1])
+layer.build((256, 7, 7, 32))
+
+@tf.function
+def gradient(y):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(y))
+    return tape.gradient(loss, [v.value for v in layer.trainable_variables])
+
+for _ in range(3):
+    gradient(tf.ones([256, 7, 7, 32]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+def test_gradient_of_a_large_state_can_be_taken_again(adjoint):
+    here = pathlib.Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", LARGE, adjoint], capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -427,6 +427,12 @@ def test_layer_that_is_not_in_the_model_is_refused():
         SolverStepRecorder(layers=["flux"]).set_model(make_model())
 
 
+def test_layer_with_jumps_is_refused():
+    layer = keras_ode.ODELayer(lambda y: -y, jump_times=[0.5], name="flow")
+    with pytest.raises(ValueError, match=r"jump_times makes one solve of each segment.*'flow' has jump_times=\(0.5,\)"):
+        SolverStepRecorder().set_model(keras.Sequential([keras.Input([2]), layer]))
+
+
 def test_picture_of_steps_draws_each_record(two_epochs):
     _, recorder, _, _ = two_epochs
     figure = recorder.plot()

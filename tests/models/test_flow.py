@@ -154,6 +154,23 @@ def test_fit_lowers_the_negative_log_likelihood(trained):
     np.testing.assert_allclose(flow.evaluate(points, verbose=0), -np.mean(flow.log_prob(points)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_kinetic_penalty_of_a_flow_is_that_of_its_points(divergence):
+    """`z' = a z`, from z = 1 back to e^-a: the integral of a^2 z^2 is a (1 - e^-2a) / 2; the log-density's rate is left out."""
+    a = 0.7
+    flow = linear(np.array([[a]]), divergence=divergence, regularizer=keras_ode.regularizers.Kinetic(1.0))
+    flow(np.ones((3, 1)), training=True)
+    np.testing.assert_allclose(sum(flow.losses), a * (1 - np.exp(-2 * a)) / 2, rtol=1e-5)
+
+
+def test_fit_under_xla_lowers_the_negative_log_likelihood():
+    keras.utils.set_random_seed(0)
+    flow = nonlinear()
+    flow.compile(keras.optimizers.Adam(0.02), jit_compile=True)
+    losses = flow.fit(keras_ode.datasets.moons(256)[0], epochs=3, batch_size=64, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
 def test_sample_weights_weigh_the_loss(trained):
     flow, points, _ = trained
     weights = np.arange(4.0) / 1.5

@@ -1,0 +1,112 @@
+"""A neural ODE cannot turn a ball inside out; with a few more dimensions it can.
+
+The flow of an ODE is a homeomorphism: the points of a ball cannot leave the shell around it without crossing it. A model
+that has to separate the two bends space until its equation is hard to solve. Zeros appended to the state (`Augment`)
+give the points room to pass each other, after Dupont, Doucet, Teh (2019), Augmented Neural ODEs, NeurIPS.
+
+    python examples/augmented.py            # a few minutes on two CPU cores
+    python examples/augmented.py --quick    # a few epochs
+
+Writes augmented.png.
+"""
+
+import argparse
+import pathlib
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from keras import layers
+
+import keras_ode
+
+
+def build_model(num_channels, width=32):
+    """A flow of the plane, with `num_channels` more dimensions, and a linear classifier of where it ends."""
+    dynamics = keras.Sequential([
+        layers.Dense(width, activation="tanh"),
+        layers.Dense(width, activation="tanh"),
+        layers.Dense(2 + num_channels),
+    ])
+    ode = keras_ode.ODELayer(dynamics, rtol=3e-3, atol=3e-3, name="ode")
+    return keras.Sequential([layers.Input([2]), keras_ode.layers.Augment(num_channels), ode, layers.Dense(1)])
+
+
+def train(num_channels, points, labels, epochs, seed):
+    """A trained model and its history, in which the recorder logs the evaluations of the dynamics."""
+    keras.utils.set_random_seed(seed)
+    model = build_model(num_channels)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-3), loss, metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)])
+    recorder = keras_ode.callbacks.SolverStepRecorder()
+    history = model.fit(points, labels, batch_size=100, epochs=epochs, verbose=2, callbacks=[recorder]).history
+    return model, history
+
+
+def last(values, count=5):
+    return np.mean(values[-count:])
+
+
+def draw(path, runs, points, labels):
+    """What the models learned, how, and at which price."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7.5), layout="constrained")
+    colors = {"neural ODE": "C3", "augmented": "C0"}
+    grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.8, 1.8, 161, dtype="float32")]), axis=-1)
+    for row, (name, (model, _)) in zip(axes, runs.items(), strict=True):
+        probability = 1 / (1 + np.exp(-model.predict(grid.reshape(-1, 2), batch_size=4096, verbose=0).reshape(161, 161)))
+        row[0].contourf(grid[..., 0], grid[..., 1], probability, levels=np.linspace(0, 1, 11), cmap="RdBu", alpha=0.6)
+        for label, color in ((0, "C3"), (1, "C0")):
+            row[0].scatter(*points[:500][labels[:500] == label].T, s=9, color=color, edgecolor="white", linewidth=0.4)
+        row[0].set(title=f"{name}: the classes it draws", aspect="equal", xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), xticks=[], yticks=[])
+
+        start = model.layers[0](points[:150])
+        states = model.get_layer("ode").solve(start, np.linspace(0, 1, 41)).ys.numpy()
+        # Seen along the normal of the plane that separates the classes, and along the widest direction in this plane.
+        normal = model.layers[-1].get_weights()[0][:, 0]
+        normal /= np.linalg.norm(normal)
+        rest = states[-1] - states[-1].mean(axis=0) - np.outer((states[-1] - states[-1].mean(axis=0)) @ normal, normal)
+        along = np.linalg.svd(rest)[2][0]
+        for label, color in ((0, "C3"), (1, "C0")):
+            ways = states[:, labels[:150] == label]
+            row[1].plot(ways @ along, ways @ normal, color=color, lw=0.4, alpha=0.5)
+            row[1].plot(ways[-1] @ along, ways[-1] @ normal, "o", color=color, ms=3, label=("ball", "shell")[label])
+        row[1].set(title=f"{name}: ways through the ODE", xlabel="within the plane", ylabel="across the classifier's plane")
+        row[1].legend(frameon=False)
+    for name, (_, history) in runs.items():
+        epochs = range(1, len(history["loss"]) + 1)
+        axes[0, 2].semilogy(epochs, history["loss"], color=colors[name], label=name)
+        axes[1, 2].plot(epochs, history["ode_nfe"], color=colors[name], label=name)
+    axes[0, 2].set(title="Training loss", xlabel="epoch")
+    axes[1, 2].set(title="Evaluations of a forward solve", xlabel="epoch", ylim=(0, None))
+    for ax in axes[:, 2]:
+        ax.legend(frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few epochs")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
+    arguments = parser.parse_args()
+    epochs = 5 if arguments.quick else 60
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    points, labels = keras_ode.datasets.spheres(2000, dimension=2, seed=0)
+    runs = {
+        name: train(num_channels, points, labels[:, None], epochs, arguments.seed)
+        for name, num_channels in (("neural ODE", 0), ("augmented", 5))
+    }
+    print(f"{'':12} {'loss':>9} {'accuracy':>9} {'evaluations, first epochs':>26} {'last epochs':>12}")
+    for name, (_, history) in runs.items():
+        loss, accuracy, nfe = history["loss"], history["binary_accuracy"], history["ode_nfe"]
+        print(f"{name:12} {last(loss):9.5f} {last(accuracy):9.2%} {np.mean(nfe[:5]):26.1f} {last(nfe):12.1f}")
+    ratio = last(runs["neural ODE"][1]["loss"]) / last(runs["augmented"][1]["loss"])
+    print(f"With five more dimensions the loss is {ratio:.1f} times lower. The paper reports the same for such spheres: a loss")
+    print("that falls faster and lower, at a number of evaluations that hardly grows, while that of the plain model grows on.")
+    draw(arguments.output / "augmented.png", runs, points, labels)
+
+
+if __name__ == "__main__":
+    main()
