@@ -4,7 +4,7 @@ A flow carries a normal distribution along an ODE. Its density at a point follow
 the divergence on that way; exact likelihood for any network, which needs no inverse and no special layers. Beside it, a
 planar flow with as many parameters, whose bijective layers bend the plane at one line each.
 
-    python examples/flows.py            # about ten minutes on two CPU cores
+    python examples/flows.py            # about fifteen minutes on two CPU cores
     python examples/flows.py --quick    # two sets, a few steps
 
 Writes flows.png. After Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS
@@ -128,8 +128,8 @@ def main():
 
     print(f"\nHeld-out log-likelihood [nats], of flows with {flow.count_params():,} and {planar.count_params():,} parameters")
     print(f"{'':16} {'continuous':>11} {'planar':>8} {'integral':>10}", *lines, sep="\n")
-    print("The papers show these densities as pictures, and in them the same: a continuous flow fits separate modes and")
-    print("sharp edges that a planar flow of many layers smears. They print no likelihoods for sets of two dimensions.")
+    print("The papers show such densities as pictures, and print no likelihoods for them. In them, planar flows of up to 64 layers")
+    print("do worse than continuous ones; here, with as many parameters, a planar flow has 268 layers, and neither is always ahead.")
     draw(arguments.output / "flows.png", results)
 
 

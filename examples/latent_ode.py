@@ -40,8 +40,8 @@ def latent_ode():
     """Its ODE and its decoder see positions in the latent space only, not times."""
     return keras_ode.models.LatentODE(
         encoder=layers.GRU(32, go_backwards=True),
-        dynamics=keras.Sequential([layers.Dense(32, activation="tanh"), layers.Dense(6)]),
-        decoder=keras.Sequential([layers.Dense(32, activation="tanh"), layers.Dense(2)]),
+        dynamics=keras.Sequential([layers.Dense(24, activation="tanh"), layers.Dense(24, activation="tanh"), layers.Dense(6)]),
+        decoder=keras.Sequential([layers.Dense(24, activation="tanh"), layers.Dense(2)]),
         latent_dim=6,
         noise=0.1,
         t=TIMES[SEEN],
@@ -52,7 +52,7 @@ def latent_ode():
 
 def recurrent():
     """Given a value and the time to the next observation, predicts the next value."""
-    return keras.Sequential([layers.Input([None, 3]), layers.GRU(38, return_sequences=True), layers.Dense(2)])
+    return keras.Sequential([layers.Input([None, 3]), layers.GRU(39, return_sequences=True), layers.Dense(2)])
 
 
 def in_sequence(values, mask):
@@ -79,9 +79,9 @@ def follow(model, inputs, times):
 
 
 def train(model, x, y, epochs, num_series, **options):
-    schedule = keras.optimizers.schedules.CosineDecay(1e-2, epochs * num_series // 100)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, epochs * num_series // 50)
     model.compile(keras.optimizers.Adam(schedule, clipnorm=10.0), jit_compile=True, **options)
-    model.fit(x, y, batch_size=100, epochs=epochs, verbose=0)
+    model.fit(x, y, batch_size=50, epochs=epochs, verbose=0)
 
 
 def compare(num_observed, seed, epochs, num_series):
@@ -109,7 +109,7 @@ def draw(path, shown):
     figure, axes = plt.subplots(len(shown), 4, figsize=(12, 3 * len(shown)), layout="constrained", squeeze=False)
     for row, (num_observed, (truth, observed, before, seen, predicted, continued)) in zip(axes, shown.items(), strict=True):
         # Spirals come in random order: the first of each direction.
-        turns = np.sign(np.cross(truth[:, 0], truth[:, 1]))
+        turns = truth[:, 0, 0] * truth[:, 1, 1] - truth[:, 0, 1] * truth[:, 1, 0]
         for pair, n in ((row[:2], np.argmax(turns > 0)), (row[2:], np.argmax(turns < 0))):
             ways = ((before, "C2", "backward in time"), (seen, "C0", "reconstructed"), (predicted, "C3", "forward in time"))
             for ax, name, drawn in ((pair[0], "latent ODE", ways), (pair[1], "recurrent", [(continued, *ways[2][1:])])):
@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one seed, 30 observations, a few epochs")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    seeds, observed, epochs, num_series = ((0,), OBSERVED[:1], 3, 300) if arguments.quick else (range(3), OBSERVED, 80, 1000)
+    seeds, observed, epochs, num_series = ((0,), OBSERVED[:1], 3, 300) if arguments.quick else (range(3), OBSERVED, 60, 1000)
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     errors, shown = {}, {}
