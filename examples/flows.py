@@ -129,7 +129,7 @@ def main():
     print(f"\nHeld-out log-likelihood [nats], of flows with {flow.count_params():,} and {planar.count_params():,} parameters")
     print(f"{'':16} {'continuous':>11} {'planar':>8} {'integral':>10}", *lines, sep="\n")
     print("The papers show such densities as pictures, and print no likelihoods for them. In them, planar flows of up to 64 layers")
-    print("do worse than continuous ones; here, with as many parameters, a planar flow has 268 layers, and neither is always ahead.")
+    print("do worse than continuous ones; here, with as many parameters, the planar flow has 268 layers; neither is always ahead.")
     draw(arguments.output / "flows.png", results)
 
 
