@@ -48,57 +48,55 @@ def reference_answer(workload, timeout):
         process.close()
 
 
-def start(contestant, workload, reference, allowed, timeout):
-    """The process, or `None`; its first row; and its answer. Without a `reference` any answer will do."""
-    process = contestants.Process(contestant, workload, timeout)
-    row = table.Row(contestant.name, contestant.package)
+def checked(process, expected, allowed):
+    """The first row of a contestant, with a remark where it failed or disagrees, and facts about its solve."""
+    row = table.Row(process.contestant.name, process.contestant.package)
     try:
         answer = process.ask("check")
     except contestants.ContestantError as error:
-        process.close()
-        return None, row._replace(remark=f"failed: {error}"), None
-    row = row._replace(first=answer["seconds"], megabytes=answer["megabytes"])
-    off = deviation(answer, reference) if reference else 0.0
-    if off > allowed:
-        process.close()
-        return None, row._replace(remark=f"disagrees by {off:.0e}"), None
-    return process, row, answer
+        return row._replace(remark=f"failed: {error}"), {}
+    if expected and (off := deviation(answer, expected)) > allowed:
+        return row._replace(remark=f"disagrees by {off:.0e}"), {}
+    return row._replace(first=answer["seconds"], megabytes=answer["megabytes"]), answer["facts"]
 
 
 def measure(name, workload, options):
     """The rows of one workload."""
     reference = reference_answer(name, options.timeout)
     waiting = contestants.of_keras_ode(workload, options.adjoints, options.modes) + contestants.of_peers(options.peers)
-    running, rows, facts = [], [], None
+    rows, running, floor = [], {}, None
     try:
         while waiting:
             contestant = waiting.pop(0)
+            if any(row.remark for row in rows if row.name == contestant.name):
+                continue  # The same with other threads.
             progress(f"{workload.title}: {contestant.name} {contestant.options}")
+            process = running[len(rows)] = contestants.Process(contestant, name, options.timeout)
             expected = None if contestant.package == "floor" else reference
-            process, row, answer = start(contestant, name, expected, TOLERANCES * workload.tolerance, options.timeout)
-            if process is None:
-                rows.append(row)
-                continue
-            running.append((process, row))
-            if facts is None and answer["facts"]:
-                facts = answer["facts"]
-                waiting += contestants.of_floor(facts)
+            row, facts = checked(process, expected, TOLERANCES * workload.tolerance)
+            if row.remark:
+                running.pop(len(rows)).close()
+            if facts and floor is None:
+                floor = contestants.of_floor(facts)
+                waiting += floor
+            rows.append(row)
         progress(f"{workload.title}: taking turns")
-        return rows + take_turns(running, options)
+        for index, medians in take_turns(running, options).items():
+            rows[index] = rows[index]._replace(**medians)
+        return rows
     finally:
-        for process, _ in running:
+        for process in running.values():
             process.close()
 
 
 def take_turns(running, options):
-    """The rows with their medians."""
-    times = [{"train": [], "infer": []} for _ in running]
+    """The median times of every process, by its key."""
+    times = {key: {"train": [], "infer": []} for key in running}
     for _ in range(options.rounds):
-        for (process, _), found in zip(running, times, strict=True):
-            for command, seconds in found.items():
+        for key, process in running.items():
+            for command, seconds in times[key].items():
                 seconds += process.ask(command, options.seconds)
-    medians = [{command: statistics.median(seconds) for command, seconds in found.items()} for found in times]
-    return [row._replace(**found) for (_, row), found in zip(running, medians, strict=True)]
+    return {key: {command: statistics.median(seconds) for command, seconds in found.items()} for key, found in times.items()}
 
 
 def progress(what):
@@ -114,7 +112,7 @@ def parse():
     parser.add_argument("--modes", nargs="+", choices=list(contestants.MODES), default=["xla", "plain"])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.3, help="how long a turn lasts, at least one step")
-    parser.add_argument("--timeout", type=float, default=300, help="the longest wait for a contestant, in seconds")
+    parser.add_argument("--timeout", type=float, default=120, help="the longest wait for a contestant, in seconds")
     parser.add_argument("--quick", action="store_true", help="one turn of one step each")
     options = parser.parse_args()
     if options.quick:
