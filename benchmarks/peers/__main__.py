@@ -21,9 +21,15 @@ import sys
 from benchmarks.peers import contestants, table
 from benchmarks.peers.workloads import workloads
 
-# A contestant disagrees when it is off by more tolerances than that: its steps' errors, each about a tolerance, add up and
-# are carried along; so do those of an adjoint's own solve.
-TOLERANCES = 100
+
+def allowed(workload):
+    """The deviation above which a contestant disagrees.
+
+    A hundred tolerances, since the errors of steps, each about one tolerance, add up and grow on the way, in the solve and
+    in that of an adjoint. Where rows differ and steps are shared, more: the root mean square lets one row of `B` have an
+    error of `sqrt(B)` tolerances.
+    """
+    return 100 * workload.tolerance * (math.sqrt(len(workload.y0)) if workload.per_sample else 1)
 
 
 def deviation(answer, reference):
@@ -48,14 +54,14 @@ def reference_answer(workload, timeout):
         process.close()
 
 
-def checked(process, expected, allowed):
+def checked(process, expected, most):
     """The first row of a contestant, with a remark where it failed or disagrees, and facts about its solve."""
     row = table.Row(process.contestant.name, process.contestant.package)
     try:
         answer = process.ask("check")
     except contestants.ContestantError as error:
         return row._replace(remark=f"failed: {error}"), {}
-    if expected and (off := deviation(answer, expected)) > allowed:
+    if expected and (off := deviation(answer, expected)) > most:
         return row._replace(remark=f"disagrees by {off:.0e}"), {}
     return row._replace(first=answer["seconds"], megabytes=answer["megabytes"]), answer["facts"]
 
@@ -73,7 +79,7 @@ def measure(name, workload, options):
             progress(f"{workload.title}: {contestant.name} {contestant.options}")
             process = running[len(rows)] = contestants.Process(contestant, name, options.timeout)
             expected = None if contestant.package == "floor" else reference
-            row, facts = checked(process, expected, TOLERANCES * workload.tolerance)
+            row, facts = checked(process, expected, allowed(workload))
             if row.remark:
                 running.pop(len(rows)).close()
             if facts and floor is None:
