@@ -87,8 +87,8 @@ def measure(name, workload, options):
                 waiting += floor
             rows.append(row)
         progress(f"{workload.title}: taking turns")
-        for index, medians in take_turns(running, options).items():
-            rows[index] = rows[index]._replace(**medians)
+        for index, found in take_turns(running, options).items():
+            rows[index] = rows[index]._replace(**found)
         return rows
     finally:
         for process in running.values():
@@ -96,13 +96,18 @@ def measure(name, workload, options):
 
 
 def take_turns(running, options):
-    """The median times of every process, by its key."""
-    times = {key: {"train": [], "infer": []} for key in running}
+    """The median times of every process, or a remark, by its key."""
+    times, failed = {key: {"train": [], "infer": []} for key in running}, {}
     for _ in range(options.rounds):
-        for key, process in running.items():
-            for command, seconds in times[key].items():
-                seconds += process.ask(command, options.seconds)
-    return {key: {command: statistics.median(seconds) for command, seconds in found.items()} for key, found in times.items()}
+        for key in [key for key in times if key not in failed]:
+            try:
+                for command, seconds in times[key].items():
+                    seconds += running[key].ask(command, options.seconds)
+            except contestants.ContestantError as error:
+                running[key].close()
+                failed[key] = {"remark": f"failed: {error}"}
+    medians = {key: {command: statistics.median(s) for command, s in found.items() if s} for key, found in times.items()}
+    return {**medians, **failed}
 
 
 def progress(what):

@@ -1,5 +1,6 @@
 """Who runs, each in a process of its own."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -74,13 +75,13 @@ class Process:
         self.contestant, self._timeout = contestant, timeout
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the process)
         options = json.dumps({"workload": workload, **contestant.options})
-        quiet = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off", "CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
             [environments.python(contestant.package), "-m", "benchmarks.peers.worker", f"run_{contestant.package}", options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | quiet,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **quiet},
             cwd=ROOT,
             text=True,
         )
@@ -102,9 +103,10 @@ class Process:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # What it was not there to read.
+                pipe.close()
 
     def _last_error(self):
         self._process.wait()
         self._errors.seek(0)
-        return ([line.strip() for line in self._errors if line.strip()] or ["no message"])[-1]
+        return ([line.strip() for line in self._errors if line.strip()] or ["no message"])[-1][:120]
