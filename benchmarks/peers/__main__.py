@@ -62,7 +62,7 @@ def checked(process, expected, most):
     except contestants.ContestantError as error:
         return row._replace(remark=f"failed: {error}"), {}
     if expected and (off := deviation(answer, expected)) > most:
-        return row._replace(remark=f"disagrees by {off:.0e}"), {}
+        return row._replace(remark="disagrees: not finite" if math.isinf(off) else f"disagrees by {off:.0e}"), {}
     return row._replace(first=answer["seconds"], megabytes=answer["megabytes"]), answer["facts"]
 
 

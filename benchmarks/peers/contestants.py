@@ -109,4 +109,5 @@ class Process:
     def _last_error(self):
         self._process.wait()
         self._errors.seek(0)
-        return ([line.strip() for line in self._errors if line.strip()] or ["no message"])[-1][:120]
+        lines = [line.strip() for line in self._errors]
+        return ([line for line in lines if "Error" in line] or ["no message"])[-1][:120]
