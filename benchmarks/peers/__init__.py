@@ -1,0 +1,1 @@
+"""keras_ode beside its peers: `python -m benchmarks.peers`."""
