@@ -4,6 +4,7 @@ A penalty is one more leaf behind those of the state. It only adds up: the field
 does not see it, so that the steps stay what they were.
 """
 
+import copy
 import numbers
 
 import numpy as np
@@ -21,28 +22,30 @@ class Regularizer(configurable.Configurable):
 
     Args:
         weight: The factor of the penalty, not negative. Defaults to `0.01`.
-        num_leaves: Of how many leaves of the state, the first ones, an integral is; `None` is all. A
-            `ContinuousNormalizingFlow` sets it to `1`: its points, without their log-density.
 
     Attributes:
         sums_steps: Whether it is a sum over steps. Its gradient is that of the steps that were taken, so it needs
             `adjoint="checkpointed"` or `"direct"`.
         needs_noise: Whether the integrand takes random signs, drawn anew for each solve.
         needs_error: Whether the solver must estimate its error.
+        num_leaves: Of how many leaves of the state, the first ones, an integral is; `None` is all.
     """
 
     sums_steps = False
     needs_noise = False
     needs_error = False
+    num_leaves = None
 
-    def __init__(self, weight=0.01, num_leaves=None):
+    def __init__(self, weight=0.01):
         if not isinstance(weight, numbers.Real) or not 0 <= weight < np.inf:
             raise ValueError(f"weight must be a number that is not negative. Received: weight={weight!r}")
-        self.weight, self.num_leaves = weight, num_leaves
+        self.weight = weight
 
     def of_leaves(self, num_leaves):
-        """The same penalty on the state's first leaves alone; a sum over steps is what it was."""
-        return self if self.sums_steps else type(self)(**{**self.get_config(), "num_leaves": num_leaves})
+        """The same penalty whose integral is one of the state's first leaves alone; a sum over steps is what it was."""
+        other = copy.copy(self)
+        other.num_leaves = num_leaves
+        return other
 
     def start(self, y, per_sample, dtype):
         """The leaf at the start: zero for each row, or one for all where the steps that are summed are shared."""
@@ -129,8 +132,8 @@ class ErrorEstimate(Regularizer):
     sums_steps = True
     needs_error = True
 
-    def __init__(self, weight=100.0, num_leaves=None):
-        super().__init__(weight, num_leaves)
+    def __init__(self, weight=100.0):
+        super().__init__(weight)
 
     def of_step(self, step, size, per_sample, dtype):
         return size * _root(tree.mean_square(step.error, per_sample, dtype))

@@ -181,12 +181,7 @@ def solve_in_mode(
         recorder=recorder,
     )
     segments = _segments(event, jump_times, problem, y0)
-    with progress_bar(times, jit_compile) if progress else contextlib.nullcontext() as bar:
-        functions = [f for f in (on_step, bar and bar.on_step) if f is not None]
-        problem = problem._replace(watchers=tuple(OnStep(f, times[0], y0) for f in functions))
-        outcome, events = _run(adjoint, problem, segments, jit_compile)
-        if bar:
-            bar.show(outcome.time.numpy(), outcome.step_size.numpy())
+    outcome, events = _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress)
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome)
     totals = outcome.ys[len(outcome.ys) - len(regularizers) :]
@@ -255,6 +250,18 @@ def _segments(event, jump_times, problem, y0):
     if event is not None:
         closed = close_events(event, problem.times[0], y0)
     return _SegmentsOf(closed, (closed.tensors() if closed else (), jumps))
+
+
+def _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress):
+    """Runs the solve, with who looks on: a function of the user, a progress bar."""
+    times = problem.times
+    with progress_bar(times, jit_compile) if progress else contextlib.nullcontext() as bar:
+        functions = [f for f in (on_step, bar and bar.on_step) if f is not None]
+        problem = problem._replace(watchers=tuple(OnStep(f, times[0], y0) for f in functions))
+        outcome, events = _run(adjoint, problem, segments, jit_compile)
+        if bar:
+            bar.show(outcome.time.numpy(), outcome.step_size.numpy())
+    return outcome, events
 
 
 def _run(adjoint, problem, segments, jit_compile):

@@ -70,6 +70,11 @@ def test_encode_gives_the_posterior_and_decode_the_way_of_its_mean(model):
     np.testing.assert_allclose(model.decode(posterior.mean())[0, :, 0], MEAN * H, rtol=1e-4)
 
 
+def test_posterior_is_narrow_at_the_start():
+    """So that the decoder sees the latent state and not noise; the prior's standard deviation is one."""
+    assert np.all(decay().encode(rows(SERIES, 2)).stddev() < 0.3)
+
+
 @pytest.mark.parametrize("times", [[0.0, 1.0, 3.0], [0.0, -1.0, -2.0]], ids=["forward", "backward"])
 def test_extrapolation_goes_both_ways_in_time(model, times):
     set_posterior(model, MEAN, np.sqrt(VARIANCE))
