@@ -78,7 +78,7 @@ def polynomials(weights, y, stages, size):
     def polynomial(leaf, *slopes):
         slopes = tf.stack(slopes, axis=-1)
         slopes = tree.expand(tf.cast(size, leaf.dtype), slopes) * slopes
-        return tf.concat([leaf[..., None], tf.tensordot(slopes, tf.constant(weights, leaf.dtype), axes=1)], axis=-1)
+        return tf.concat([leaf[..., None], tree.tensordot(slopes, tf.constant(weights, leaf.dtype))], axis=-1)
 
     return tuple(polynomial(*leaves) for leaves in zip(y, *stages, strict=True))
 
@@ -109,6 +109,6 @@ def _powers(theta, count):
 def _combine(leaf, powers):
     powers = tf.cast(powers, leaf.dtype)
     if powers.shape.rank == 1:
-        return tf.tensordot(leaf, powers, axes=1)
+        return tree.tensordot(leaf, powers)
     inner = [1] * (leaf.shape.rank - 2)
     return tf.reduce_sum(leaf * tf.reshape(powers, [-1, *inner, leaf.shape[-1]]), axis=-1)

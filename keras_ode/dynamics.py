@@ -63,24 +63,6 @@ class VectorField(PureFunction):
         results = self._vjp(tree.expand(t, y[0]), *y, *parameters, *cotangent)
         return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
 
-    def recomputing(self, t, y, parameters):
-        """The derivative, whose own derivative is computed from `t`, `y` and the parameters alone, by `vjp`.
-
-        So nothing goes from a call to its derivative, which XLA takes for constant where a shape depends on it.
-        """
-        num_leaves = len(y)
-
-        @tf.custom_gradient
-        def evaluate(*inputs):
-            def gradient(*cotangent):
-                _, by_y, selected = self.vjp(t, inputs[:num_leaves], inputs[num_leaves:], cotangent)
-                selected = iter(selected)
-                return [*by_y, *(next(selected) if d else None for d in self.differentiable)]
-
-            return self(t, inputs[:num_leaves], inputs[num_leaves:]), gradient
-
-        return tuple(evaluate(*y, *parameters))
-
     def select(self, parameters):
         """The differentiable ones among `parameters`."""
         return tuple(p for p, keep in zip(parameters, self.differentiable, strict=True) if keep)

@@ -11,6 +11,9 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.dense import DenseOutput
 
+# How many states that a step passes are interpolated together.
+_SAVED_AT_ONCE = 8
+
 
 class SaveAt:
     """Observes the states at given times, read from the interpolants of the steps that pass them.
@@ -23,48 +26,56 @@ class SaveAt:
     """
 
     def __init__(self, times, y, solver, differentiable=False):
-        self.times, self.y, self.solver = times, y, solver
-        self.count = tf.shape(times)[0]
-        # One more time, never reached, follows the last.
-        never = tf.fill(tf.concat([[1], tf.shape(times)[1:]], axis=0), tf.constant(np.inf, times.dtype))
+        self.times, self.y, self.solver, self.differentiable = times, y, solver, differentiable
+        self.count = times.shape[0] or tf.shape(times)[0]
+        # Samples that have their own steps pass their times one by one.
+        self.chunk = 1 if times.shape.rank == 2 else _SAVED_AT_ONCE
+        # More times, never reached, follow the last.
+        never = tf.fill(tf.concat([[self.chunk], tf.shape(times)[1:]], axis=0), tf.constant(np.inf, times.dtype))
         self.queue = tf.concat([times, never], axis=0)
-        self.bound = self.count if differentiable else None
 
     def start(self):
-        """The number of times passed, scalar or `[B]`, and buffers whose last entry is never read."""
-        at_start = self.times <= 0  # where there is nothing to integrate
-        buffers = []
-        for leaf in self.y:
-            shape = tf.concat([[self.count], tf.shape(leaf)], axis=0)
-            saved = tf.where(tree.expand(at_start, leaf[None]), leaf[None], tf.constant(np.nan, leaf.dtype))
-            buffers.append(tf.concat([tf.broadcast_to(saved, shape), leaf[None]], axis=0))
-        return tf.reduce_sum(tf.cast(at_start, tf.int32), axis=0), tuple(buffers)
+        """The number of times passed, scalar or `[B]`, and buffers whose last entries are never read."""
+        room = tree.repeat if self.differentiable else tree.room
+        return self._at_start(), tuple(room(leaf, self.count + self.chunk) for leaf in self.y)
 
     def see(self, state, trial):
         since, until = trial.interval.since, trial.interval.until
         length = tf.where(until > since, until - since, 1)
+        put = tree.put_rows if self.differentiable else tree.put_rows_in_place
 
         def pending(index):
-            time = tree.take(self.queue, index)
-            return trial.accept & (time <= until), time
+            """The next times, and which of them the step passes."""
+            times = tree.take_each(self.queue, index + tree.expand(tf.range(self.chunk), self.queue))
+            return times, trial.accept & (times <= until)
 
         def save(index, buffers):
-            wanted, time = pending(index)
-            # What is not wanted must stay finite too: its gradient is zero times its value.
-            theta = tf.where(wanted, time - since, 0) / length
-            y = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
-            y = tree.where(time >= until, trial.step.y, y)
-            slot = tf.where(wanted, index, self.count)
-            buffers = tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
-            return index + tf.cast(wanted, tf.int32), buffers
+            times, wanted = pending(index)
+            # What is not wanted must stay finite too: its gradient is zero times its value. It is written over later.
+            theta = tf.where(wanted, times - since, 0) / length
+            states = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
+            ends = tuple(leaf[None] for leaf in trial.step.y)
+            states = tuple(tf.where(tree.expand(times >= until, x), end, x) for x, end in zip(states, ends, strict=True))
+            slot = index if self.chunk > 1 else tf.where(wanted[0], index, self.count)
+            buffers = tuple(put(b, slot, leaf) for b, leaf in zip(buffers, states, strict=True))
+            return index + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), buffers
 
-        return tree.while_loop(
-            lambda index, _: tf.reduce_any(pending(index)[0]), save, state, bound=self.bound
-        )
+        bound = self.count if self.differentiable else None
+        return tree.while_loop(lambda index, _: tf.reduce_any(pending(index)[1]), save, state, bound=bound)
 
     def saved(self, state):
-        """The states, leaves `[K, ...]`."""
-        return tuple(buffer[:-1] for buffer in state[1])
+        """The states, leaves `[K, ...]`: NaN at times that were not reached."""
+        reached, buffers = state
+        number = tree.expand(tf.range(self.count), self.times)
+        leaves = []
+        for leaf, buffer in zip(self.y, buffers, strict=True):
+            states = tf.where(tree.expand(number < reached, buffer), buffer[: self.count], tf.constant(np.nan, leaf.dtype))
+            # Where there is nothing to integrate, that is the start.
+            leaves.append(tf.where(tree.expand(number < self._at_start(), buffer), leaf[None], states))
+        return tuple(leaves)
+
+    def _at_start(self):
+        return tf.reduce_sum(tf.cast(self.times <= 0, tf.int32), axis=0)
 
 
 class Stiffness:

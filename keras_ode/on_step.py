@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
+from keras_ode import tree
 from keras_ode.dynamics import fingerprint
 
 # Operations that run on the host, which XLA cannot compile.
@@ -74,7 +74,7 @@ class OnStep:
 
     def check_compiles(self, jit_compile):
         """Refuses to be compiled by XLA where the function runs on the host."""
-        if not (jit_compile or control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())):
+        if not (jit_compile or tree.is_compiled()):
             return
         graph = self._function.graph.as_graph_def()
         nodes = (*graph.node, *(node for function in graph.library.function for node in function.node_def))

@@ -176,8 +176,16 @@ class StepSums(Solver):
         return self.solver.first_derivative(carry)
 
     def step(self, field, interval, y, carry, with_dense=False):
-        step = self.solver.step(field, interval, y, carry, with_dense)
-        count = len(y) - len(self.regularizers)
+        return self._with_sums(self.solver.step(field, interval, y, carry, with_dense), interval)
+
+    def assemble(self, interval, y, stages):
+        return self._with_sums(self.solver.assemble(interval, y, stages), interval)
+
+    def transposed_step(self, *arguments):
+        return self.solver.transposed_step(*arguments)
+
+    def _with_sums(self, step, interval):
+        count = len(step.y) - len(self.regularizers)
         of_state = step.select(lambda leaves: leaves[:count])
         # The choice of the step sizes is not differentiated.
         size = tf.abs(tf.stop_gradient(interval.size))
@@ -189,6 +197,12 @@ class StepSums(Solver):
 
     def interpolate(self, stages, size, y, theta):
         return self.solver.interpolate(stages, size, y, theta)
+
+    def transposed_interpolate(self, size, theta, among, cotangents):
+        return self.solver.transposed_interpolate(size, theta, among, cotangents)
+
+    def num_stages(self, dense):
+        return self.solver.num_stages(dense)
 
     def polynomials(self, step, size):
         return self.solver.polynomials(step, size)

@@ -7,6 +7,12 @@ where every sample has its own; `expand` makes it broadcast against a leaf.
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.compiler.xla import xla_data_pb2
+from tensorflow.python.ops import control_flow_util
+
+# A sum of no more terms needs no matrix product where XLA fuses it with what is around it.
+_FEW = 16
 
 
 def as_tensor(value):
@@ -26,14 +32,15 @@ def expand(scalar, leaf):
 def weighted_sum(weights, trees):
     """The sum of trees with Python numbers as weights; zeros cost nothing."""
     terms = [(weight, tree) for weight, tree in zip(weights, trees, strict=True) if weight != 0]
-    return tuple(_sum([_scale(weight, leaf) for (weight, _), leaf in zip(terms, leaves, strict=True)])
-                 for leaves in zip(*(tree for _, tree in terms), strict=True))
+    return tuple(_weighted([weight for weight, _ in terms], leaves) for leaves in zip(*(tree for _, tree in terms), strict=True))
 
 
 def tensor_weighted_sum(weights, trees):
     """The sum of trees with scalar (or `[B]`) tensors as weights."""
-    return tuple(_sum([expand(tf.cast(weight, leaf.dtype), leaf) * leaf for weight, leaf in zip(weights, leaves, strict=True)])
-                 for leaves in zip(*trees, strict=True))
+    return tuple(
+        _weighted([expand(tf.cast(weight, leaf.dtype), leaf) for weight, leaf in zip(weights, leaves, strict=True)], leaves)
+        for leaves in zip(*trees, strict=True)
+    )
 
 
 def add_scaled(tree, scale, increments):
@@ -44,6 +51,10 @@ def add_scaled(tree, scale, increments):
 
 def add(tree, other):
     return tuple(a + b for a, b in zip(tree, other, strict=True))
+
+
+def subtract(tree, other):
+    return tuple(a - b for a, b in zip(tree, other, strict=True))
 
 
 def scale(factor, tree):
@@ -59,12 +70,55 @@ def where(condition, tree, other):
     return tuple(tf.where(expand(condition, a), a, b) for a, b in zip(tree, other, strict=True))
 
 
+def is_compiled():
+    """Whether XLA compiles the graph that is being traced."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def repeat(leaf, count):
+    """`count` copies of a leaf along a new first axis."""
+    return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)
+
+
+def room(like, count, filled=False):
+    """A buffer of `count` entries like a leaf, for `put_in_place`: copies of it where `filled`, else anything at all."""
+    if filled:
+        return repeat(like, count)
+    shape = tf.concat([[count], tf.shape(like)], axis=0)
+    buffer = tf.zeros(shape, like.dtype) if is_compiled() else tf.raw_ops.Empty(shape=shape, dtype=like.dtype)
+    return tf.ensure_shape(buffer, [None if tf.is_tensor(count) else count, *like.shape])
+
+
+def put_in_place(buffer, index, value):
+    """`put` into a buffer that nobody else reads, before it or after it, in a loop that is not differentiated.
+
+    Without XLA, which writes in place by itself, `put` would copy the whole buffer.
+    """
+    return put(buffer, index, value) if index.shape.rank else put_rows_in_place(buffer, index, value[None])
+
+
+def put_rows_in_place(buffer, index, values):
+    """`put_rows` into a buffer that nobody else reads: see `put_in_place`."""
+    if is_compiled() or index.shape.rank or 0 in buffer.shape:
+        return put_rows(buffer, index, values)
+    return tf.raw_ops.InplaceUpdate(x=buffer, i=index + tf.range(tf.shape(values)[0]), v=values)
+
+
+def put_rows(buffer, index, values):
+    """`buffer` with `buffer[index], buffer[index + 1], ...` replaced; with `[B]` indices, of one value each, as `put`."""
+    if index.shape.rank:
+        return put(buffer, index, values[0])
+    if 0 in buffer.shape:
+        return buffer
+    return tf.tensor_scatter_nd_update(buffer, (index + tf.range(tf.shape(values)[0]))[:, None], values)
+
+
 def put(buffer, index, value):
     """`buffer` with `buffer[index]` replaced; `[B]` indices replace `buffer[index[b], b]` for every sample."""
     if 0 in buffer.shape:  # nothing to put: TensorFlow refuses empty updates
         return buffer
     if index.shape.rank == 0:
-        return tf.tensor_scatter_nd_update(buffer, tf.reshape(index, [1, 1]), value[None])
+        return put_rows(buffer, index, value[None])
     return tf.tensor_scatter_nd_update(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1), value)
 
 
@@ -90,6 +144,21 @@ def while_loop(condition, body, state, bound=None):
         bound: A number of iterations, for a loop that is differentiated.
     """
     return tf.while_loop(condition, body, state, parallel_iterations=1, maximum_iterations=bound)
+
+
+def tensordot(a, b):
+    """The contraction of the last axis of `a` with the first of `b`, in their full precision.
+
+    That of a matrix product is less by default: ten bits of the numbers on GPUs, seven on TPUs.
+    """
+    if not is_compiled():
+        return tf.cast(tf.tensordot(tf.cast(a, tf.float64), tf.cast(b, tf.float64), axes=1), a.dtype)
+    if b.shape[0] is not None and b.shape[0] <= _FEW:
+        a = tf.reshape(a, tf.concat([tf.shape(a), [1] * (b.shape.rank - 1)], axis=0))
+        return tf.reduce_sum(a * b, axis=a.shape.rank - b.shape.rank)
+    numbers = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[a.shape.rank - 1], rhs_contracting_dimensions=[0])
+    highest = xla_data_pb2.PrecisionConfig(operand_precision=[xla_data_pb2.PrecisionConfig.HIGHEST] * 2)
+    return xla.dot_general(a, b, numbers, highest)
 
 
 def is_finite(tree, per_sample):
@@ -125,12 +194,21 @@ def _reduce(operation, leaf, per_sample):
     return operation(leaf, axis=list(range(1, leaf.shape.rank)) if per_sample else None)
 
 
+def _weighted(weights, leaves):
+    # Differences, not sums: Grappler makes one operation of a chain of sums and, where it expects much memory to be in use, a
+    # temporary variable of that, which it loses within a branch of a loop and within a loop in a loop.
+    total = _scale(weights[0], leaves[0])
+    for weight, leaf in zip(weights[1:], leaves[1:], strict=True):
+        total -= _scale(-weight, leaf)
+    return total
+
+
 def _scale(weight, leaf):
-    # Not tf.cast, which takes a Python number through float32.
-    return leaf if weight == 1 else tf.constant(weight, leaf.dtype) * leaf
+    if not tf.is_tensor(weight):
+        # Not tf.cast, which takes a Python number through float32.
+        return leaf if weight == 1 else tf.constant(weight, leaf.dtype) * leaf
+    return weight * leaf
 
 
-def _sum(terms):
-    if len(terms) == 1:
-        return terms[0]
-    return terms[0] + terms[1] if len(terms) == 2 else tf.add_n(terms)
+def _sum(scalars):
+    return scalars[0] if len(scalars) == 1 else tf.reduce_sum(tf.stack(scalars), axis=0)

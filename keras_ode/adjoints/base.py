@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function.polymorphic_function import OptionalXlaContext
 
 from keras_ode import tree
 from keras_ode.configurable import Configurable
@@ -157,9 +158,12 @@ class FirstOrderAdjoint(Adjoint):
             # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
             kept = tf.nest.map_structure(tf.stop_gradient, (outcome, memory))
             report = inner.recorder.backward() if inner.recorder is not None else None
+            compiled = tree.is_compiled()
 
             def gradient(*cotangents):
-                return self._gradients(inner, *kept, cotangents, tensors, report)
+                # XLA compiles the gradient with the solve, but TensorFlow does not say so where it is traced.
+                with OptionalXlaContext(compiled):
+                    return self._gradients(inner, *kept, cotangents, tensors, report)
 
             return tf.nest.flatten(outcome), gradient
 

@@ -3,18 +3,17 @@
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, saved_times, solve_forward, stage_field
-from keras_ode.adjoints.checkpoints import Checkpoints, Replay, checked_checkpoints
-from keras_ode.solvers.base import Stage
+from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, saved_times, solve_forward
+from keras_ode.adjoints.checkpoints import History, checked_checkpoints
 
 
 class Checkpointed(FirstOrderAdjoint):
     """The exact derivative of the accepted steps with respect to the state and the parameters.
 
-    Forward, the times of all accepted steps and the states of at most `checkpoints` of them are kept. Backward, steps
-    are taken again from the checkpoints, and one tape over each whole step gives its derivative. With `C` checkpoints,
-    no step is taken again where there were at most `C`, and each at most once where there were fewer than
-    `(C + 1) (C + 2) / 2`. The backward pass needs room for as many states again.
+    Forward, the times of all accepted steps are kept, the stages of the last `checkpoints` of them, and the states of four
+    times as many. Backward, each whole step is transposed, with one vector-Jacobian product a stage: its stages are those
+    that were kept, or found by taking the step again. So no step is taken again where there were at
+    most `C = checkpoints`, and each at most once where there were fewer than `(C + 1) (C + 2) / 2`, and up to `2 C^2`.
 
     It is the derivative of what the solver computed, not an approximation to that of the solution: where the solver's
     steps are wrong for neighboring solutions, so is their derivative. With `u' = a u - u v`, `v' = -a v + u v` and
@@ -22,7 +21,7 @@ class Checkpointed(FirstOrderAdjoint):
     101 points of [0, 10] is far from 212.7104: use `"interpolating"` or `"backsolve"` near equilibria.
 
     Args:
-        checkpoints: The number of states to keep. Defaults to `32`.
+        checkpoints: The number of steps whose stages to keep. Defaults to `16`.
 
     References:
         Griewank, Walther (2000), Algorithm 799: revolve, ACM TOMS 26(1).
@@ -31,44 +30,52 @@ class Checkpointed(FirstOrderAdjoint):
 
     differentiates_steps = True
 
-    def __init__(self, checkpoints=32):
+    def __init__(self, checkpoints=16):
         self.checkpoints = checked_checkpoints(checkpoints)
 
     def forward(self, problem):
-        return solve_forward(problem, Checkpoints(problem, self.checkpoints))
+        return solve_forward(problem, _Stages(problem, self.checkpoints, _is_dense(problem)))
 
     def backward(self, problem, outcome, memory, cotangents, of_dense=()):
-        dense = problem.times.shape[0] != 2 or problem.dense
-        replay = Replay(problem, stage_field(problem), memory, dense)
-        reverse = _ReverseStep(problem, Replay(problem, _recomputing_field(problem), memory, dense), cotangents, of_dense)
-        capacity = block_capacity(self.checkpoints)
-        block = tf.minimum(memory.stride, capacity)
-        num_steps = memory.num_steps
+        history = _Stages(problem, self.checkpoints, _is_dense(problem))
+        replay, num_steps = history.replay(memory.trajectory), memory.trajectory.num_steps
+        reverse = _ReverseStep(problem, replay, cotangents, of_dense)
 
-        def reverse_block(index, a, parameters, evaluations):
-            first = tf.where(index >= 0, index * block, num_steps)
-            last = tf.where(index >= 0, tf.minimum((index + 1) * block, num_steps), num_steps)
-            states, replayed = replay.states(first, last, capacity)
+        def reverse_block(last, a, parameters, evaluations):
+            first, kept, replayed = history.block(memory, last)
 
             def reverse_one(n, a, parameters, evaluations):
                 # Samples that are done wait in the step after their last, which has no length.
                 left = n >= first
-                y = tuple(tree.take(leaf, tf.where(left, n - first, 0)) for leaf in states)
-                a, change, count = reverse(tf.where(left, n, num_steps), y, a)
-                return n - 1, a, tree.add(parameters, change), evaluations + count
+                step = tuple(tree.take(leaf, tf.where(left, n, 0) % history.capacity) for leaf in kept)
+                a, parameters, count = reverse(tf.where(left, n, num_steps), step, a, parameters)
+                return n - 1, a, parameters, evaluations + count
 
-            return index - 1, *tree.while_loop(
-                lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters, evaluations + replayed)
-            )[1:]
+            start = (last - 1, a, parameters, evaluations + replayed)
+            return first, *tree.while_loop(lambda n, *_: tf.reduce_any(n >= first), reverse_one, start)[1:]
 
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))
-        last_block = (num_steps + block - 1) // block - 1
         _, a, parameters, evaluations = tree.while_loop(
-            lambda index, *_: tf.reduce_any(index >= 0), reverse_block, (last_block, a, parameters, tf.constant(0))
+            lambda last, *_: tf.reduce_any(last > 0), reverse_block, (num_steps, a, parameters, tf.constant(0))
         )
         records = problem.recorder is not None and problem.recorder.capacity
         return Cotangents(a, parameters, outcome.status, evaluations, replay.record(problem.recorder) if records else ())
+
+
+def _is_dense(problem):
+    """Whether gradients go through interpolants."""
+    return problem.dense or problem.times.shape[0] != 2
+
+
+class _Stages(History):
+    """Keeps the state where a step starts, and the derivatives of its stages: all leaves in a row."""
+
+    def keep(self, step, size):
+        return (*step.start, *(leaf for stage in step.stages for leaf in stage))
+
+    def like(self):
+        return self.problem.y * (1 + self.problem.method.solver.num_stages(self.dense))
 
 
 class _ReverseStep:
@@ -80,43 +87,45 @@ class _ReverseStep:
         self.saved = saved_times(problem)
         self.cotangents = tuple(leaf[1:-1] for leaf in cotangents)
 
-    def __call__(self, n, y, a):
-        """The cotangent where step `n` begins, at `y`, what the step adds to those of the parameters, and evaluations."""
-        problem = self.problem
-        parameters = problem.field.select(problem.parameters)
+    def __call__(self, n, kept, a, of_parameters):
+        """The cotangents where step `n` begins and of the parameters, from those where it ends; and evaluations."""
+        problem, interval, count = self.problem, self.replay.interval(n), len(self.problem.y)
+        y, *stages = (kept[i : i + count] for i in range(0, len(kept), count))
+
+        def push(t, point, cotangent):
+            return problem.field.vjp(t, point, problem.parameters, cotangent)[1:]
+
+        of_y, of_stages = self._of_outputs(n, interval, y, stages, a)
+        return self.solver.transposed_step(push, interval, y, stages, of_stages, of_y, of_parameters)
+
+    def _of_outputs(self, n, interval, y, stages, a):
+        """The cotangents of the step's start and of its stages (`None` where nothing depends on one) from those of all
+        that the step gives, which is algebra."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch((y, parameters))
-            interval, step = self.replay.step(n, y)
-            targets, weights = [*step.y], [*a]
+            tape.watch((y, stages))
+            step = self.solver.assemble(interval, y, stages)
+            targets, weights = step.y, tuple(a)
             if self.of_dense:
-                targets += self.solver.polynomials(step, interval.size)
-                weights += [tree.take(leaf, n) for leaf in self.of_dense]
-            if self.problem.times.shape[0] != 2:
-                targets.append(self._saved_product(interval, step, y))
-                weights.append(tf.ones_like(targets[-1]))
-        gradients = tape.gradient(targets, (y, parameters), output_gradients=weights, unconnected_gradients="zero")
-        # Derivatives evaluate the field again, except at the new point where nothing depends on it.
-        return *gradients, 2 * step.evaluations - (0 if self.replay.dense else 1)
+                targets += tuple(self.solver.polynomials(step, interval.size))
+                weights += tuple(tree.take(leaf, n) for leaf in self.of_dense)
+        of_y, of_stages = tape.gradient(targets, (y, stages), weights)
+        of_y, of_stages = _filled(of_y, y), [_filled(*pair) for pair in zip(of_stages, stages, strict=True)]
+        if self.problem.times.shape[0] != 2:
+            saved_y, saved_stages = self._of_saved(interval)
+            of_y = tree.add(of_y, saved_y)
+            of_stages = [b if a is None else tree.add(a, b) for a, b in zip(of_stages, saved_stages, strict=True)]
+        return of_y, of_stages
 
-    def _saved_product(self, interval, step, y):
-        """The product of the states saved within the step with their cotangents."""
+    def _of_saved(self, interval):
+        """The cotangents of the step's start and of its stages from those of the states saved within it."""
         within = (self.saved > interval.since) & (self.saved <= interval.until)
-        theta = tf.where(within, self.saved - interval.since, 0) / tf.where(
-            interval.until > interval.since, interval.until - interval.since, 1
-        )
-        states = self.solver.interpolate(step.stages, interval.size, y, theta)
-        products = [
-            tf.reduce_sum(tree.expand(tf.cast(within, leaf.dtype), leaf) * leaf * g)
-            for leaf, g in zip(states, self.cotangents, strict=True)
-        ]
-        return tf.add_n([tf.cast(p, interval.size.dtype) for p in products])
+        length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
+        theta = tf.where(within, self.saved - interval.since, 0) / length
+        return self.solver.transposed_interpolate(interval.size, theta, within, self.cotangents)
 
 
-def _recomputing_field(problem):
-    """The problem's field for steps that are differentiated."""
-    return lambda t, y, with_integrand=True: Stage(problem.field.recomputing(t, y, problem.parameters))
-
-
-def block_capacity(checkpoints):
-    """How many states a backward pass replays at once: a power of two, as strides are, and no fewer than the slots."""
-    return max(4, 1 << (checkpoints - 1).bit_length())
+def _filled(cotangents, leaves):
+    """Zeros for leaves that nothing depends on; `None` if there are no others."""
+    if all(cotangent is None for cotangent in cotangents):
+        return None
+    return tuple(tf.zeros_like(x) if g is None else g for g, x in zip(cotangents, leaves, strict=True))

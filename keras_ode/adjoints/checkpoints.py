@@ -1,4 +1,4 @@
-"""Checkpoints of a forward solve within a fixed memory, and the solve replayed from them."""
+"""What is kept of a forward solve within a fixed memory, and the rest of it replayed from there."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.adjoints.base import stage_field
 from keras_ode.integrate import Clock
 from keras_ode.observers import StepRecord
+
+# A state takes a fraction of the room of a whole step, and saves taking steps again.
+_STATES_A_STEP = 4
 
 
 class Trajectory(NamedTuple):
@@ -46,37 +50,116 @@ class Checkpoints:
         duration = tf.abs(self.problem.times[-1] - self.problem.times[0])
         return Trajectory(
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
-            untils=repeat(duration, self.problem.method.max_steps + self.window),
+            untils=tree.repeat(duration, self.problem.method.max_steps + self.window),
             stride=tf.ones_like(duration, dtype=tf.int32),
-            slots=tuple(repeat(leaf, self.capacity + 1) for leaf in self.problem.y),
+            slots=rooms(self.problem, self.problem.y, self.capacity),
         )
 
     def see(self, state, trial):
         n = state.num_steps
         full = trial.accept & (n >= state.stride * self.capacity)
-        stride, slots = tf.cond(
-            tf.reduce_any(full), lambda: self._thinned(state, full), lambda: (state.stride, state.slots)
-        )
+        stride = tf.where(full, 2, 1) * state.stride
         kept = trial.accept & (n % stride == 0)
         slot = tf.where(kept, n // stride, self.capacity)
+
+        def put(slots):
+            return put_each(slots, slot, trial.step.start)
+
+        # Each branch puts: XLA would copy slots that went through a branch unchanged.
+        slots = tf.cond(tf.reduce_any(full), lambda: put(self._thinned(state.slots, full)), lambda: put(state.slots))
         last = tf.minimum(n, self.problem.method.max_steps - 1)
         until = tf.where(trial.accept, trial.interval.until, tree.take(state.untils, last))
         return Trajectory(
             num_steps=n + tf.cast(trial.accept, tf.int32),
             untils=tree.put(state.untils, last, until),
             stride=stride,
-            slots=tuple(tree.put(s, slot, leaf) for s, leaf in zip(slots, trial.step.start, strict=True)),
+            slots=slots,
         )
 
-    def _thinned(self, state, full):
-        """Half the states, twice as far apart, where the slots are full."""
+    def _thinned(self, slots, full):
+        """Every second state, where the slots are full."""
 
-        def thin(slots):
-            kept = slots[: self.capacity : 2]
-            thinned = tf.concat([kept, slots[: self.capacity + 1 - kept.shape[0]]], axis=0)
-            return tf.where(tree.expand(full[None], slots) if full.shape.rank else full, thinned, slots)
+        def thin(leaf):
+            kept = leaf[: self.capacity : 2]
+            thinned = tf.concat([kept, leaf[: self.capacity + 1 - kept.shape[0]]], axis=0)
+            return tf.where(tree.expand(full[None], leaf), thinned, leaf) if full.shape.rank else thinned
 
-        return tf.where(full, 2, 1) * state.stride, tuple(thin(slots) for slots in state.slots)
+        return tuple(thin(leaf) for leaf in slots)
+
+
+class Memory(NamedTuple):
+    """What a `History` keeps.
+
+    Attributes:
+        trajectory: Times of all steps, states of some.
+        kept: Of the last steps what `History.keep` makes of them, tensors `[capacity + 1, ...]`: step `n` is at
+            `n % capacity`, and the last entry is never read.
+    """
+
+    trajectory: Trajectory
+    kept: tuple
+
+
+class History:
+    """Observes accepted steps: keeps something of each of the last ones, and checkpoints to take the others again from.
+
+    A subclass says what to keep of a step.
+
+    Args:
+        problem: The `Problem` that is solved.
+        capacity: Of how many steps.
+        dense: Whether to take the steps with what their interpolants need.
+    """
+
+    def __init__(self, problem, capacity, dense):
+        self.problem, self.capacity, self.dense = problem, capacity, dense
+        self.checkpoints = Checkpoints(problem, _STATES_A_STEP * capacity, window=capacity)
+
+    def keep(self, step, size):
+        """What to keep of a step of a signed size: a tuple of tensors."""
+        raise NotImplementedError
+
+    def like(self):
+        """Finite tensors of the shapes of what is kept."""
+        raise NotImplementedError
+
+    def start(self):
+        return Memory(self.checkpoints.start(), rooms(self.problem, self.like(), self.capacity))
+
+    def see(self, state, trial):
+        slot = tf.where(trial.accept, state.trajectory.num_steps % self.capacity, self.capacity)
+        kept = put_each(state.kept, slot, self.keep(trial.step, trial.interval.size))
+        return Memory(self.checkpoints.see(state.trajectory, trial), kept)
+
+    def replay(self, trajectory):
+        """The `Replay` of its steps."""
+        return Replay(self.problem, trajectory, self.dense)
+
+    def block(self, memory, last):
+        """As many steps before `last` as there is room for: the first of them, what is kept of them, and the evaluations that
+        taking them again took."""
+        trajectory = memory.trajectory
+        # Where a block begins on a checkpoint, no step before it is taken again.
+        grain = tf.minimum(trajectory.stride, 1 << (self.capacity.bit_length() - 1))
+        first = (tf.maximum(last - self.capacity, 0) + grain - 1) // grain * grain
+        kept, evaluations = tf.cond(
+            tf.reduce_all(last == trajectory.num_steps),
+            lambda: (memory.kept, tf.constant(0)),
+            lambda: self._taken_again(trajectory, first, last),
+        )
+        return first, kept, evaluations
+
+    def _taken_again(self, trajectory, first, last):
+        replay = self.replay(trajectory)
+
+        def advance(n, y, kept, evaluations):
+            interval, step = replay.step(n, y)
+            slot = tf.where((n >= first) & (n < last), n % self.capacity, self.capacity)
+            kept = put_each(kept, slot, self.keep(step, interval.size))
+            return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), kept, evaluations + step.evaluations
+
+        start = (*replay.checkpoint(first), rooms(self.problem, self.like(), self.capacity), tf.constant(0))
+        return tree.while_loop(lambda n, *_: tf.reduce_any(n < last), advance, start)[2:]
 
 
 class Replay:
@@ -84,13 +167,13 @@ class Replay:
 
     Args:
         problem: The `Problem` that was solved.
-        field: Its field, as the loop takes it.
         trajectory: The `Trajectory` that `Checkpoints` kept.
         dense: Whether to take the steps with what their interpolants need.
     """
 
-    def __init__(self, problem, field, trajectory, dense):
-        self.solver, self.field, self.trajectory, self.dense = problem.method.solver, field, trajectory, dense
+    def __init__(self, problem, trajectory, dense):
+        self.solver, self.field, self.trajectory = problem.method.solver, stage_field(problem), trajectory
+        self.dense = dense
         self.clock = Clock(problem.times[0], problem.times[-1])
 
     def interval(self, n):
@@ -106,41 +189,6 @@ class Replay:
         carry, evaluations = self.solver.start(self.field, interval.start, y)
         step = self.solver.step(self.field, interval, y, carry, with_dense=self.dense)
         return interval, step._replace(evaluations=step.evaluations + evaluations)
-
-    def states(self, first, last, capacity):
-        """The states where the steps `first` to `last - 1` begin: leaves `[capacity + 1, ...]`, the last never read;
-        and the evaluations that this took."""
-
-        def put(buffers, slot, y, *_):
-            return tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
-
-        empty = tuple(repeat(leaf, capacity + 1) for leaf in self.checkpoint(first)[1])
-        # The states before `first` are written over, and the last step need not be taken.
-        return self.collect(first, last, empty, put, lambda n: tf.where(n < last, tf.maximum(n - first, 0), capacity), 1)
-
-    def collect(self, first, last, buffers, put, slot_of, skipped=0):
-        """Takes the steps up to `last - 1` from the last checkpoint before `first`.
-
-        Args:
-            first, last: Scalars or `[B]`; a sample that has come to its last waits for the others.
-            buffers: Where `put` puts.
-            put: A function of the buffers, a slot, the state where a step begins, its interval, and the step.
-            slot_of: A function from the number of a step to its slot.
-            skipped: How many of the last steps are not needed.
-
-        Returns:
-            The buffers, and the number of evaluations that this took.
-        """
-
-        def advance(n, y, buffers, evaluations):
-            interval, step = self.step(n, y)
-            buffers = put(buffers, slot_of(n), y, interval, step)
-            return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), buffers, evaluations + step.evaluations
-
-        n, y, buffers, evaluations = tree.while_loop(
-            lambda n, *_: tf.reduce_any(n < last - skipped), advance, (*self.checkpoint(first), buffers, tf.constant(0))
-        )
-        return put(buffers, slot_of(n), y, None, None) if skipped else buffers, evaluations
 
     def record(self, recorder):
         """The `StepRecord` of the steps taken again from the last to the first: all accepted, and no error estimated."""
@@ -158,9 +206,15 @@ class Replay:
         return index * self.trajectory.stride, tuple(tree.take(leaf, index) for leaf in self.trajectory.slots)
 
 
-def repeat(leaf, count):
-    """`count` copies of a leaf along a new first axis."""
-    return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)
+def rooms(problem, like, capacity):
+    """Buffers of `capacity` entries like these tensors, and of one more for what is not wanted."""
+    # A sample that is done still looks into them, so they have to be finite.
+    return tuple(tree.room(x, capacity + 1, filled=problem.method.per_sample) for x in like)
+
+
+def put_each(buffers, slot, values):
+    """The buffers with a value put into each."""
+    return tuple(tree.put_in_place(b, slot, value) for b, value in zip(buffers, values, strict=True))
 
 
 def checked_checkpoints(checkpoints, least=1):

@@ -148,19 +148,21 @@ class Impulses(Solver):
         return z, inner, integral, tf.cast(any_slope, tf.int32) + evaluations
 
     def _with_mismatch(self, interval, step, inner, impulse):
-        """The step's error, raised where Hermite interpolation misses the known states by more."""
-        landing = self.stops == interval.until
-        y1, f1 = self.equation.state(interval.start, step.start, self.solver.first_derivative(inner))
-        end = self.equation.reset(step.y, landing, self.ys)
-        y0, f0 = self.equation.state(interval.end, end, self.solver.first_derivative(step.carry))
-        missed = []
-        for i, saved in enumerate(self.ys):
-            predicted = _outer(impulse.end_value, y0[i]) + _outer(impulse.start_value, y1[i])
-            slopes = _outer(impulse.end_slope, f0[i]) + _outer(impulse.start_slope, f1[i])
-            predicted -= tree.expand(tf.cast(interval.size, saved.dtype)[None], slopes) * slopes
-            inside = tree.expand(tf.cast(impulse.inside, saved.dtype), saved)
-            missed.append(self.mismatch * tf.reduce_max(inside * tf.abs(predicted - saved), axis=0))
-        return self.equation.raise_error(step, tuple(missed), y0)
+        """The step's error, raised where Hermite interpolation misses a known state by more.
+
+        It is that within the step which is nearest to its middle, where interpolation is worst.
+        """
+        equation, index, inside = self.equation, impulse.most_central(), tf.reduce_any(impulse.inside, axis=0)
+        y1, f1 = equation.state(interval.start, step.start, self.solver.first_derivative(inner))
+        end = equation.reset(step.y, self.stops == interval.until, self.ys)
+        y0, f0 = equation.state(interval.end, end, self.solver.first_derivative(step.carry))
+        at = [tree.take(weight, index) for weight in impulse.weights()]
+        weights = [at[0], at[1], -interval.size * at[2], -interval.size * at[3]]
+        predicted = tree.tensor_weighted_sum(weights, (y0, y1, f0, f1))
+        known = tuple(tree.take(leaf, index) for leaf in self.ys)
+        factor = self.mismatch * tf.cast(inside, interval.size.dtype)
+        missed = tree.scale(factor, tuple(tf.abs(a - b) for a, b in zip(predicted, known, strict=True)))
+        return equation.raise_error(step, missed, y0)
 
 
 class _Impulse(NamedTuple):
@@ -174,13 +176,18 @@ class _Impulse(NamedTuple):
     start_slope: tf.Tensor
     cotangents: tuple
 
+    def weights(self):
+        """Those of the states at the step's end and start, and of the slopes there."""
+        return self.end_value, self.start_value, self.end_slope, self.start_slope
+
+    def most_central(self):
+        """Which stop within the step is nearest to its middle: a scalar or `[B]`."""
+        return tf.argmax(self.end_value * self.start_value, axis=0, output_type=tf.int32)
+
     def sum(self, weights):
         """The weighted sum of the cotangents, leaves."""
         weights = weights[: tf.shape(self.cotangents[0])[0]]
         if weights.shape.rank == 1:
-            return tuple(tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in self.cotangents)
+            return tuple(tree.tensordot(tf.cast(weights, g.dtype), g) for g in self.cotangents)
         return tuple(tf.reduce_sum(tree.expand(tf.cast(weights, g.dtype), g) * g, axis=0) for g in self.cotangents)
 
-
-def _outer(weights, leaf):
-    return tree.expand(tf.cast(weights, leaf.dtype), leaf[None]) * leaf[None]

@@ -12,18 +12,14 @@ from keras_ode.adjoints.base import (
     checked_tolerances,
     saved_times,
     solve_forward,
-    stage_field,
 )
-from keras_ode.adjoints.checkpoints import Checkpoints, Replay, Trajectory, checked_checkpoints
+from keras_ode.adjoints.checkpoints import History, checked_checkpoints
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
-
-# A state takes a fraction of the room of an interpolant, and saves taking steps again.
-_STATES_A_STEP = 4
 
 
 class Interpolating(FirstOrderAdjoint):
@@ -51,10 +47,10 @@ class Interpolating(FirstOrderAdjoint):
         self.solver = None if solver is None else solvers.get(solver)
 
     def forward(self, problem):
-        return solve_forward(problem, _History(problem, self.checkpoints), dense=True)
+        return solve_forward(problem, _Polynomials(problem, self.checkpoints, dense=True), dense=True)
 
     def backward(self, problem, outcome, memory, cotangents):
-        history = _History(problem, self.checkpoints)
+        history = _Polynomials(problem, self.checkpoints, dense=True)
         method = backward_method(self, problem)
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
@@ -73,13 +69,6 @@ class Interpolating(FirstOrderAdjoint):
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *end.record)
 
 
-class _Memory(NamedTuple):
-    """What is kept of the forward solve; the polynomials of step `n` are at `n % capacity`, the last is never read."""
-
-    trajectory: Trajectory
-    polynomials: tuple
-
-
 class _Progress(NamedTuple):
     """How far the backward pass is: before step `last`, a scalar or `[B]`."""
 
@@ -92,44 +81,15 @@ class _Progress(NamedTuple):
     record: tuple
 
 
-class _History:
-    """Observes accepted steps: keeps the last ones dense, and checkpoints of the others."""
+class _Polynomials(History):
+    """Keeps the interpolants of steps as polynomials."""
 
-    def __init__(self, problem, capacity):
-        self.problem, self.capacity = problem, capacity
-        self.checkpoints = Checkpoints(problem, _STATES_A_STEP * capacity, window=capacity)
+    def keep(self, step, size):
+        return self.problem.method.solver.polynomials(step, size)
 
-    def start(self):
-        return _Memory(self.checkpoints.start(), self._no_polynomials())
-
-    def see(self, state, trial):
-        n = state.trajectory.num_steps
-        slot = tf.where(trial.accept, n % self.capacity, self.capacity)
-        polynomials = self._put(state.polynomials, slot, trial.step, trial.interval)
-        return _Memory(self.checkpoints.see(state.trajectory, trial), polynomials)
-
-    def replay(self, trajectory, first, last):
-        """The polynomials of the steps `first` to `last - 1`, taken again, and the evaluations that this took."""
-        replay = Replay(self.problem, stage_field(self.problem), trajectory, dense=True)
-
-        def put(polynomials, slot, _, interval, step):
-            return self._put(polynomials, slot, step, interval)
-
-        def slot_of(n):
-            return tf.where(n < last, n % self.capacity, self.capacity)
-
-        return replay.collect(first, last, self._no_polynomials(), put, slot_of)
-
-    def _no_polynomials(self):
+    def like(self):
         count = self.problem.method.solver.degree + 1
-        return tuple(
-            tf.tile(leaf[None, ..., None], [self.capacity + 1] + [1] * leaf.shape.rank + [count])
-            for leaf in self.problem.y
-        )
-
-    def _put(self, polynomials, slot, step, interval):
-        new = self.problem.method.solver.polynomials(step, interval.size)
-        return tuple(tree.put(old, slot, leaf) for old, leaf in zip(polynomials, new, strict=True))
+        return tuple(tf.tile(leaf[..., None], [1] * leaf.shape.rank + [count]) for leaf in self.problem.y)
 
 
 class _Block:
@@ -137,15 +97,8 @@ class _Block:
 
     def __init__(self, problem, history, memory, outcome, cotangents, method, progress):
         self.problem, self.history, self.trajectory, self.progress = problem, history, memory.trajectory, progress
-        # Blocks begin at multiples of the capacity, as checkpoints do.
-        self.first = tf.maximum(progress.last - 1, 0) // history.capacity * history.capacity
-        self.replay = Replay(problem, stage_field(problem), memory.trajectory, dense=True)
-        fresh = tf.reduce_all(progress.last == memory.trajectory.num_steps)
-        self.polynomials, self.evaluations = tf.cond(
-            fresh,
-            lambda: (memory.polynomials, tf.constant(0)),
-            lambda: history.replay(memory.trajectory, self.first, progress.last),
-        )
+        self.replay = history.replay(memory.trajectory)
+        self.first, self.polynomials, self.evaluations = history.block(memory, progress.last)
         self.window = tree.take_each(
             memory.trajectory.untils, self.first + tree.expand(tf.range(history.capacity), memory.trajectory.untils)
         )

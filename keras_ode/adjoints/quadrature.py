@@ -37,9 +37,8 @@ class ParameterQuadrature:
         size = tf.where(trial.accept, trial.interval.size, 0)
         for node, weight in zip(_NODES, _WEIGHTS, strict=True):
             t, y, a = self.locate(trial, node)
-            # Differences, not sums of many: see `Impulses._jump`.
-            products = self._product(t, y, tree.scale(weight * size, a))
-            total = tuple(one - product for one, product in zip(total, products, strict=True))
+            # A difference, since sums of many are not safe here (see `tree`): `a` has the sign of backward time.
+            total = tree.subtract(total, self._product(t, y, tree.scale(weight * size, a)))
         evaluations += len(_NODES)
         if not trial.step.extra:
             return total, evaluations

@@ -39,7 +39,8 @@ class Step(NamedTuple):
         y: The leaves at the end of the interval.
         error: Their estimated error, or `None`.
         integral: What the integrand adds up to over the step.
-        stages: The derivatives of all stages, from which the interpolant is made.
+        stages: The derivatives of all stages, from which the interpolant is made, in the order of their evaluation; the
+            first is that of the carry.
         carry: What the next step starts from.
         evaluations: How often the field was evaluated: a number, or an int32 tensor.
         neighbors: Two points close to each other, leaves, each with the derivative there: the last two stages.
@@ -102,6 +103,41 @@ class Solver(Configurable):
             y: The leaves at its start.
             theta: Scalar or `[B]`; or `[K]` or `[K, B]` for leaves `[K, ...]`.
         """
+        raise NotImplementedError
+
+    def assemble(self, interval, y, stages):
+        """The step from `y` whose stages, their derivatives' leaves, are known: no evaluation, and neither carry nor
+        integral."""
+        raise NotImplementedError
+
+    def transposed_step(self, push, interval, y, stages, of_stages, of_y, of_parameters):
+        """Carries the cotangents of a step's stages back to where it starts.
+
+        Args:
+            push: A function of a time, a state and a cotangent of the derivative there, which gives those of the state and
+                of the parameters: the field's vector-Jacobian products.
+            interval, y, stages: As in `assemble`.
+            of_stages: The cotangent of each stage, leaves, or `None` where nothing depends on it but other stages.
+            of_y, of_parameters: The cotangents of `y` and of the parameters from all else.
+
+        Returns:
+            Those of `y` and of the parameters, and how often `push` was called.
+        """
+        raise NotImplementedError
+
+    def transposed_interpolate(self, size, theta, among, cotangents):
+        """The cotangents of `y` and of each stage from those of interpolated leaves.
+
+        Args:
+            size: The size of the step's interval.
+            theta: Where, `[K]` or `[K, B]`.
+            among: Which of them count, booleans like `theta`.
+            cotangents: Leaves `[K, ...]`.
+        """
+        raise NotImplementedError
+
+    def num_stages(self, dense):
+        """How many stages a step has; `dense`, with those that only its interpolant needs."""
         raise NotImplementedError
 
     def polynomials(self, step, size):

@@ -32,21 +32,58 @@ class ExplicitRungeKutta(Solver):
         table = _table(type(self))
         times = _stage_times(interval, table.c)
         last = table.num_stages - 1
-        stages, slopes, points = [carry], [carry.derivative], [y]
-        for i in range(1, len(table.c) if with_dense else table.num_stages):
-            points.append(tree.add_scaled(y, interval.size, tree.weighted_sum(table.a[i], slopes)))
+        stages, points = [carry], [y]
+        for i in range(1, self.num_stages(with_dense)):
+            points.append(self._point(i, interval, y, [stage.derivative for stage in stages]))
             counts = i == last or (i < last and table.b[i] != 0)
             stages.append(field(times[i], points[i], with_integrand=counts))
-            slopes.append(stages[i].derivative)
+        step = self._assembled(interval, y, [stage.derivative for stage in stages], points[last - 1], points[last])
+        integral = _integral(table.b, stages, interval.size)
+        return step._replace(integral=integral, carry=stages[last], evaluations=len(stages) - 1)
+
+    def assemble(self, interval, y, stages):
+        last = _table(type(self)).num_stages - 1
+        near, end = (self._point(i, interval, y, stages) for i in (last - 1, last))
+        return self._assembled(interval, y, stages, near, end)
+
+    def transposed_step(self, push, interval, y, stages, of_stages, of_y, of_parameters):
+        table, count = _table(type(self)), 0
+        times = _stage_times(interval, table.c)
+        # All with the opposite sign: what follows are differences, for sums of many are not safe here (see `tree`).
+        of_stages = [None if leaves is None else tree.scale(-1, leaves) for leaves in of_stages]
+        for i in reversed(range(len(stages))):
+            if of_stages[i] is None:
+                continue
+            of_point, change = push(times[i], self._point(i, interval, y, stages), of_stages[i])
+            count += 1
+            of_y, of_parameters = tree.subtract(of_y, of_point), tree.subtract(of_parameters, change)
+            scaled = tree.scale(-interval.size, of_point)
+            for j, weight in enumerate(table.a[i]):
+                share = tree.weighted_sum([weight], [scaled]) if weight else None
+                if weight and of_stages[j] is None:
+                    of_stages[j] = tree.scale(-1, share)
+                elif weight:
+                    of_stages[j] = tree.subtract(of_stages[j], share)
+        return of_y, of_parameters, count
+
+    def _point(self, i, interval, y, slopes):
+        """The state of a stage, from the derivatives of those before it."""
+        if i == 0:
+            return y
+        return tree.add_scaled(y, interval.size, tree.weighted_sum(_table(type(self)).a[i], slopes[:i]))
+
+    def _assembled(self, interval, y, slopes, near, end):
+        """The step without carry and integral; `near` and `end` are the states of its last two stages."""
+        last = _table(type(self)).num_stages - 1
         return Step(
             start=y,
-            y=points[last],
+            y=end,
             error=self.error(slopes, interval.size),
-            integral=_integral(table.b, stages, interval.size),
+            integral=(),
             stages=tuple(slopes),
-            carry=stages[last],
-            evaluations=len(stages) - 1,
-            neighbors=((points[last - 1], slopes[last - 1]), (points[last], slopes[last])),
+            carry=None,
+            evaluations=0,
+            neighbors=((near, slopes[last - 1]), (end, slopes[last])),
         )
 
     def error(self, slopes, size):
@@ -62,18 +99,34 @@ class ExplicitRungeKutta(Solver):
 
     def interpolate(self, stages, size, y, theta):
         rows = _table(type(self)).interpolant
-        if theta.shape.rank > size.shape.rank:
-            y, stages = _with_axis(y), [_with_axis(stage) for stage in stages]
-            size = size[None] if size.shape.rank else size
-        weights = tf.unstack(theta * _polynomial(rows, theta), num=len(rows))
-        return tree.add_scaled(y, size, tree.tensor_weighted_sum(weights, stages))
+        weights = theta * _polynomial(rows, theta)
+        if theta.shape.rank == size.shape.rank:
+            return tree.add_scaled(y, size, tree.tensor_weighted_sum(tf.unstack(weights, num=len(rows)), stages))
+        increments = _contract(tf.transpose(size * weights, [1, 0, *range(2, weights.shape.rank)]), map(tf.stack, zip(*stages, strict=True)))
+        return tree.add(tuple(leaf[None] for leaf in y), increments)
+
+    def transposed_interpolate(self, size, theta, among, cotangents):
+        rows = _table(type(self)).interpolant
+        weights = size * theta * _polynomial(np.vstack([np.zeros_like(rows[:1]), rows]), theta)
+        # That of the start is one.
+        weights += tf.reshape(tf.one_hot(0, 1 + len(rows), dtype=theta.dtype), [-1] + [1] * theta.shape.rank)
+        products = _contract(weights * tf.cast(among, theta.dtype), cotangents)
+        of_start, *of_stages = zip(*map(tf.unstack, products), strict=True)
+        return of_start, of_stages
+
+    def num_stages(self, dense):
+        table = _table(type(self))
+        return len(table.c) if dense else table.num_stages
 
     def polynomials(self, step, size):
         return dense.polynomials(_table(type(self)).interpolant, step.start, step.stages, size)
 
 
-def _with_axis(leaves):
-    return tuple(leaf[None] for leaf in leaves)
+def _contract(weights, leaves):
+    """Sums of leaves `[N, ...]` with weights `[M, N]`, or `[M, N, B]` for rows of their own: leaves `[M, ...]`."""
+    if weights.shape.rank == 2:
+        return tuple(tree.tensordot(tf.cast(weights, leaf.dtype), leaf) for leaf in leaves)
+    return tuple(tf.reduce_sum(tree.expand(tf.cast(weights, leaf.dtype), leaf[None]) * leaf[None], axis=1) for leaf in leaves)
 
 
 class _Table(NamedTuple):
