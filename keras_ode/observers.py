@@ -178,8 +178,8 @@ class RecordSteps:
     def start(self):
         if self.before:
             return self.before
-        rows = tf.zeros(tf.concat([[self.capacity + 1], tf.shape(self.like), [4]], axis=0), self.like.dtype)
-        return StepRecord(tf.zeros_like(self.like, dtype=tf.int32), rows)
+        row = tf.zeros_like(self.like)[..., None] + tf.zeros([4], self.like.dtype)
+        return StepRecord(tf.zeros_like(self.like, dtype=tf.int32), tree.room(row, self.capacity + 1))
 
     def see(self, state, trial):
         time, size, error = trial.interval.start, trial.interval.size, trial.error
@@ -190,7 +190,7 @@ class RecordSteps:
         row = tf.stack([self._kept(x) for x in (time, size, error, tf.cast(trial.accept, error.dtype))], axis=-1)
         running = self._kept(trial.running)
         slot = tf.where(running, tf.minimum(state.num_steps, self.capacity), self.capacity)
-        return StepRecord(state.num_steps + tf.cast(running, tf.int32), tree.put(state.rows, slot, row))
+        return StepRecord(state.num_steps + tf.cast(running, tf.int32), tree.put_in_place(state.rows, slot, row))
 
     def _kept(self, scalar):
         return scalar[: self.samples] if scalar.shape.rank else scalar

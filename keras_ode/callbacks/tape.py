@@ -108,45 +108,50 @@ class _TotalsHandle:
 
 
 class _Ring:
-    """The records of the last solves: call `n` is in slot `n % slots`."""
+    """The records of the last solves: call `n` is in slot `n % slots`.
+
+    A slot holds the rows of a `StepRecord`, and in its last one, of each sample that is kept, the number of steps tried (-1
+    where there is none) and how many samples there were.
+    """
 
     def __init__(self, capacity, samples, slots, dtype):
         self.slots, self.samples = slots, samples
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.calls = _variable(np.zeros([], "int32"), first)
-        # Steps tried by each sample that is kept, -1 where there is none, and its status; last, how many samples there were.
-        self.counts = _variable(np.zeros([slots, samples + 1], "int32"), first)
-        self.rows = _variable(np.zeros([slots, capacity, samples, 4], dtype), first)
+        self.rows = _variable(np.zeros([slots, capacity + 1, samples, 4], dtype), first)
 
     def handle(self):
-        return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.rows)))
+        return _RingHandle(self, _local(self.calls), _local(self.rows))
 
     def read(self):
-        calls, counts, rows = (tf.convert_to_tensor(v).numpy() for v in (self.calls, self.counts, self.rows))
-        kept = range(max(0, calls - self.slots), calls)
-        return int(calls), [(counts[n % self.slots], rows[n % self.slots]) for n in kept]
+        calls, slots = (tf.convert_to_tensor(v).numpy() for v in (self.calls, self.rows))
+        kept = [slots[n % self.slots] for n in range(max(0, calls - self.slots), calls)]
+        counts = [np.append(rows[-1, :, 0], rows[-1, 0, 1]).astype(int) for rows in kept]
+        return int(calls), [(count, rows[:-1]) for count, rows in zip(counts, kept, strict=True)]
 
 
 class _RingHandle:
-    def __init__(self, ring, calls, counts, rows):
-        self._ring, self._calls, self._counts, self._rows = ring, calls, counts, rows
+    def __init__(self, ring, calls, rows):
+        self._ring, self._calls, self._rows = ring, calls, rows
 
     def put(self, record, status):
         num_steps, rows = record.num_steps, record.rows[:-1]
-        batch = tf.reshape(tf.size(status), [1])
         if num_steps.shape.rank == 0:
             num_steps, rows = num_steps[None], rows[:, None]
         missing = self._ring.samples - tf.shape(num_steps)[0]
-        num_steps = tf.pad(num_steps, [[0, missing]], constant_values=-1)
-        rows = tf.pad(rows, [[0, 0], [0, missing], [0, 0]])
-        slot = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32) % self._ring.slots
-        counts = tf.concat([num_steps, batch], axis=0)
-        operations = [
-            tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=slot, updates=value)
-            for handle, value in ((self._counts, counts), (self._rows, rows))
-        ]
-        with tf.control_dependencies([slot]):
-            return [*operations, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
+        if self._ring.samples > 1:
+            num_steps = tf.pad(num_steps, [[0, missing]], constant_values=-1)
+            rows = tf.pad(rows, [[0, 0], [0, missing], [0, 0]])
+        batch = tf.fill(tf.shape(num_steps), tf.size(status))
+        last = tf.stack([num_steps, batch, tf.zeros_like(batch), tf.zeros_like(batch)], axis=-1)
+        rows = tf.concat([rows, tf.cast(last, rows.dtype)[None]], axis=0)
+        if self._ring.slots == 1:
+            put, before = tf.raw_ops.AssignVariableOp(resource=self._rows, value=rows[None]), []
+        else:
+            slot = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32) % self._ring.slots
+            put, before = tf.raw_ops.ResourceScatterUpdate(resource=self._rows, indices=slot, updates=rows), [slot]
+        with tf.control_dependencies(before):
+            return [put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
 
 
 def _variable(value, aggregation):

@@ -102,7 +102,8 @@ class ExplicitRungeKutta(Solver):
         weights = theta * _polynomial(rows, theta)
         if theta.shape.rank == size.shape.rank:
             return tree.add_scaled(y, size, tree.tensor_weighted_sum(tf.unstack(weights, num=len(rows)), stages))
-        increments = _contract(tf.transpose(size * weights, [1, 0, *range(2, weights.shape.rank)]), map(tf.stack, zip(*stages, strict=True)))
+        weights = tf.transpose(size * weights, [1, 0, *range(2, weights.shape.rank)])
+        increments = _contract(weights, map(tf.stack, zip(*stages, strict=True)))
         return tree.add(tuple(leaf[None] for leaf in y), increments)
 
     def transposed_interpolate(self, size, theta, among, cotangents):
