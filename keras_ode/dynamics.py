@@ -81,6 +81,10 @@ class VectorField(PureFunction):
 
         return tuple(evaluate(*y, *parameters))
 
+    def inlined(self):
+        """The same field; each call is the user's code once more, in the caller's graph."""
+        return _InlinedField(self._function, self._python, self.parameters, self.differentiable)
+
     def select(self, parameters):
         """The differentiable ones among `parameters`."""
         return tuple(p for p, keep in zip(parameters, self.differentiable, strict=True) if keep)
@@ -101,6 +105,20 @@ class VectorField(PureFunction):
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
         return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
+
+
+class _InlinedField(VectorField):
+    """A vector field for loops that are differentiated.
+
+    The gradient of a call of a function in a loop keeps all that the function was given, weights too, for every call; that of
+    operations only what their own gradients need.
+    """
+
+    def __call__(self, t, y, parameters):
+        # Tensors of the caller's graph, as what the user's code reads is bound to them there.
+        parameters = [tf.identity(parameter) for parameter in parameters]
+        with no_autocast():
+            return tuple(self._python(tree.expand(t, y[0]), *y, *parameters))
 
 
 def close(dynamics, t, y, args=(), training=None, penalties=None):

@@ -1,5 +1,7 @@
 """Plain automatic differentiation through the loop over steps."""
 
+import tensorflow as tf
+
 from keras_ode.adjoints.base import Adjoint, solve_forward
 
 
@@ -15,4 +17,23 @@ class Direct(Adjoint):
     differentiates_steps = True
 
     def solve(self, problem):
+        problem = problem.with_tensors([_opaque(tensor) for tensor in problem.tensors()])
+        problem = problem._replace(field=problem.field.inlined())
         return solve_forward(problem, bound=problem.method.max_steps)[0]
+
+
+@tf.custom_gradient
+def _opaque(tensor):
+    """The tensor, as one that is no constant to XLA.
+
+    XLA puts constants that pass through a loop into its body; TensorFlow 2.21 loses that body where they pass through
+    three loops, as those of a loop and its first and second derivatives do (TensorFlow's issue 122886). It does not look
+    into lists.
+    """
+    if not tensor.dtype.is_floating:  # a shape may depend on it
+        return tf.identity(tensor), lambda g: g
+    items = tf.raw_ops.TensorListFromTensor(tensor=tensor[None], element_shape=tensor.shape)
+    tensor = tf.raw_ops.TensorListGetItem(
+        input_handle=items, index=0, element_shape=tensor.shape, element_dtype=tensor.dtype
+    )
+    return tensor, lambda g: g
