@@ -127,8 +127,8 @@ def no_autocast():
         global_state.set_global_attribute("autocast_scope", scope)
 
 
-def trace(function, specs):
-    return tf.function(function, autograph=False).get_concrete_function(*specs)
+def trace(function, specs, jit_compile=None):
+    return tf.function(function, autograph=False, jit_compile=jit_compile).get_concrete_function(*specs)
 
 
 def spec(x):

@@ -24,7 +24,8 @@ class SaveAt:
 
     def __init__(self, times, y, solver, differentiable=False):
         self.times, self.y, self.solver = times, y, solver
-        self.count = tf.shape(times)[0]
+        # Where it is known it must be a number: XLA loses a constant tensor on its way into a loop's second derivative.
+        self.count = tf.shape(times)[0] if times.shape[0] is None else times.shape[0]
         # One more time, never reached, follows the last.
         never = tf.fill(tf.concat([[1], tf.shape(times)[1:]], axis=0), tf.constant(np.inf, times.dtype))
         self.queue = tf.concat([times, never], axis=0)

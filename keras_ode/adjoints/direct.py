@@ -1,8 +1,14 @@
 """Plain automatic differentiation through the loop over steps."""
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ode.adjoints.base import Adjoint, solve_forward
+
+# Of this many weights at least, and as many for every number of the state, XLA is worth its calls: TensorFlow's own
+# product of a few rows with a large transposed matrix takes several times as long.
+_MANY_WEIGHTS = 2**18
+_WEIGHTS_PER_STATE = 2**12
 
 
 class Direct(Adjoint):
@@ -16,10 +22,20 @@ class Direct(Adjoint):
     pays_to_compile = False
     differentiates_steps = True
 
+    def with_compiled_parts(self, problem):
+        weights, state = _size(problem.field.select(problem.parameters)), _size(problem.y)
+        pays = weights >= _MANY_WEIGHTS and weights >= _WEIGHTS_PER_STATE * state
+        return problem._replace(field=problem.field.compiled()) if pays else problem
+
     def solve(self, problem):
         problem = problem.with_tensors([_opaque(tensor) for tensor in problem.tensors()])
         problem = problem._replace(field=problem.field.inlined())
         return solve_forward(problem, bound=problem.method.max_steps)[0]
+
+
+def _size(tensors):
+    """How many numbers they hold together; NaN where that is not known."""
+    return sum(np.nan if x.shape.num_elements() is None else x.shape.num_elements() for x in tensors)
 
 
 @tf.custom_gradient
