@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from keras_ode import tree
 from keras_ode.dense import DenseOutput
@@ -59,9 +60,10 @@ class SaveAt:
             buffers = tuple(tree.put(b, slot, leaf) for b, leaf in zip(buffers, y, strict=True))
             return index + tf.cast(wanted, tf.int32), buffers
 
-        return tree.while_loop(
-            lambda index, _: tf.reduce_any(pending(index)[0]), save, state, bound=self.bound
-        )
+        # The loop around this one is what tapes see: were they to see this one, TensorFlow would make it a call of a
+        # function, and its second derivative none that XLA can compile.
+        with record.stop_recording():
+            return tree.while_loop(lambda index, _: tf.reduce_any(pending(index)[0]), save, state, bound=self.bound)
 
     def saved(self, state):
         """The states, leaves `[K, ...]`."""
