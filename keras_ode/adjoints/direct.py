@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from keras_ode.adjoints.base import Adjoint, solve_forward
 
-# Of this many weights at least, and as many for every number of the state, XLA is worth its calls: TensorFlow's own
-# product of a few rows with a large transposed matrix takes several times as long.
+# XLA is worth its calls from so many weights on, and so many for every number of the state: TensorFlow's own product of a
+# few rows with a large transposed matrix takes several times as long.
 _MANY_WEIGHTS = 2**18
 _WEIGHTS_PER_STATE = 2**12
 
@@ -16,6 +16,8 @@ class Direct(Adjoint):
 
     Memory grows with the number of steps tried. Under XLA, which needs to know it in advance, it is that of `max_steps`
     steps: set that as low as the solve allows. The choice of the step sizes is not differentiated.
+
+    With `jit_compile="auto"`, XLA compiles the single calls of dynamics that have many weights for the size of the state.
     """
 
     compiles_alone = False
@@ -48,8 +50,8 @@ def _opaque(tensor):
     """
     if not tensor.dtype.is_floating:  # a shape may depend on it
         return tf.identity(tensor), lambda g: g
-    items = tf.raw_ops.TensorListFromTensor(tensor=tensor[None], element_shape=tensor.shape)
-    tensor = tf.raw_ops.TensorListGetItem(
-        input_handle=items, index=0, element_shape=tensor.shape, element_dtype=tensor.dtype
-    )
-    return tensor, lambda g: g
+    known = -1 if tensor.shape.rank is None else [-1 if size is None else size for size in tensor.shape]
+    shape = {"element_shape": tf.constant(known, tf.int32)}
+    items = tf.raw_ops.TensorListFromTensor(tensor=tensor[None], **shape)
+    item = tf.raw_ops.TensorListGetItem(input_handle=items, index=0, element_dtype=tensor.dtype, **shape)
+    return tf.ensure_shape(item, tensor.shape), lambda g: g

@@ -20,7 +20,11 @@ def compiled(function):
     return tf.function(function, jit_compile=True)
 
 
-EVERYWHERE = pytest.mark.parametrize("how", [eager, tf.function, compiled], ids=["eager", "graph", "compiled"])
+EVERYWHERE = pytest.mark.parametrize(
+    "how",
+    [pytest.param(eager, marks=pytest.mark.slow), tf.function, pytest.param(compiled, marks=pytest.mark.slow)],
+    ids=["eager", "graph", "compiled"],
+)
 
 
 def derivative(function):
@@ -41,7 +45,7 @@ def double(x):
     return tf.constant(x, tf.float64)
 
 
-@EVERYWHERE
+@pytest.mark.parametrize("how", [eager, tf.function, compiled], ids=["eager", "graph", "compiled"])
 def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
     found = second_derivative(
         how, lambda y: keras_ode.odeint(lambda t, y: -(y**3), y, [0.0, 1.0], **OPTIONS)[-1], [1.0]
