@@ -83,6 +83,7 @@ class Closure:
         keras_values, values = values[:num_keras], values[num_keras:]
         variable_values, tensor_values = values[:num_variables], values[num_variables:]
         graph = tf.compat.v1.get_default_graph()
+        captured = [graph._function_captures.by_val_internal.get(id(tensor)) for tensor in self._tensors]
         for tensor, value in zip(self._tensors, tensor_values, strict=True):
             graph.replace_capture(tensor, value)
         cached = [variable._cached_value for variable in self._variables]
@@ -94,8 +95,11 @@ class Closure:
         finally:
             for variable, value in zip(self._variables, cached, strict=True):
                 variable._cached_value = value
-            for tensor in self._tensors:
-                graph._function_captures.pop(id(tensor))
+            for tensor, before in zip(self._tensors, captured, strict=True):
+                if before is None:
+                    graph._function_captures.pop(id(tensor))
+                else:
+                    graph.replace_capture(tensor, before)
 
 
 class _RecordingScope(keras.StatelessScope):
@@ -123,8 +127,8 @@ def no_autocast():
         global_state.set_global_attribute("autocast_scope", scope)
 
 
-def trace(function, specs):
-    return tf.function(function, autograph=False).get_concrete_function(*specs)
+def trace(function, specs, jit_compile=None):
+    return tf.function(function, autograph=False, jit_compile=jit_compile).get_concrete_function(*specs)
 
 
 def spec(x):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from keras_ode import tree
 from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
@@ -63,6 +64,18 @@ class VectorField(PureFunction):
         results = self._vjp(tree.expand(t, y[0]), *y, *parameters, *cotangent)
         return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
 
+    def inlined(self):
+        """The same field for loops that are differentiated; each call is the user's code once more, in the caller's graph.
+
+        The gradient of a call of a function in a loop keeps all that the function was given, weights too, for every call;
+        that of operations only what their own gradients need.
+        """
+        return _InlinedField(self._function, self._python, self.parameters, self.differentiable)
+
+    def compiled(self):
+        """The same field, of which XLA compiles every call and its gradient, each alone."""
+        return _CompiledField(self._function, self._python, self.parameters, self.differentiable)
+
     def select(self, parameters):
         """The differentiable ones among `parameters`."""
         return tuple(p for p, keep in zip(parameters, self.differentiable, strict=True) if keep)
@@ -83,6 +96,68 @@ class VectorField(PureFunction):
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
         return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
+
+
+class _InlinedField(VectorField):
+    """See `VectorField.inlined`."""
+
+    def __call__(self, t, y, parameters):
+        # Tensors of the caller's graph, as what the user's code reads is bound to them there.
+        parameters = [tf.identity(parameter) for parameter in parameters]
+        with no_autocast():
+            return tuple(self._python(tree.expand(t, y[0]), *y, *parameters))
+
+
+class _CompiledField(VectorField):
+    """See `VectorField.compiled`. A gradient evaluates the field again: for it only the arguments are kept."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._calls = None
+
+    @property
+    def fingerprint(self):
+        return *super().fingerprint, "compiled"
+
+    def inlined(self):
+        # Where all is compiled, single calls need not be.
+        compiles = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+        return super().inlined() if compiles else self
+
+    def __call__(self, t, y, parameters):
+        t = tree.expand(t, y[0])
+        if self._calls is None:
+            self._calls = self._trace_calls(len(y), [spec(x) for x in (t, *y, *parameters)])
+        evaluate, differentiate = self._calls
+
+        @tf.custom_gradient
+        def call(*arguments):
+            def gradient(*cotangent):
+                found = iter(differentiate(*arguments, *cotangent))
+                return [next(found) if d else None for d in (True, *(True for _ in y), *self.differentiable)]
+
+            return evaluate(*arguments), gradient
+
+        return tuple(call(t, *y, *parameters))
+
+    def _trace_calls(self, num_leaves, specs):
+        num_arguments = len(specs)
+
+        def evaluate(*arguments):
+            with no_autocast():
+                return tuple(self._python(*arguments))
+
+        def differentiate(*inputs):
+            arguments, cotangent = inputs[:num_arguments], inputs[num_arguments:]
+            sources = (*arguments[: 1 + num_leaves], *self.select(arguments[1 + num_leaves :]))
+            gradients = tf.gradients(evaluate(*arguments), sources, cotangent, unconnected_gradients="zero")
+            return tuple(tf.convert_to_tensor(gradient) for gradient in gradients)
+
+        specs_of_leaves = specs[1 : 1 + num_leaves]
+        return (
+            trace(evaluate, specs, jit_compile=True),
+            trace(differentiate, specs + specs_of_leaves, jit_compile=True),
+        )
 
 
 def close(dynamics, t, y, args=(), training=None, penalties=None):

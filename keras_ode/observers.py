@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from keras_ode import tree
 from keras_ode.dense import DenseOutput
@@ -27,7 +28,8 @@ class SaveAt:
 
     def __init__(self, times, y, solver, differentiable=False):
         self.times, self.y, self.solver, self.differentiable = times, y, solver, differentiable
-        self.count = times.shape[0] or tf.shape(times)[0]
+        # Where it is known it must be a number: XLA loses a constant tensor on its way into a loop's second derivative.
+        self.count = tf.shape(times)[0] if times.shape[0] is None else times.shape[0]
         # Samples that have their own steps pass their times one by one.
         self.chunk = 1 if times.shape.rank == 2 else _SAVED_AT_ONCE
         # More times, never reached, follow the last.
@@ -61,7 +63,10 @@ class SaveAt:
             return index + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), buffers
 
         bound = self.count if self.differentiable else None
-        return tree.while_loop(lambda index, _: tf.reduce_any(pending(index)[1]), save, state, bound=bound)
+        # The loop around this one is what tapes see: were they to see this one, TensorFlow would make it a call of a
+        # function, and its second derivative none that XLA can compile.
+        with record.stop_recording():
+            return tree.while_loop(lambda index, _: tf.reduce_any(pending(index)[1]), save, state, bound=bound)
 
     def saved(self, state):
         """The states, leaves `[K, ...]`: NaN at times that were not reached."""

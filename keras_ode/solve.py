@@ -272,6 +272,8 @@ def _run(adjoint, problem, segments, jit_compile):
     looped = segments is not None and is_looped(segments.event)
     if jit_compile == "auto":
         plain = segments is not None or problem.watchers or problem.field.is_convolutional
+        if not plain:
+            problem = adjoint.with_compiled_parts(problem)
         jit_compile = adjoint.pays_to_compile and not plain
     elif jit_compile and not (adjoint.compiles_alone and not looped):
         what = "events that are not terminal" if looped else f"adjoint={adjoint!r}"

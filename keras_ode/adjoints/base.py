@@ -110,6 +110,10 @@ class Adjoint(Configurable):
     pays_to_compile = True
     differentiates_steps = False
 
+    def with_compiled_parts(self, problem):
+        """The problem, with parts compiled that pay where the program around them is not compiled."""
+        return problem
+
     def solve(self, problem):
         """Solves a `Problem`; the `Outcome`'s `ys` are differentiable by its times, state and parameters."""
         raise NotImplementedError

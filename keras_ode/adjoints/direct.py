@@ -1,6 +1,14 @@
 """Plain automatic differentiation through the loop over steps."""
 
+import numpy as np
+import tensorflow as tf
+
 from keras_ode.adjoints.base import Adjoint, solve_forward
+
+# XLA is worth its calls from so many weights on, and so many for every number of the state: TensorFlow's own product of a
+# few rows with a large transposed matrix takes several times as long.
+_MANY_WEIGHTS = 2**18
+_WEIGHTS_PER_STATE = 2**12
 
 
 class Direct(Adjoint):
@@ -8,11 +16,42 @@ class Direct(Adjoint):
 
     Memory grows with the number of steps tried. Under XLA, which needs to know it in advance, it is that of `max_steps`
     steps: set that as low as the solve allows. The choice of the step sizes is not differentiated.
+
+    With `jit_compile="auto"`, XLA compiles the single calls of dynamics that have many weights for the size of the state.
     """
 
     compiles_alone = False
     pays_to_compile = False
     differentiates_steps = True
 
+    def with_compiled_parts(self, problem):
+        weights, state = _size(problem.field.select(problem.parameters)), _size(problem.y)
+        pays = weights >= _MANY_WEIGHTS and weights >= _WEIGHTS_PER_STATE * state
+        return problem._replace(field=problem.field.compiled()) if pays else problem
+
     def solve(self, problem):
+        problem = problem.with_tensors([_opaque(tensor) for tensor in problem.tensors()])
+        problem = problem._replace(field=problem.field.inlined())
         return solve_forward(problem, bound=problem.method.max_steps)[0]
+
+
+def _size(tensors):
+    """How many numbers they hold together; NaN where that is not known."""
+    return sum(np.nan if x.shape.num_elements() is None else x.shape.num_elements() for x in tensors)
+
+
+@tf.custom_gradient
+def _opaque(tensor):
+    """The tensor, as one that is no constant to XLA.
+
+    XLA puts constants that pass through a loop into its body; TensorFlow 2.21 loses that body where they pass through
+    three loops, as those of a loop and its first and second derivatives do (TensorFlow's issue 122886). It does not look
+    into lists.
+    """
+    if not tensor.dtype.is_floating:  # a shape may depend on it
+        return tf.identity(tensor), lambda g: g
+    known = -1 if tensor.shape.rank is None else [-1 if size is None else size for size in tensor.shape]
+    shape = {"element_shape": tf.constant(known, tf.int32)}
+    items = tf.raw_ops.TensorListFromTensor(tensor=tensor[None], **shape)
+    item = tf.raw_ops.TensorListGetItem(input_handle=items, index=0, element_dtype=tensor.dtype, **shape)
+    return tf.ensure_shape(item, tensor.shape), lambda g: g

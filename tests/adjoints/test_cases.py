@@ -472,23 +472,6 @@ def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
         second(tf.constant([1.0]))
 
 
-@pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
-def test_second_derivative_by_direct_differentiation_is_that_of_the_closed_form(how):
-    @how
-    def second(y):
-        with tf.GradientTape() as outer:
-            outer.watch(y)
-            with tf.GradientTape() as inner:
-                inner.watch(y)
-                options = {"adjoint": "direct", "max_steps": 128, "jit_compile": False, **TIGHT}
-                end = keras_ode.odeint(lambda t, y: -(y**3), y, [0.0, 1.0], **options)[-1]
-            first = inner.gradient(end, y)
-        return outer.gradient(first, y)
-
-    # y(1) = y0 / sqrt(1 + 2 y0^2); its second derivative is -6 y0 / (1 + 2 y0^2)^(5/2).
-    np.testing.assert_allclose(second(tf.constant([1.0], tf.float64)), [-6 / 3**2.5], rtol=1e-6)
-
-
 @EVERY
 def test_jacobian_of_the_states_is_the_matrix_exponential(adjoint):
     start = tf.constant(START)
