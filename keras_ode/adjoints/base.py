@@ -182,7 +182,12 @@ class FirstOrderAdjoint(Adjoint):
         num_leaves = len(outcome.ys)
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
         padded = _without_padding(problem, cotangents)
+        # The backward pass is linear in the cotangents, but absolute tolerances are not: those of a mean over a batch can
+        # all be below them, and error control would see nothing.
+        size = tf.constant(1.0, problem.times.dtype) if self.differentiates_steps else _size(problem, outcome.ys, padded)
+        padded, of_dense = (tuple(leaf / tf.cast(size, leaf.dtype) for leaf in leaves) for leaves in (padded, of_dense))
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
+        found = found._replace(y=tree.scale(size, found.y), parameters=tree.scale(size, found.parameters))
         if problem.times_vary:  # the field is evaluated at each of them, below
             found = found._replace(num_evaluations=found.num_evaluations + problem.times.shape[0])
         if report is not None:
@@ -275,6 +280,24 @@ def _without_padding(problem, cotangents):
         return tf.concat([g[:-1] * (1 - weights), g[-1:] + tf.reduce_sum(weights * g[:-1], axis=0, keepdims=True)], axis=0)
 
     return tuple(move(g) for g in cotangents)
+
+
+def _size(problem, ys, cotangents):
+    """How large the cotangents are, measured by the states: divided by this number, they suit the same tolerances."""
+    dtype = problem.times.dtype
+
+    def largest(leaves):
+        """The largest root mean square at a time, without what a failed row holds."""
+        leaves = tuple(tf.where(tf.math.is_finite(leaf), leaf, 0) for leaf in leaves)
+        peak = tf.reduce_max([tf.constant(0, dtype), *(tf.cast(tf.reduce_max(tf.abs(leaf)), dtype) for leaf in leaves)])
+        unit = tf.where(peak > 0, peak, 1)  # squares of small numbers are zero
+        fractions = (leaf / tf.cast(unit, leaf.dtype) for leaf in leaves)
+        return unit * tf.reduce_max(tree.rms(tuple(fractions), True, dtype))
+
+    later = tuple(leaf[1:] for leaf in cotangents)
+    states, seen, all_of_them = (largest(leaves) for leaves in (problem.controlled(ys), problem.controlled(later), later))
+    size = tf.where(seen > 0, seen, all_of_them) / tf.where(states > 0, states, 1)
+    return tf.where(size > 0, size, 1)
 
 
 def saved_times(problem):

@@ -33,7 +33,8 @@ class Interpolating(FirstOrderAdjoint):
 
     Args:
         checkpoints: The number of steps whose interpolants to keep. Defaults to `16`.
-        rtol, atol: Tolerances of the backward solve. Default to those of the forward solve.
+        rtol, atol: Tolerances of the backward solve, for cotangents scaled to the size of the states. Default to those of
+            the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
     References:

@@ -533,3 +533,42 @@ def test_all_adjoints_agree_with_complex_steps_on_random_networks(seed, first, g
         found, whole = (np.concatenate([np.ravel(g) for g in gs]) for gs in (found, expected))
         # The promise of docs/gradients.md, relative to the whole gradient: parts of it may be small.
         assert np.linalg.norm(found - whole) < 100 * 10.0**-digits * np.linalg.norm(whole), adjoint
+
+
+# Another: a loss that is a mean, whose cotangents are smaller than the tolerance
+
+
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4])
+def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale):
+    def by_matrix(scale):
+        return gradients(
+            lambda t, y, matrix: tf.linalg.matvec(matrix, tf.sin(y)),
+            START.astype("float32"),
+            np.array([0.0, 1.0, 2.0], "float32"),
+            [MATRIX.astype("float32")],
+            lambda ys: scale * tf.reduce_sum(ys),
+            adjoint=adjoint,
+            rtol=1e-3,
+            atol=1e-3,
+        )[-1]
+
+    # Rounding apart, the backward steps are the same.
+    np.testing.assert_allclose(by_matrix(scale) / scale, by_matrix(1.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint):
+    *_, by_rate = gradients(
+        lambda t, y, rate: tf.stack([rate * y[:, 1], -rate * y[:, 0]], axis=1),
+        np.ones([10_000, 2]),
+        np.array([0.0, 5.0]),
+        [np.float64(2.0)],
+        lambda ys: tf.reduce_mean(ys[-1, :, 0]),
+        adjoint=adjoint,
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+    # The first is cos rt + sin rt, whose derivative by the rate is t (cos rt - sin rt): in size up to 7.
+    assert float(by_rate) == pytest.approx(5 * (np.cos(10) - np.sin(10)), abs=0.1)
