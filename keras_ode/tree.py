@@ -7,8 +7,6 @@ where every sample has its own; `expand` makes it broadcast against a leaf.
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
-from tensorflow.compiler.xla import xla_data_pb2
 from tensorflow.python.ops import control_flow_util
 
 # A sum of no more terms needs no matrix product where XLA fuses it with what is around it.
@@ -156,6 +154,9 @@ def tensordot(a, b):
     if b.shape[0] is not None and b.shape[0] <= _FEW:
         a = tf.reshape(a, tf.concat([tf.shape(a), [1] * (b.shape.rank - 1)], axis=0))
         return tf.reduce_sum(a * b, axis=a.shape.rank - b.shape.rank)
+    from tensorflow.compiler.tf2xla.python import xla  # slow to import
+    from tensorflow.compiler.xla import xla_data_pb2
+
     numbers = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[a.shape.rank - 1], rhs_contracting_dimensions=[0])
     highest = xla_data_pb2.PrecisionConfig(operand_precision=[xla_data_pb2.PrecisionConfig.HIGHEST] * 2)
     return xla.dot_general(a, b, numbers, highest)

@@ -163,3 +163,27 @@ def test_what_is_put_is_taken_and_nothing_else_changes(data, by_sample):
     new = tree.put(tf.constant(buffer), tf.constant(index), tf.constant(value))
     np.testing.assert_array_equal(tree.take(new, tf.constant(index)), value)
     assert np.sum(new != buffer) == 6
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("terms", [3, 40])
+def test_tensordot_is_that_of_numpy(terms, jit_compile):
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(5, terms)).astype("float32"), random.normal(size=(terms, 4, 2)).astype("float32")
+    found = tf.function(tree.tensordot, jit_compile=jit_compile)(tf.constant(a), tf.constant(b))
+    # Rounding of float32, of which each term has one.
+    np.testing.assert_allclose(found, np.tensordot(a.astype("float64"), b, axes=1), atol=1e-6 * terms)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rows_put_in_place_in_a_loop_are_those_put(jit_compile):
+    @tf.function(jit_compile=jit_compile)
+    def squares():
+        buffer = tree.room(tf.zeros([2]), 11)
+        rows = lambda i: tf.cast(tf.stack([i, i + 1])[:, None], tf.float32) * tf.ones([2])
+        put = lambda i, b: (i + 1, tree.put_rows_in_place(b, i, rows(i)))
+        return tree.while_loop(lambda i, _: i < 10, put, (tf.constant(0), buffer))[1]
+
+    expected = np.repeat(np.arange(11.0)[:, None], 2, axis=1)
+    np.testing.assert_array_equal(squares(), expected)
+    np.testing.assert_array_equal(squares(), expected)

@@ -221,6 +221,38 @@ def test_eager_fit_gives_the_losses_of_the_graph():
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
+class NotesTraces(keras.layers.Dense):
+    """Counts how often Python runs its call: in `fit`, once a trace."""
+
+    traces = 0
+
+    def call(self, y):
+        self.traces += 1
+        return super().call(y)
+
+
+class TracesOfEpochs(keras.callbacks.Callback):
+    def __init__(self, dynamics):
+        super().__init__()
+        self.dynamics, self.counts = dynamics, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.counts.append(self.dynamics.traces)
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_fit_traces_nothing_after_its_first_epoch(jit_compile):
+    dynamics = NotesTraces(2, activation="tanh")
+    noted = TracesOfEpochs(dynamics)
+    model = keras.Sequential([keras.Input([2]), ODELayer(dynamics)])
+    model.compile("sgd", "mse", jit_compile=jit_compile)
+    x = np.ones([80, 2], "float32")  # The last batch is a partial one.
+    model.fit(x, x, batch_size=32, epochs=3, verbose=0, callbacks=[noted])
+    first, *later = noted.counts
+    assert first > 0
+    assert later == [first, first]
+
+
 FIT = """
 import numpy as np
 from tests.layers.test_ode import data, new_model, {make}
