@@ -87,6 +87,11 @@ def room(like, count, filled=False):
     return tf.ensure_shape(buffer, [None if tf.is_tensor(count) else count, *like.shape])
 
 
+def copy(buffer):
+    """A copy to put into, of a buffer that somebody else reads too."""
+    return tf.identity(buffer) if is_compiled() else tf.raw_ops.DeepCopy(x=buffer)
+
+
 def put_in_place(buffer, index, value):
     """`put` into a buffer that nobody else reads, before it or after it, in a loop that is not differentiated.
 

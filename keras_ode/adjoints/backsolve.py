@@ -48,13 +48,16 @@ class Backsolve(FirstOrderAdjoint):
         self.solver = None if solver is None else solvers.get(solver)
 
     def forward(self, problem):
-        return solve_forward(problem, Checkpoints(problem, self.checkpoints) if self.checkpoints else None)
+        return solve_forward(problem, self._checkpoints(problem))
+
+    def _checkpoints(self, problem):
+        return Checkpoints(problem, self.checkpoints) if self.checkpoints else None
 
     def backward(self, problem, outcome, memory, cotangents):
         times, ys = problem.times, outcome.ys
         equation = _Equation(problem)
         method = backward_method(self, problem)
-        stops, stored, impulses = _stored(times, ys, cotangents, memory)
+        stops, stored, impulses = _stored(times, ys, cotangents, self._checkpoints(problem), memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses, _MISMATCH)
         drift = _Drift(equation, method, stops, stored)
         # A step that only some samples accept adds to their parameters' cotangents alone: these are summed afterwards.
@@ -84,7 +87,7 @@ class Backsolve(FirstOrderAdjoint):
         )
 
 
-def _stored(times, ys, cotangents, trajectory):
+def _stored(times, ys, cotangents, checkpoints, trajectory):
     """The times, since the backward start, at which states are stored, the states, and the cotangents of the first.
 
     First come the saved times within the interval, then its forward start, then those of the checkpoints.
@@ -92,14 +95,11 @@ def _stored(times, ys, cotangents, trajectory):
     stops = tf.abs(tf.concat([times[1:-1], times[:1]], axis=0) - times[-1])
     ys = tuple(tf.concat([leaf[1:-1], leaf[:1]], axis=0) for leaf in ys)
     cotangents = tuple(leaf[1:-1] for leaf in cotangents)
-    if not trajectory:
+    if checkpoints is None:
         return stops, ys, cotangents
+    kept = checkpoints.stops(trajectory)
+    stops = tf.concat([stops, tf.where(kept < 0, kept, tf.abs(times[0] - times[-1]) - kept)], axis=0)
     slots = tuple(leaf[:-1] for leaf in trajectory.slots)
-    slot = tree.expand(tf.range(tf.shape(slots[0])[0]), trajectory.untils)
-    steps = slot * trajectory.stride
-    inner = (steps > 0) & (steps < trajectory.num_steps)
-    reached = tree.take_each(trajectory.untils, tf.where(inner, steps - 1, 0))
-    stops = tf.concat([stops, tf.where(inner, tf.abs(times[0] - times[-1]) - reached, -1)], axis=0)
     return stops, tuple(tf.concat(pair, axis=0) for pair in zip(ys, slots, strict=True)), cotangents
 
 

@@ -38,11 +38,12 @@ class Checkpointed(FirstOrderAdjoint):
 
     def backward(self, problem, outcome, memory, cotangents, of_dense=()):
         history = _Stages(problem, self.checkpoints, _is_dense(problem))
-        replay, num_steps = history.replay(memory.trajectory), memory.trajectory.num_steps
+        trajectory, num_steps = memory.trajectory, memory.trajectory.num_steps
+        replay = history.replay(trajectory)
         reverse = _ReverseStep(problem, replay, cotangents, of_dense)
 
-        def reverse_block(last, a, parameters, evaluations):
-            first, kept, replayed = history.block(memory, last)
+        def reverse_block(last, kept, a, parameters, evaluations):
+            first = history.first(trajectory, last)
 
             def reverse_one(n, a, parameters, evaluations):
                 # Samples that are done wait in the step after their last, which has no length.
@@ -51,13 +52,17 @@ class Checkpointed(FirstOrderAdjoint):
                 a, parameters, count = reverse(tf.where(left, n, num_steps), step, a, parameters)
                 return n - 1, a, parameters, evaluations + count
 
-            start = (last - 1, a, parameters, evaluations + replayed)
-            return first, *tree.while_loop(lambda n, *_: tf.reduce_any(n >= first), reverse_one, start)[1:]
+            _, a, parameters, evaluations = tree.while_loop(
+                lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters, evaluations)
+            )
+            kept, count = history.refill(trajectory, kept, first, after=(*a, *parameters))
+            return first, kept, a, parameters, evaluations + count
 
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))
-        _, a, parameters, evaluations = tree.while_loop(
-            lambda last, *_: tf.reduce_any(last > 0), reverse_block, (num_steps, a, parameters, tf.constant(0))
+        start = (num_steps, history.writable(memory.kept), a, parameters, tf.constant(0))
+        _, _, a, parameters, evaluations = tree.while_loop(
+            lambda last, *_: tf.reduce_any(last > 0), reverse_block, start
         )
         records = problem.recorder is not None and problem.recorder.capacity
         return Cotangents(a, parameters, outcome.status, evaluations, replay.record(problem.recorder) if records else ())

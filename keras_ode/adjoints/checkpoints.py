@@ -1,5 +1,6 @@
 """What is kept of a forward solve within a fixed memory, and the rest of it replayed from there."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -21,70 +22,95 @@ class Trajectory(NamedTuple):
         num_steps: Accepted steps, a scalar or `[B]`.
         untils: Where each accepted step ended, since the start: `[more than max_steps]`, or `[..., B]`; later entries
             hold the duration, so that steps past the last have no length.
-        stride: How many steps apart the states in `slots` are, a scalar or `[B]`.
-        slots: The states where steps `0, stride, 2 stride, ...` began, leaves `[capacity + 1, ...]`; the last slot is
-            where writes go that are not wanted.
+        slots: The states where some of the steps began, by a `Plan`: leaves `[capacity + 1, ...]`; the last slot is where
+            writes go that are not wanted.
     """
 
     num_steps: tf.Tensor
     untils: tf.Tensor
-    stride: tf.Tensor
     slots: tuple
 
 
+class Plan(NamedTuple):
+    """Which states to keep in how many slots: every `stride`-th, where the stride doubles when all slots are full.
+
+    A state that is kept takes the slot of one that is not any more, so nothing moves, and all is known in advance.
+
+    Attributes:
+        slots: The slot of the state where step `n` begins; of one that is not kept, that behind the last.
+        strides: The stride when that step has begun.
+
+    Reference: Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
+    """
+
+    slots: np.ndarray
+    strides: np.ndarray
+
+    def slot(self, n):
+        return tf.gather(tf.constant(self.slots, tf.int32), n)
+
+    def stride(self, num_steps):
+        """That at the end of a solve."""
+        return tf.gather(tf.constant(self.strides, tf.int32), tf.maximum(num_steps - 1, 0))
+
+
+@functools.cache
+def plan(capacity, max_steps):
+    """The `Plan` for `capacity` slots."""
+    slots, strides, stride, kept = np.full(max_steps + 1, capacity), np.empty(max_steps + 1, int), 1, {}
+    for n in range(max_steps + 1):
+        while n >= stride * capacity:
+            stride *= 2
+            kept = {step: slot for step, slot in kept.items() if step % stride == 0}
+        strides[n] = stride
+        if n % stride == 0:
+            slots[n] = kept[n] = min(set(range(capacity)) - set(kept.values()))
+    return Plan(slots, strides)
+
+
 class Checkpoints:
-    """Observes accepted steps and keeps every `stride`-th state; when the slots are full, every second one is dropped.
+    """Observes accepted steps and keeps some of the states where they begin: a `Trajectory`.
 
     Args:
         problem: The `Problem` that is solved.
         capacity: How many states to keep.
         window: How many entries more than there can be steps `untils` shall have, at least one.
-
-    Reference: Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).
     """
 
     def __init__(self, problem, capacity, window=1):
         self.problem, self.capacity, self.window = problem, capacity, window
+        self.plan = plan(capacity, problem.method.max_steps)
 
     def start(self):
         duration = tf.abs(self.problem.times[-1] - self.problem.times[0])
         return Trajectory(
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
             untils=tree.repeat(duration, self.problem.method.max_steps + self.window),
-            stride=tf.ones_like(duration, dtype=tf.int32),
             slots=rooms(self.problem, self.problem.y, self.capacity),
         )
 
     def see(self, state, trial):
         n = state.num_steps
-        full = trial.accept & (n >= state.stride * self.capacity)
-        stride = tf.where(full, 2, 1) * state.stride
-        kept = trial.accept & (n % stride == 0)
-        slot = tf.where(kept, n // stride, self.capacity)
-
-        def put(slots):
-            return put_each(slots, slot, trial.step.start)
-
-        # Each branch puts: XLA would copy slots that went through a branch unchanged.
-        slots = tf.cond(tf.reduce_any(full), lambda: put(self._thinned(state.slots, full)), lambda: put(state.slots))
         last = tf.minimum(n, self.problem.method.max_steps - 1)
         until = tf.where(trial.accept, trial.interval.until, tree.take(state.untils, last))
+        slot = tf.where(trial.accept, self.plan.slot(n), self.capacity)
         return Trajectory(
             num_steps=n + tf.cast(trial.accept, tf.int32),
             untils=tree.put(state.untils, last, until),
-            stride=stride,
-            slots=slots,
+            slots=put_each(state.slots, slot, trial.step.start),
         )
 
-    def _thinned(self, slots, full):
-        """Every second state, where the slots are full."""
-
-        def thin(leaf):
-            kept = leaf[: self.capacity : 2]
-            thinned = tf.concat([kept, leaf[: self.capacity + 1 - kept.shape[0]]], axis=0)
-            return tf.where(tree.expand(full[None], leaf), thinned, leaf) if full.shape.rank else thinned
-
-        return tuple(thin(leaf) for leaf in slots)
+    def stops(self, trajectory):
+        """Where the steps began whose states are in the slots, since the start: `[capacity]`, or `[capacity, B]`; -1 where
+        there is none, and for the start itself."""
+        stride = self.plan.stride(trajectory.num_steps)
+        n = tree.expand(tf.range(self.capacity), trajectory.untils) * stride
+        inner = (n > 0) & (n < trajectory.num_steps)
+        reached = tree.take_each(trajectory.untils, tf.where(inner, n - 1, 0))
+        slot = self.plan.slot(tf.minimum(n, self.problem.method.max_steps))
+        here = tf.range(self.capacity) == slot[..., None]
+        stops = tf.reduce_max(tf.where(here & inner[..., None], reached[..., None], tf.constant(-1, reached.dtype)), axis=0)
+        return tf.transpose(stops) if stops.shape.rank == 2 else stops
 
 
 class Memory(NamedTuple):
@@ -133,24 +159,26 @@ class History:
 
     def replay(self, trajectory):
         """The `Replay` of its steps."""
-        return Replay(self.problem, trajectory, self.dense)
+        return Replay(self.problem, trajectory, self.checkpoints.plan, self.dense)
 
-    def block(self, memory, last):
-        """As many steps before `last` as there is room for: the first of them, what is kept of them, and the evaluations that
-        taking them again took."""
-        trajectory = memory.trajectory
-        # Where a block begins on a checkpoint, no step before it is taken again.
-        grain = tf.minimum(trajectory.stride, 1 << (self.capacity.bit_length() - 1))
-        first = (tf.maximum(last - self.capacity, 0) + grain - 1) // grain * grain
-        kept, evaluations = tf.cond(
-            tf.reduce_all(last == trajectory.num_steps),
-            lambda: (memory.kept, tf.constant(0)),
-            lambda: self._taken_again(trajectory, first, last),
-        )
-        return first, kept, evaluations
+    def first(self, trajectory, last):
+        """The first of as many steps before `last` as there is room for."""
+        # Where a block of steps begins on a checkpoint, no step before it is taken again.
+        grain = tf.minimum(self.checkpoints.plan.stride(trajectory.num_steps), 1 << (self.capacity.bit_length() - 1))
+        return (tf.maximum(last - self.capacity, 0) + grain - 1) // grain * grain
 
-    def _taken_again(self, trajectory, first, last):
-        replay = self.replay(trajectory)
+    def writable(self, kept):
+        """A copy to refill: what was kept may be asked for again."""
+        return tuple(map(tree.copy, kept))
+
+    def refill(self, trajectory, kept, last, after):
+        """What is kept of the block of steps before `last`, which are taken again, and the evaluations that this took.
+
+        `after` are tensors to wait for: nobody may still read what is written over.
+        """
+        replay, first = self.replay(trajectory), self.first(trajectory, last)
+        with tf.control_dependencies(after):
+            kept = tuple(map(tf.identity, kept))
 
         def advance(n, y, kept, evaluations):
             interval, step = replay.step(n, y)
@@ -158,7 +186,7 @@ class History:
             kept = put_each(kept, slot, self.keep(step, interval.size))
             return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), kept, evaluations + step.evaluations
 
-        start = (*replay.checkpoint(first), rooms(self.problem, self.like(), self.capacity), tf.constant(0))
+        start = (*replay.checkpoint(first), kept, tf.constant(0))
         return tree.while_loop(lambda n, *_: tf.reduce_any(n < last), advance, start)[2:]
 
 
@@ -168,12 +196,13 @@ class Replay:
     Args:
         problem: The `Problem` that was solved.
         trajectory: The `Trajectory` that `Checkpoints` kept.
+        plan: Their `Plan`.
         dense: Whether to take the steps with what their interpolants need.
     """
 
-    def __init__(self, problem, trajectory, dense):
+    def __init__(self, problem, trajectory, plan, dense):
         self.solver, self.field, self.trajectory = problem.method.solver, stage_field(problem), trajectory
-        self.dense = dense
+        self.plan, self.dense = plan, dense
         self.clock = Clock(problem.times[0], problem.times[-1])
 
     def interval(self, n):
@@ -202,8 +231,8 @@ class Replay:
 
     def checkpoint(self, n):
         """The last step not after `n` whose first state was kept, and that state."""
-        index = n // self.trajectory.stride
-        return index * self.trajectory.stride, tuple(tree.take(leaf, index) for leaf in self.trajectory.slots)
+        n -= n % self.plan.stride(self.trajectory.num_steps)
+        return n, tuple(tree.take(leaf, self.plan.slot(n)) for leaf in self.trajectory.slots)
 
 
 def rooms(problem, like, capacity):

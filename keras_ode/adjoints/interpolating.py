@@ -55,6 +55,7 @@ class Interpolating(FirstOrderAdjoint):
         method = backward_method(self, problem)
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
+            polynomials=history.writable(memory.kept),
             a=tuple(leaf[-1] for leaf in cotangents),
             parameters=tree.zeros_like(problem.field.select(problem.parameters)),
             step_size=outcome.step_size,
@@ -64,16 +65,17 @@ class Interpolating(FirstOrderAdjoint):
         )
 
         def reverse_block(*progress):
-            return tuple(_Block(problem, history, memory, outcome, cotangents, method, _Progress(*progress)).reverse())
+            return tuple(_Block(problem, history, memory.trajectory, outcome, cotangents, method, _Progress(*progress)).reverse())
 
         end = _Progress(*tree.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *end.record)
 
 
 class _Progress(NamedTuple):
-    """How far the backward pass is: before step `last`, a scalar or `[B]`."""
+    """How far the backward pass is: before step `last`, a scalar or `[B]`; `polynomials` are those of the steps before that."""
 
     last: tf.Tensor
+    polynomials: tuple
     a: tuple
     parameters: tuple
     step_size: tf.Tensor
@@ -96,12 +98,12 @@ class _Polynomials(History):
 class _Block:
     """The backward solve over at most `capacity` forward steps. Its time is the forward time since the start."""
 
-    def __init__(self, problem, history, memory, outcome, cotangents, method, progress):
-        self.problem, self.history, self.trajectory, self.progress = problem, history, memory.trajectory, progress
-        self.replay = history.replay(memory.trajectory)
-        self.first, self.polynomials, self.evaluations = history.block(memory, progress.last)
+    def __init__(self, problem, history, trajectory, outcome, cotangents, method, progress):
+        self.problem, self.history, self.trajectory, self.progress = problem, history, trajectory, progress
+        self.replay = history.replay(trajectory)
+        self.first, self.polynomials = history.first(trajectory, progress.last), progress.polynomials
         self.window = tree.take_each(
-            memory.trajectory.untils, self.first + tree.expand(tf.range(history.capacity), memory.trajectory.untils)
+            trajectory.untils, self.first + tree.expand(tf.range(history.capacity), trajectory.untils)
         )
         self.method = method._replace(step_size=progress.step_size)
         self.ys, self.cotangents = outcome.ys, cotangents
@@ -132,13 +134,15 @@ class _Block:
         a = result.y
         (parameters, evaluations), *record = result.observed
         parameters = tree.add(progress.parameters, parameters)
-        evaluations += self.evaluations
         if impulses is not None:
             a, parameters, count = impulses.finish(early, a, result.carry, parameters)
             evaluations += count
+        polynomials, count = self.history.refill(self.trajectory, self.polynomials, self.first, after=(*a, *parameters))
+        evaluations += count
         failed = progress.status != int(Status.SUCCESS)
         return progress._replace(
             last=self.first,
+            polynomials=polynomials,
             a=a,
             parameters=parameters,
             step_size=result.step_size,
