@@ -101,14 +101,17 @@ def run(end, step_size=1.0, start=0.0, error=None, controller=None, max_steps=50
         observers += (SaveAt(tf.constant(saved, tf.float64), y, solver),)
     integral = () if start.shape.rank else (tf.constant(0.0, tf.float64),)
     field = lambda t, y, with_integrand=True: Stage((tf.ones_like(y[0]),))
-    return integrate(
+    result = integrate(
         field, start, end, y, method, integral=integral, observers=observers, dense=saved is not None, **options
     )
+    if saved is None:
+        return result
+    return result._replace(observed=(*result.observed[:-1], observers[-1].saved(result.observed[-1])))
 
 
 def saved_states(result):
     """The states at the saved times, `[K]` or `[K, B]`."""
-    return result.observed[-1][1][0][:-1, ..., 0].numpy()
+    return result.observed[-1][0][..., 0].numpy()
 
 
 def sizes(result):
