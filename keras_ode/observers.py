@@ -30,8 +30,8 @@ class SaveAt:
         self.times, self.y, self.solver, self.differentiable = times, y, solver, differentiable
         # Where it is known it must be a number: XLA loses a constant tensor on its way into a loop's second derivative.
         self.count = tf.shape(times)[0] if times.shape[0] is None else times.shape[0]
-        # Samples that have their own steps pass their times one by one.
-        self.chunk = 1 if times.shape.rank == 2 else _SAVED_AT_ONCE
+        # Samples that have their own steps pass their times one by one; and so is the loop least that is differentiated.
+        self.chunk = 1 if times.shape.rank == 2 or differentiable else _SAVED_AT_ONCE
         # More times, never reached, follow the last.
         never = tf.fill(tf.concat([[self.chunk], tf.shape(times)[1:]], axis=0), tf.constant(np.inf, times.dtype))
         self.queue = tf.concat([times, never], axis=0)
@@ -42,31 +42,39 @@ class SaveAt:
         return self._at_start(), tuple(room(leaf, self.count + self.chunk) for leaf in self.y)
 
     def see(self, state, trial):
-        since, until = trial.interval.since, trial.interval.until
-        length = tf.where(until > since, until - since, 1)
-        put = tree.put_rows if self.differentiable else tree.put_rows_in_place
+        one_by_one = self.chunk == 1
+        put = tree.put_in_place if one_by_one else tree.put_rows_in_place
+        put = tree.put if self.differentiable else put
 
         def pending(index):
-            """The next times, and which of them the step passes."""
-            times = tree.take_each(self.queue, index + tree.expand(tf.range(self.chunk), self.queue))
-            return times, trial.accept & (times <= until)
+            """The next time, or times, and whether the step passes them."""
+            time = tree.take(self.queue, index) if one_by_one else tf.gather(self.queue, index + tf.range(self.chunk))
+            return time, trial.accept & (time <= trial.interval.until)
 
         def save(index, buffers):
-            times, wanted = pending(index)
-            # What is not wanted must stay finite too: its gradient is zero times its value. It is written over later.
-            theta = tf.where(wanted, times - since, 0) / length
-            states = self.solver.interpolate(trial.step.stages, trial.interval.size, trial.step.start, theta)
-            ends = tuple(leaf[None] for leaf in trial.step.y)
-            states = tuple(tf.where(tree.expand(times >= until, x), end, x) for x, end in zip(states, ends, strict=True))
-            slot = index if self.chunk > 1 else tf.where(wanted[0], index, self.count)
-            buffers = tuple(put(b, slot, leaf) for b, leaf in zip(buffers, states, strict=True))
-            return index + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), buffers
+            time, wanted = pending(index)
+            states = self._interpolated(trial, time, wanted)
+            if one_by_one:
+                slot, passed = tf.where(wanted, index, self.count), tf.cast(wanted, tf.int32)
+            else:  # What is not wanted is written over later.
+                slot, passed = index, tf.reduce_sum(tf.cast(wanted, tf.int32))
+            return index + passed, tuple(put(b, slot, leaf) for b, leaf in zip(buffers, states, strict=True))
 
         bound = self.count if self.differentiable else None
         # The loop around this one is what tapes see: were they to see this one, TensorFlow would make it a call of a
         # function, and its second derivative none that XLA can compile.
         with record.stop_recording():
             return tree.while_loop(lambda index, _: tf.reduce_any(pending(index)[1]), save, state, bound=bound)
+
+    def _interpolated(self, trial, time, wanted):
+        """The states at one time, scalar or `[B]`, or at several, `[C]`."""
+        interval, step = trial.interval, trial.step
+        length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
+        # What is not wanted must stay finite too: its gradient is zero times its value.
+        theta = tf.where(wanted, time - interval.since, 0) / length
+        states = self.solver.interpolate(step.stages, interval.size, step.start, theta)
+        ends = step.y if self.chunk == 1 else tuple(leaf[None] for leaf in step.y)
+        return tuple(tf.where(tree.expand(time >= interval.until, x), end, x) for x, end in zip(states, ends, strict=True))
 
     def saved(self, state):
         """The states, leaves `[K, ...]`: NaN at times that were not reached."""

@@ -183,8 +183,9 @@ class FirstOrderAdjoint(Adjoint):
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
         padded = _without_padding(problem, cotangents)
         # The backward pass is linear in the cotangents, but absolute tolerances are not: those of a mean over a batch can
-        # all be below them, and error control would see nothing.
-        size = tf.constant(1.0, problem.times.dtype) if self.differentiates_steps else _size(problem, outcome.ys, padded)
+        # all be below them, and error control would see nothing. (Rows with steps of their own must not depend on others.)
+        scaled = not (self.differentiates_steps or problem.method.per_sample)
+        size = _size(problem, outcome.ys, padded) if scaled else tf.constant(1.0, problem.times.dtype)
         padded, of_dense = (tuple(leaf / tf.cast(size, leaf.dtype) for leaf in leaves) for leaves in (padded, of_dense))
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
         found = found._replace(y=tree.scale(size, found.y), parameters=tree.scale(size, found.parameters))
