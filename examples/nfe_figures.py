@@ -3,7 +3,7 @@
 A small ODE-Net learns the digits, once with each of two adjoints, while `SolverStepRecorder` counts the evaluations of its
 dynamics in every forward and backward solve. Then the trained network is solved at falling tolerances.
 
-    python examples/nfe_figures.py            # some minutes on two CPU cores
+    python examples/nfe_figures.py            # four minutes of one CPU core
     python examples/nfe_figures.py --quick    # few digits, two epochs, three tolerances
 
 Writes nfe_figures.png.

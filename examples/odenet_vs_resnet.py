@@ -5,7 +5,7 @@ solver's steps) and an ODE-Net (by the adjoint equation) learn the same digits. 
 picture and read the digit by the same layers, of the same widths. Before, each takes a training step at several depths,
 each in a process of its own, which tells how much memory the step needed at most.
 
-    python examples/odenet_vs_resnet.py            # about ten minutes on two CPU cores
+    python examples/odenet_vs_resnet.py            # ten minutes of one CPU core
     python examples/odenet_vs_resnet.py --quick    # few digits, one epoch, two measurements of memory
 
 Writes odenet_vs_resnet.png. Memory is read from /proc, so that only Linux has it.
@@ -92,12 +92,12 @@ def peak():
 
 def draw(path, rows, memory):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    bars = left.bar(rows, [100 * error for error, _, _ in rows.values()], color=[COLORS[kind] for kind in rows])
+    bars = left.bar(list(rows), [100 * error for error, _, _ in rows.values()], color=[COLORS[kind] for kind in rows])
     left.bar_label(bars, [f"{error:.1%}\n{count:,} weights" for error, count, _ in rows.values()], size=9, padding=2)
     left.set(title="Test error on 1,000 digits", ylabel="error, %")
     left.margins(y=0.2)
     for kind, points in memory.items():
-        right.plot(points.keys(), points.values(), "o-", color=COLORS[kind], label=kind)
+        right.plot(list(points), list(points.values()), "o-", color=COLORS[kind], label=kind)
     right.set(title="Memory of a training step, batch of 128", ylabel="MB", ylim=0, xlim=0)
     right.set_xlabel("blocks (ResNet), or evaluations of the dynamics in a forward pass")
     right.legend(frameon=False)
@@ -128,8 +128,8 @@ def main():
     for kind, (error, count, seconds) in rows.items():
         megabytes = "".join(f"{value:10.0f} MB" for value in memory.get(kind, {}).values())
         print(f"{kind:8}{error:11.1%}{count:12,}{seconds:9.0f} s{megabytes}")
-    print("In the paper too, the ODE networks have about a third of the ResNet's parameters and err as little, and memory grows\n"
-          "with the depth but for the ODE-Net. Its errors are lower: it trains on fifteen times as many digits.")
+    print("As in the paper, memory grows with the depth but for the ODE-Net. There the ODE networks err as little as the ResNet\n"
+          "with a third of its parameters; so few epochs on so few digits leave them behind it.")
     draw(arguments.output / "odenet_vs_resnet.png", rows, memory)
 
 
