@@ -182,17 +182,20 @@ class RecordSteps:
         like: A scalar of the solve, or `[B]`.
         clock: What turns the loop's time into that of the problem, where they differ: the forward solve's `Clock`.
         before: A `StepRecord` to go on from.
+        differentiable: Whether the loop is differentiated.
     """
 
-    def __init__(self, recorder, like, clock=None, before=()):
+    def __init__(self, recorder, like, clock=None, before=(), differentiable=False):
         self.capacity, self.samples = recorder.capacity, recorder.samples
         self.clock, self.before, self.like = clock, before, self._kept(like)
+        self.differentiable = differentiable
 
     def start(self):
         if self.before:
             return self.before
         row = tf.zeros_like(self.like)[..., None] + tf.zeros([4], self.like.dtype)
-        return StepRecord(tf.zeros_like(self.like, dtype=tf.int32), tree.room(row, self.capacity + 1))
+        room = tree.repeat if self.differentiable else tree.room
+        return StepRecord(tf.zeros_like(self.like, dtype=tf.int32), room(row, self.capacity + 1))
 
     def see(self, state, trial):
         time, size, error = trial.interval.start, trial.interval.size, trial.error
@@ -202,8 +205,9 @@ class RecordSteps:
             error = tf.fill(tf.shape(error), tf.constant(np.nan, error.dtype))
         row = tf.stack([self._kept(x) for x in (time, size, error, tf.cast(trial.accept, error.dtype))], axis=-1)
         running = self._kept(trial.running)
+        put = tree.put if self.differentiable else tree.put_in_place
         slot = tf.where(running, tf.minimum(state.num_steps, self.capacity), self.capacity)
-        return StepRecord(state.num_steps + tf.cast(running, tf.int32), tree.put_in_place(state.rows, slot, row))
+        return StepRecord(state.num_steps + tf.cast(running, tf.int32), put(state.rows, slot, row))
 
     def _kept(self, scalar):
         return scalar[: self.samples] if scalar.shape.rank else scalar

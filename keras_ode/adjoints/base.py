@@ -225,7 +225,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if problem.dense:
         clock = Clock(times[0], times[-1])
         observers["dense"] = KeepDense(clock, y, method.solver, method.max_steps)
-    recording = step_observers(problem.recorder, times[0])
+    recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
     if recording:
         observers["record"] = recording[0]
     if observer is not None:
