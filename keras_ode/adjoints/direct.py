@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_ode import tree
 from keras_ode.adjoints.base import Adjoint, solve_forward
 
 # XLA is worth its calls from so many weights on, and so many for every number of the state: TensorFlow's own product of a
@@ -30,7 +31,8 @@ class Direct(Adjoint):
         return problem._replace(field=problem.field.compiled()) if pays else problem
 
     def solve(self, problem):
-        problem = problem.with_tensors([_opaque(tensor) for tensor in problem.tensors()])
+        if tree.is_compiled():
+            problem = problem.with_tensors([_opaque(tensor) for tensor in problem.tensors()])
         problem = problem._replace(field=problem.field.inlined())
         return solve_forward(problem, bound=problem.method.max_steps)[0]
 
