@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from keras_ode import tree
 from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
@@ -121,8 +120,7 @@ class _CompiledField(VectorField):
 
     def inlined(self):
         # Where all is compiled, single calls need not be.
-        compiles = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-        return super().inlined() if compiles else self
+        return super().inlined() if tree.is_compiled() else self
 
     def __call__(self, t, y, parameters):
         t = tree.expand(t, y[0])

@@ -135,14 +135,11 @@ class KeepDense:
     def start(self):
         duration = self.clock.duration
 
-        def repeat(leaf, count):
-            return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)
-
         return DenseOutput(
             start=self.clock.start,
             end=self.clock.end,
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
-            untils=repeat(duration, self.capacity + 1),
+            untils=tree.repeat(duration, self.capacity + 1),
             polynomials=tuple(
                 tf.tile(leaf[None, ..., None], [self.capacity + 1] + [1] * leaf.shape.rank + [self.solver.degree + 1])
                 for leaf in self.y

@@ -102,26 +102,24 @@ def put_in_place(buffer, index, value):
 
 def put_rows_in_place(buffer, index, values):
     """`put_rows` into a buffer that nobody else reads: see `put_in_place`."""
-    if is_compiled() or index.shape.rank or 0 in buffer.shape:
+    if is_compiled() or 0 in buffer.shape:
         return put_rows(buffer, index, values)
     return tf.raw_ops.InplaceUpdate(x=buffer, i=index + tf.range(tf.shape(values)[0]), v=values)
 
 
 def put_rows(buffer, index, values):
-    """`buffer` with `buffer[index], buffer[index + 1], ...` replaced; with `[B]` indices, of one value each, as `put`."""
-    if index.shape.rank:
-        return put(buffer, index, values[0])
-    if 0 in buffer.shape:
+    """`buffer` with `buffer[index], buffer[index + 1], ...` replaced."""
+    if 0 in buffer.shape:  # nothing to put: TensorFlow refuses empty updates
         return buffer
     return tf.tensor_scatter_nd_update(buffer, (index + tf.range(tf.shape(values)[0]))[:, None], values)
 
 
 def put(buffer, index, value):
     """`buffer` with `buffer[index]` replaced; `[B]` indices replace `buffer[index[b], b]` for every sample."""
-    if 0 in buffer.shape:  # nothing to put: TensorFlow refuses empty updates
-        return buffer
     if index.shape.rank == 0:
         return put_rows(buffer, index, value[None])
+    if 0 in buffer.shape:
+        return buffer
     return tf.tensor_scatter_nd_update(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1), value)
 
 

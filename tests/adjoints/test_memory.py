@@ -87,6 +87,6 @@ for _ in range(3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed"])
 def test_gradient_of_a_large_state_can_be_taken_again(adjoint):
     run(LARGE, adjoint)
