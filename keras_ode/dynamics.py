@@ -158,6 +158,26 @@ class _CompiledField(VectorField):
         )
 
 
+class ScaledField:
+    """A vector field whose cotangents of states, given and returned, are in a unit of their own; those of parameters in one.
+
+    Args:
+        field: A `VectorField`.
+        unit: A scalar, or `[B]`: a unit for each row.
+    """
+
+    def __init__(self, field, unit):
+        self.field, self.unit = field, unit
+        self.differentiable, self.select = field.differentiable, field.select
+
+    def __call__(self, t, y, parameters):
+        return self.field(t, y, parameters)
+
+    def vjp(self, t, y, parameters, cotangent):
+        derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))
+        return derivative, tree.scale(1 / self.unit, products), integrand
+
+
 def close(dynamics, t, y, args=(), training=None, penalties=None):
     """Traces `dynamics` once and returns it as a `VectorField` on the leaves of the state.
 

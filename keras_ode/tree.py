@@ -182,6 +182,12 @@ def mean_square(tree, per_sample, dtype):
     return _sum(squares) / tf.maximum(count, 1)
 
 
+def peak(tree, per_sample, dtype):
+    """The largest magnitude among all elements of all leaves, or zero: a scalar, or `[B]`."""
+    peaks = [tf.cast(_reduce(tf.reduce_max, tf.abs(leaf), per_sample), dtype) for leaf in tree]
+    return tf.maximum(tf.reduce_max(peaks, axis=0), 0)
+
+
 def dot(tree, other, per_sample, dtype):
     """The product summed over all elements of all leaves: a scalar, or `[B]`."""
     return _sum([tf.cast(_reduce(tf.reduce_sum, a * b, per_sample), dtype) for a, b in zip(tree, other, strict=True)])

@@ -33,9 +33,8 @@ class Backsolve(FirstOrderAdjoint):
     Args:
         checkpoints: The number of states to keep besides the saved ones; `0` is the method of Chen et al. as published.
             Defaults to `32`.
-        rtol, atol: Tolerances of the backward solve, for cotangents scaled to the size of the states; with
-            `per_sample=True`, where rows must not depend on others, for cotangents as they are: lower `atol` for the mean
-            over a large batch. Default to those of the forward solve.
+        rtol, atol: Tolerances of the backward solve, for cotangents scaled to the size of the states, each row by itself
+            with `per_sample=True`. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
     References:

@@ -10,7 +10,7 @@ from tensorflow.python.eager.polymorphic_function.polymorphic_function import Op
 from keras_ode import tree
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
-from keras_ode.dynamics import VectorField
+from keras_ode.dynamics import ScaledField, VectorField
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
 from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
@@ -182,13 +182,15 @@ class FirstOrderAdjoint(Adjoint):
         num_leaves = len(outcome.ys)
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
         padded = _without_padding(problem, cotangents)
-        # The backward pass is linear in the cotangents, but absolute tolerances are not: those of a mean over a batch can
-        # all be below them, and error control would see nothing. (Rows with steps of their own must not depend on others.)
-        scaled = not (self.differentiates_steps or problem.method.per_sample)
-        size = _size(problem, outcome.ys, padded) if scaled else tf.constant(1.0, problem.times.dtype)
-        padded, of_dense = (tuple(leaf / tf.cast(size, leaf.dtype) for leaf in leaves) for leaves in (padded, of_dense))
+        if not self.differentiates_steps:
+            # The backward pass is linear in the cotangents, but absolute tolerances are not: those of a mean over a batch
+            # can all be below them, and error control would see nothing.
+            size = _size(problem, outcome.ys, padded)
+            padded = tuple(leaf / tree.expand(tf.cast(size[None], leaf.dtype), leaf) for leaf in padded)
+            problem = problem._replace(field=ScaledField(problem.field, size))
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
-        found = found._replace(y=tree.scale(size, found.y), parameters=tree.scale(size, found.parameters))
+        if not self.differentiates_steps:
+            found = found._replace(y=tree.scale(size, found.y))
         if problem.times_vary:  # the field is evaluated at each of them, below
             found = found._replace(num_evaluations=found.num_evaluations + problem.times.shape[0])
         if report is not None:
@@ -284,16 +286,22 @@ def _without_padding(problem, cotangents):
 
 
 def _size(problem, ys, cotangents):
-    """How large the cotangents are, measured by the states: divided by this number, they suit the same tolerances."""
-    dtype = problem.times.dtype
+    """How large the cotangents are, measured by the states: a scalar, or `[B]`, since rows must not depend on others.
+
+    Divided by this number, they suit the same tolerances.
+    """
+    times = problem.times
 
     def largest(leaves):
         """The largest root mean square at a time, without what a failed row holds."""
-        leaves = tuple(tf.where(tf.math.is_finite(leaf), leaf, 0) for leaf in leaves)
-        peak = tf.reduce_max([tf.constant(0, dtype), *(tf.cast(tf.reduce_max(tf.abs(leaf)), dtype) for leaf in leaves)])
+        shape = tf.shape(leaves[0])[: times.shape.rank]
+        rows = tf.reduce_prod(shape)[None]
+        leaves = (tf.where(tf.math.is_finite(leaf), leaf, 0) for leaf in leaves)
+        leaves = tuple(tf.reshape(leaf, tf.concat([rows, leaf.shape[times.shape.rank :]], axis=0)) for leaf in leaves)
+        peak = tree.peak(leaves, True, times.dtype)
         unit = tf.where(peak > 0, peak, 1)  # squares of small numbers are zero
-        fractions = (leaf / tf.cast(unit, leaf.dtype) for leaf in leaves)
-        return unit * tf.reduce_max(tree.rms(tuple(fractions), True, dtype))
+        size = unit * tree.rms(tree.scale(1 / unit, leaves), True, times.dtype)
+        return tf.reduce_max(tf.reshape(size, shape), axis=0)
 
     later = tuple(leaf[1:] for leaf in cotangents)
     states, seen, all_of_them = (largest(leaves) for leaves in (problem.controlled(ys), problem.controlled(later), later))

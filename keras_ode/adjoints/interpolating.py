@@ -33,9 +33,8 @@ class Interpolating(FirstOrderAdjoint):
 
     Args:
         checkpoints: The number of steps whose interpolants to keep. Defaults to `16`.
-        rtol, atol: Tolerances of the backward solve, for cotangents scaled to the size of the states; with
-            `per_sample=True`, where rows must not depend on others, for cotangents as they are: lower `atol` for the mean
-            over a large batch. Default to those of the forward solve.
+        rtol, atol: Tolerances of the backward solve, for cotangents scaled to the size of the states, each row by itself
+            with `per_sample=True`. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
     References:

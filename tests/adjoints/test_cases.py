@@ -540,15 +540,17 @@ def test_all_adjoints_agree_with_complex_steps_on_random_networks(seed, first, g
 
 @pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
 @pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4])
-def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale):
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale, per_sample):
     def by_matrix(scale):
         return gradients(
             lambda t, y, matrix: tf.linalg.matvec(matrix, tf.sin(y)),
-            START.astype("float32"),
+            BATCH.astype("float32"),
             np.array([0.0, 1.0, 2.0], "float32"),
             [MATRIX.astype("float32")],
             lambda ys: scale * tf.reduce_sum(ys),
             adjoint=adjoint,
+            per_sample=per_sample,
             rtol=1e-3,
             atol=1e-3,
         )[-1]
@@ -558,7 +560,8 @@ def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale):
 
 
 @pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
-def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint):
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint, per_sample):
     *_, by_rate = gradients(
         lambda t, y, rate: tf.stack([rate * y[:, 1], -rate * y[:, 0]], axis=1),
         np.ones([10_000, 2]),
@@ -566,6 +569,7 @@ def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint):
         [np.float64(2.0)],
         lambda ys: tf.reduce_mean(ys[-1, :, 0]),
         adjoint=adjoint,
+        per_sample=per_sample,
         rtol=1e-3,
         atol=1e-3,
     )
