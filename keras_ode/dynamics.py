@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
+from keras_ode.custom_gradient import custom_gradient
 
 _NOT_ARGUMENTS = ("training", "mask")
 
@@ -128,7 +129,7 @@ class _CompiledField(VectorField):
             self._calls = self._trace_calls(len(y), [spec(x) for x in (t, *y, *parameters)])
         evaluate, differentiate = self._calls
 
-        @tf.custom_gradient
+        @custom_gradient
         def call(*arguments):
             def gradient(*cotangent):
                 found = iter(differentiate(*arguments, *cotangent))

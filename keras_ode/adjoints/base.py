@@ -10,6 +10,7 @@ from tensorflow.python.eager.polymorphic_function.polymorphic_function import Op
 from keras_ode import tree
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
+from keras_ode.custom_gradient import custom_gradient
 from keras_ode.dynamics import ScaledField, VectorField
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
@@ -152,7 +153,7 @@ class FirstOrderAdjoint(Adjoint):
         raise NotImplementedError
 
     def solve(self, problem):
-        @tf.custom_gradient
+        @custom_gradient
         def solve(*tensors):
             # The gradient function may use only what is made in here: then it works inside a differentiated loop.
             inner = problem.with_tensors([tf.stop_gradient(tensor) for tensor in tensors])
@@ -368,7 +369,7 @@ def first_order_only(values, sources):
             "gradient) use adjoint='direct'."
         )
 
-    @tf.custom_gradient
+    @custom_gradient
     def pass_on(*tensors):
         return tuple(tf.identity(tensor) for tensor in tensors[: len(values)]), refuse
 

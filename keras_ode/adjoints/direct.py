@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import Adjoint, solve_forward
+from keras_ode.custom_gradient import custom_gradient
 
 # XLA is worth its calls from so many weights on, and so many for every number of the state: TensorFlow's own product of a
 # few rows with a large transposed matrix takes several times as long.
@@ -42,7 +43,7 @@ def _size(tensors):
     return sum(np.nan if x.shape.num_elements() is None else x.shape.num_elements() for x in tensors)
 
 
-@tf.custom_gradient
+@custom_gradient
 def _opaque(tensor):
     """The tensor, as one that is no constant to XLA.
 
