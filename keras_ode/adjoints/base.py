@@ -298,7 +298,7 @@ def _size(problem, ys, cotangents):
         shape = tf.shape(leaves[0])[: times.shape.rank]
         rows = tf.reduce_prod(shape)[None]
         leaves = (tf.where(tf.math.is_finite(leaf), leaf, 0) for leaf in leaves)
-        leaves = tuple(tf.reshape(leaf, tf.concat([rows, leaf.shape[times.shape.rank :]], axis=0)) for leaf in leaves)
+        leaves = tuple(tf.reshape(leaf, tf.concat([rows, tf.shape(leaf)[times.shape.rank :]], axis=0)) for leaf in leaves)
         peak = tree.peak(leaves, True, times.dtype)
         unit = tf.where(peak > 0, peak, 1)  # squares of small numbers are zero
         size = unit * tree.rms(tree.scale(1 / unit, leaves), True, times.dtype)
