@@ -10,10 +10,10 @@ from keras_ode.adjoints.checkpoints import History, checked_checkpoints
 class Checkpointed(FirstOrderAdjoint):
     """The exact derivative of the accepted steps with respect to the state and the parameters.
 
-    Forward, the times of all accepted steps are kept, the stages of the last `checkpoints` of them, and the states of four
-    times as many. Backward, each whole step is transposed, with one vector-Jacobian product a stage: its stages are those
-    that were kept, or found by taking the step again. So no step is taken again where there were at
-    most `C = checkpoints`, and each at most once where there were fewer than `(C + 1) (C + 2) / 2`, and up to `2 C^2`.
+    Forward, the times of all accepted steps are kept, the stages of the last `checkpoints` of them, and the states of twice
+    as many. Backward, each whole step is transposed, with one vector-Jacobian product a stage: its stages are those that
+    were kept, or found by taking the step again. So no step is taken again where there were at most `C = checkpoints`, and
+    each at most once where there were fewer than `(C + 1) (C + 2) / 2`; with the default, up to 2,048.
 
     It is the derivative of what the solver computed, not an approximation to that of the solution: where the solver's
     steps are wrong for neighboring solutions, so is their derivative. With `u' = a u - u v`, `v' = -a v + u v` and
@@ -21,7 +21,7 @@ class Checkpointed(FirstOrderAdjoint):
     101 points of [0, 10] is far from 212.7104: use `"interpolating"` or `"backsolve"` near equilibria.
 
     Args:
-        checkpoints: The number of steps whose stages to keep. Defaults to `16`.
+        checkpoints: The number of steps whose stages to keep. Defaults to `32`.
 
     References:
         Griewank, Walther (2000), Algorithm 799: revolve, ACM TOMS 26(1).
@@ -30,7 +30,7 @@ class Checkpointed(FirstOrderAdjoint):
 
     differentiates_steps = True
 
-    def __init__(self, checkpoints=16):
+    def __init__(self, checkpoints=32):
         self.checkpoints = checked_checkpoints(checkpoints)
 
     def forward(self, problem):

@@ -12,7 +12,7 @@ from keras_ode.integrate import Clock
 from keras_ode.observers import StepRecord
 
 # A state takes a fraction of the room of a whole step, and saves taking steps again.
-_STATES_A_STEP = 4
+_STATES_A_STEP = 2
 
 
 class Trajectory(NamedTuple):

@@ -27,12 +27,12 @@ class Interpolating(FirstOrderAdjoint):
 
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
     integrating the state backward drifts. The parameters' cotangents are summed by Gauss quadrature on each of its
-    steps. The interpolants of the last `checkpoints` forward steps are kept, and the states of four times as many, from
+    steps. The interpolants of the last `checkpoints` forward steps are kept, and the states of twice as many, from
     which earlier steps are taken again: memory does not grow with the number of steps. By default each step is taken again
-    at most once where there were no more than 1,024.
+    at most once where there were no more than 2,048.
 
     Args:
-        checkpoints: The number of steps whose interpolants to keep. Defaults to `16`.
+        checkpoints: The number of steps whose interpolants to keep. Defaults to `32`.
         rtol, atol: Tolerances of the backward solve, for cotangents scaled to the size of the states, each row by itself
             with `per_sample=True`. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
@@ -42,7 +42,7 @@ class Interpolating(FirstOrderAdjoint):
         Rackauckas et al. (2020), Universal differential equations for scientific machine learning.
     """
 
-    def __init__(self, checkpoints=16, rtol=None, atol=None, solver=None):
+    def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints)
         self.rtol, self.atol = checked_tolerances(rtol, atol)
         self.solver = None if solver is None else solvers.get(solver)
