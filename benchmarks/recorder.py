@@ -1,12 +1,21 @@
-"""What recording costs: the time of training steps with a `SolverStepRecorder`, over that without."""
+"""What recording costs: the time of epochs with a `SolverStepRecorder`, over those without.
+
+    python -m benchmarks.recorder
+
+Models that are recorded and one that is not train in turn, an epoch each, so that all meet the same machine; the median of
+the ratios counts.
+"""
 
 import argparse
+import threading
 import time
 
 import keras
 import numpy as np
 
 import keras_ode
+
+RECORDINGS = ("nothing", "epoch", "batch")
 
 
 def build(jit_compile, per_sample):
@@ -18,44 +27,67 @@ def build(jit_compile, per_sample):
     return model
 
 
-class Clock(keras.callbacks.Callback):
-    """The seconds of each epoch."""
+class Turns:
+    """Lets the epochs of several `fit`s, each in a thread, run one after another."""
 
-    def __init__(self):
+    def __init__(self, count):
+        self.count, self._now, self._changed = count, 0, threading.Condition()
+
+    def wait(self, me):
+        with self._changed:
+            self._changed.wait_for(lambda: self._now == me)
+
+    def next(self):
+        with self._changed:
+            self._now = (self._now + 1) % self.count
+            self._changed.notify_all()
+
+
+class Clock(keras.callbacks.Callback):
+    """The seconds of each epoch, which waits for its turn."""
+
+    def __init__(self, turns, me):
         super().__init__()
-        self.seconds = []
+        self.turns, self.me, self.seconds = turns, me, []
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.turns.wait(self.me)
         self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         self.seconds.append(time.perf_counter() - self._start)
+        self.turns.next()
 
 
-def epochs(model, callbacks, batches, repeats):
-    """The seconds of each epoch but the first, which compiles."""
+def epochs(jit_compile, per_sample, batches, rounds):
+    """The seconds of each epoch but the first, which compiles, of each kind of recording: `[kinds, rounds]`."""
     x = np.random.default_rng(0).normal(size=(128 * batches, 2)).astype("float32")
-    clock = Clock()
-    model.fit(x, x[:, :1], batch_size=128, epochs=repeats + 1, verbose=0, shuffle=False, callbacks=[clock, *callbacks])
-    return clock.seconds[1:]
+    turns, clocks, threads = Turns(len(RECORDINGS)), [], []
+    for i, every in enumerate(RECORDINGS):
+        model, clock = build(jit_compile, per_sample), Clock(turns, i)
+        recorders = [] if every == "nothing" else [keras_ode.callbacks.SolverStepRecorder(every=every)]
+        # The clock stands last, so that it counts what the recorder does at the end of an epoch.
+        options = {"batch_size": 128, "epochs": rounds + 1, "verbose": 0, "shuffle": False, "callbacks": [*recorders, clock]}
+        threads.append(threading.Thread(target=model.fit, args=(x, x[:, :1]), kwargs=options))
+        clocks.append(clock)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return np.array([clock.seconds[1:] for clock in clocks])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=100, help="of an epoch")
+    parser.add_argument("--rounds", type=int, default=40, help="epochs of each model")
     options = parser.parse_args()
     for jit_compile in (True, False):
         for per_sample in (False, True):
-            times = {"none": [], "epoch": [], "batch": []}
-            for _ in range(options.rounds):  # in turn, so that all meet the same machine
-                for every, seconds in times.items():
-                    recorders = [] if every == "none" else [keras_ode.callbacks.SolverStepRecorder(every=every)]
-                    seconds += epochs(build(jit_compile, per_sample), recorders, options.batches, options.repeats)
-            best = {every: min(seconds) / options.batches * 1e3 for every, seconds in times.items()}
+            seconds = epochs(jit_compile, per_sample, options.batches, options.rounds)
+            of_epoch, of_batch = (np.median(row / seconds[0]) - 1 for row in seconds[1:])
             print(
-                f"jit_compile={jit_compile} per_sample={per_sample}: {best['none']:.2f} ms a step; recording every epoch "
-                f"{best['epoch'] / best['none'] - 1:+.1%}, every batch {best['batch'] / best['none'] - 1:+.1%}",
+                f"jit_compile={jit_compile} per_sample={per_sample}: {np.median(seconds[0]) / options.batches * 1e3:.2f} ms a "
+                f"step; recording every epoch {of_epoch:+.1%}, every batch {of_batch:+.1%}",
                 flush=True,
             )

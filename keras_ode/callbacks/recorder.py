@@ -192,6 +192,8 @@ class SolverStepRecorder(keras.callbacks.Callback):
             self._rewind()
 
     def _end_batches(self, batch):
+        if batch < self._batches.start:  # asynchronous, told of when the next had begun
+            return
         self._batches = range(self._batches.start, batch + 1)
         if self.every != "epoch" and any(self._is_due(n) for n in self._batches):
             self._collect()

@@ -33,9 +33,8 @@ class Tape:
         self._rings = {d: _Ring(capacity, self.samples, slots, layer.variable_dtype) for d in directions}
 
     def forward(self, result, record):
-        failures = _count_failures(result.status)
         rejected = result.num_steps - result.num_accepted
-        self.totals.handle().add("forward", result.num_evaluations, failures, rejected)
+        self.totals.handle().add("forward", result.num_evaluations, result.status, rejected)
         if record:
             self._rings["forward"].handle().put(record, result.status)
 
@@ -46,7 +45,7 @@ class Tape:
         def report(outcome, cotangents):
             # A backward solve that has no forward solve to start from is no second failure.
             failed = tf.where(_is_fine(outcome.status), cotangents.status, int(Status.SUCCESS))
-            operations = [totals.add("backward", cotangents.num_evaluations, _count_failures(failed))]
+            operations = [totals.add("backward", cotangents.num_evaluations, failed)]
             if ring is not None and cotangents.record:
                 operations += ring.put(cotangents.record, cotangents.status)
             return operations
@@ -70,41 +69,41 @@ class Totals(MetricsList):
         self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
         # Callbacks that monitor a log find in the metrics of such a list that less is better.
         super().__init__([SimpleNamespace(name=name, _direction="down") for name in self.names], name=f"{label}_solver")
-        # Not tracked by Keras, so that nothing of it is saved.
-        self._sums = _variable(np.zeros([6], "float64"), tf.VariableAggregation.SUM)
+        # Not tracked by Keras, so that nothing of it is saved. The sums behind the logs, and of each how many solves.
+        self._sums = _variable(np.zeros([2 * len(self.names)], "float64"), tf.VariableAggregation.SUM)
 
     def handle(self):
         return _TotalsHandle(_local(self._sums))
 
     def reset_state(self):
-        self._sums.assign(tf.zeros([6], tf.float64))
+        self._sums.assign(tf.zeros_like(self._sums))
 
     def update_state(self, *args, **kwargs):
         """Solves update it themselves."""
 
     def result(self):
-        forwards, backwards, nfe, nfe_backward, rejected, failures = tf.unstack(tf.convert_to_tensor(self._sums))
-        sums, counts = (nfe, nfe_backward, rejected, failures), (forwards, backwards, forwards, forwards)
-        return {
-            name: tf.cast(tf.math.divide_no_nan(total, count), tf.float32)
-            for name, total, count in zip(self.names, sums, counts, strict=True)
-        }
+        totals, counts = tf.split(tf.convert_to_tensor(self._sums), 2)
+        means = tf.cast(tf.math.divide_no_nan(totals, counts), tf.float32)
+        return dict(zip(self.names, tf.unstack(means), strict=True))
 
 
 class _TotalsHandle:
     def __init__(self, handle):
         self._handle = handle
 
-    def add(self, direction, evaluations, failures, rejected=0):
-        # The dynamics is called until the last sample is done.
-        evaluations = tf.cast(tf.reduce_max(evaluations), tf.float64)
-        rejected = tf.reduce_mean(tf.cast(rejected, tf.float64))
-        one, none = tf.ones([], tf.float64), tf.zeros([], tf.float64)
+    def add(self, direction, evaluations, status, rejected=0):
+        failures = tf.cast(~_is_fine(status), tf.int32)
+        if status.shape.rank:
+            # The dynamics is called until the last sample is done.
+            evaluations, failures = tf.reduce_max(evaluations), tf.reduce_sum(failures)
+            rejected = tf.reduce_mean(tf.cast(rejected, tf.float64))
+        # Both in the order of the logs. A backward failure is one of a solve that was counted forward.
         if direction == "forward":
-            sums = [one, none, evaluations, none, rejected, failures]
+            sums, counts = [evaluations, 0, rejected, failures], [1, 0, 1, 1]
         else:
-            sums = [none, one, none, evaluations, none, failures]
-        return tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=tf.stack(sums))
+            sums, counts = [0, evaluations, 0, failures], [0, 1, 0, 0]
+        value = tf.stack([tf.cast(x, tf.float64) for x in sums + counts])
+        return tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=value)
 
 
 class _Ring:
@@ -165,8 +164,5 @@ def _local(variable):
 
 
 def _is_fine(status):
-    return tf.reduce_any(tf.stack([status == fine for fine in _FINE]), axis=0)
-
-
-def _count_failures(status):
-    return tf.reduce_sum(tf.cast(~_is_fine(status), tf.float64))
+    success, event = (status == fine for fine in _FINE)
+    return success | event
