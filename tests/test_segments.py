@@ -65,8 +65,8 @@ def test_gradients_through_jumps_are_those_of_the_closed_form(adjoint):
     np.testing.assert_allclose(by_jumps, [10 * np.exp(-0.9), -10 * np.exp(-2.1)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed"])
-def test_jump_times_save_evaluations_forward_and_backward(adjoint):
+@pytest.mark.parametrize(("adjoint", "kept"), [("interpolating", 0.5), ("backsolve", 0.5), ("checkpointed", 0.7)])
+def test_jump_times_save_evaluations_forward_and_backward(adjoint, kept):
     def evaluations(jump_times):
         start, dynamics = tf.constant([1.0, 0.5], tf.float64), Counting(switched_oscillator)
         with tf.GradientTape() as tape:
@@ -79,8 +79,9 @@ def test_jump_times_save_evaluations_forward_and_backward(adjoint):
         tape.gradient(last, start)
         return np.array([forward, dynamics.take()])
 
-    # A jump costs a step of order five about as many rejections as it takes to find it to 1e-6 of the time.
-    assert (evaluations([0.9, 2.3]) < evaluations(None) / 2).all()
+    # A jump costs a step of order five about as many rejections as it takes to find it to 1e-6 of the time. The backward
+    # pass of "checkpointed" repeats no rejected step, so there only the smaller steps around a jump are saved.
+    assert (evaluations([0.9, 2.3]) < evaluations(None) * [0.5, kept]).all()
 
 
 def test_rows_that_go_opposite_ways_pass_the_same_jump():
