@@ -86,5 +86,5 @@ def conv_dynamics(channels, dtype=None):
 
 
 def _groups(channels):
-    """At most 32 groups, of two channels or more: the mean of a channel normalized alone would be lost to the head."""
-    return max(n for n in range(1, max(1, min(32, channels // 2)) + 1) if channels % n == 0)
+    """As many groups as divide the channels, but at most 32."""
+    return max(n for n in range(1, min(32, channels) + 1) if channels % n == 0)
