@@ -102,12 +102,13 @@ def draw(path, tolerances, forward, gradients, trainings):
         c.plot([0, most], [0, slope * most], ":", color="0.6", zorder=0)
         c.annotate(name, (most, slope * most), (-4, 6), textcoords="offset points", ha="right", color="0.4")
     c.set(title="(c) Backward against forward", xlabel="forward evaluations", ylabel="backward evaluations")
-    d.set(title="(d) Evaluations over training", xlabel="epoch", ylabel="evaluations (mean over batches)", ylim=0)
+    d.set(title="(d) Evaluations over training", xlabel="epoch", ylabel="evaluations (mean over batches)")
+    d.set_ylim(0, 1.5 * max(counts.max() for counts in trainings.values()))  # room for the legend
     d.xaxis.get_major_locator().set_params(integer=True)
     for axes in (a, b, c, d):
         axes.spines[["top", "right"]].set_visible(False)
     c.legend(frameon=False)
-    d.legend(frameon=False)
+    d.legend(frameon=False, loc="upper left", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
