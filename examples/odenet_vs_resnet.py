@@ -34,7 +34,7 @@ import keras_ode
 COLORS = {"MLP": "0.6", "ResNet": "C0", "RK-Net": "C1", "ODE-Net": "C2"}
 BLOCKS, TOLERANCE = 6, 1e-3
 # Looser backward tolerances, as nfe_figures.py tries them: half of the evaluations, and a gradient good enough to learn from.
-LOOSER = keras_ode.adjoints.Interpolating(rtol=30 * TOLERANCE, atol=30 * TOLERANCE)
+LOOSER = keras_ode.adjoints.Interpolating(checkpoints=8, rtol=30 * TOLERANCE, atol=30 * TOLERANCE)
 ADJOINTS = {"RK-Net": "direct", "ODE-Net": LOOSER}
 # Where memory is measured: blocks, or evaluations of the dynamics. A ResNet of 192 blocks takes minutes to trace.
 DEPTHS = {"ResNet": (12, 48), "RK-Net": (12, 48, 192), "ODE-Net": (12, 48, 192)}
