@@ -2,9 +2,14 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ode import configurable, tree
+
+
+# A number of rounding errors below which differences mean nothing.
+_ROUNDING_ERRORS = 100
 
 
 class Tolerance(NamedTuple):
@@ -24,6 +29,28 @@ class Tolerance(NamedTuple):
         """The root mean square of an error on that scale: at most one is accurate enough."""
         ratios = [e / scale for e, scale in zip(error, self.scale(y, y_new), strict=True)]
         return tree.rms(ratios, per_sample, dtype)
+
+    def scaled_integral(self, error, total, increment, weights):
+        """The largest error among the leaves of an integral, on the scale of the tolerance: a scalar.
+
+        Each leaf is measured as a whole, by its root mean square, and compared with its integral up to the end of the step.
+
+        Args:
+            error: The estimated error of `increment`.
+            total: The integral up to here.
+            increment: What the step adds to it.
+            weights: For each leaf a scalar, times which its size compares with `atol`.
+        """
+
+        def sizes(leaves):
+            return tf.stack([w * tree.rms((leaf,), False, w.dtype) for w, leaf in zip(weights, leaves, strict=True)])
+
+        size = sizes(tree.add(total, increment))
+        # What is smaller than the rounding errors of the largest leaf is noise, which no step size makes smaller.
+        noise = _ROUNDING_ERRORS * np.finfo(size.dtype.as_numpy_dtype).eps * tf.reduce_max(size)
+        ratios = sizes(error) / (self.atol + self.rtol * size + noise)
+        # A leaf that is not finite shows that itself, and must not stop the solve of the others.
+        return tf.reduce_max(tf.where(tf.math.is_finite(ratios), ratios, 0))
 
 
 class Verdict(NamedTuple):

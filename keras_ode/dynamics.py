@@ -165,10 +165,11 @@ class ScaledField:
     Args:
         field: A `VectorField`.
         unit: A scalar, or `[B]`: a unit for each row.
+        integral_weights: For each differentiable parameter a scalar, times which its cotangent compares with `atol`.
     """
 
-    def __init__(self, field, unit):
-        self.field, self.unit = field, unit
+    def __init__(self, field, unit, integral_weights):
+        self.field, self.unit, self.integral_weights = field, unit, integral_weights
         self.differentiable, self.select = field.differentiable, field.select
 
     def __call__(self, t, y, parameters):

@@ -106,7 +106,10 @@ def integrate(
     method,
     *,
     integral=(),
+    integral_weights=(),
+    quadrature=None,
     stops=None,
+    limit=None,
     observers=(),
     dense=False,
     bound=None,
@@ -120,9 +123,14 @@ def integrate(
         start, end: Scalars, or `[B]` with `method.per_sample`; in either order.
         y: The leaves at `start`.
         method: A `Method`.
-        integral: The leaves to which the field's integrand is added.
+        integral: The leaves to which the integral of the field's integrand is added.
+        integral_weights: Scalars, one for each leaf of the integral, as `Tolerance.scaled_integral` takes them: the steps are
+            then short enough for the integral too. Empty: its error does not count.
+        quadrature: What finds the integral for the rows that accept a step, where rows have steps of their own: an object
+            with `over(interval, step, accept)`, which returns the integral, its error, and the evaluations.
         stops: Times since the start, the duration among them: a step that would pass some of them ends on the last of
             those, unless that would make it much shorter. `None`: the end alone.
+        limit: A function of a time since the start: how far a step that starts there may reach. `None`: to the end.
         observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
         dense: Whether the observers interpolate.
         bound: A number of iterations, for a loop that is differentiated.
@@ -132,7 +140,8 @@ def integrate(
     Returns:
         A `Result`.
     """
-    run = _Run(field, start, end, method, stops, observers, dense, halts, controlled)
+    run = _Run(field, start, end, method, stops, limit, observers, dense, halts, controlled)
+    run.integral_weights, run.quadrature = integral_weights, quadrature
     loop = run.first(y, integral)
     loop = tree.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
@@ -146,12 +155,12 @@ def integrate(
 class _Run:
     """One integration: the body of the loop and what stays the same in it."""
 
-    def __init__(self, field, start, end, method, stops, observers, dense, halts, controlled):
+    def __init__(self, field, start, end, method, stops, limit, observers, dense, halts, controlled):
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
         self.controlled = controlled
         self.clock = Clock(start, end)
         self.duration = self.clock.duration
-        self.stops = stops
+        self.stops, self.limit = stops, limit or (lambda since: self.duration)
         self.epsilon = np.finfo(start.dtype.as_numpy_dtype).eps
 
     def first(self, y, integral):
@@ -183,6 +192,7 @@ class _Run:
         until = interval.until
         step = method.solver.step(self.field, interval, loop.y, loop.carry, with_dense=self.dense)
         error = tf.stop_gradient(self._scaled_error(step))
+        error, increment, evaluations = self._integrated(loop, interval, step, error, running)
         tried = tf.stop_gradient(until - loop.since)
         verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)
         accept = verdict.accept & running
@@ -201,14 +211,14 @@ class _Run:
             since=tf.where(accept, until, loop.since),
             lost=tf.where(accept, lost, loop.lost),
             y=tree.where(accept, step.y, loop.y),
-            integral=self._accumulate(accept, loop.integral, step.integral),
+            integral=self._accumulate(accept, loop.integral, increment),
             carry=_where(accept, step.carry, loop.carry),
             step_size=tf.where(running, step_size, loop.step_size),
             control=_where(running, verdict.state, loop.control),
             status=tf.where(running, status, loop.status),
             num_steps=num_steps,
             num_accepted=loop.num_accepted + tf.cast(accept, tf.int32),
-            num_evaluations=loop.num_evaluations + tf.where(running, step.evaluations, 0),
+            num_evaluations=loop.num_evaluations + tf.where(running, step.evaluations + evaluations, 0),
             observed=observed,
         )
 
@@ -235,8 +245,8 @@ class _Run:
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
         proposal = loop.since + loop.step_size * (1 + _STRETCH)
         if self.stops is None:
-            lands = proposal >= self.duration
-            stop = self.duration
+            stop = self.limit(loop.since)
+            lands = proposal >= stop
         else:
             stop = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=0)
             lands = (stop - loop.since >= _WORTH_LANDING * loop.step_size) | (stop >= self.duration)
@@ -258,8 +268,23 @@ class _Run:
             error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype)
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
+    def _integrated(self, loop, interval, step, error, running):
+        """The step's error with that of the integral, what the step adds to the integral, and the evaluations for that."""
+        increment, integral_error, evaluations, judged = step.integral, step.integral_error, 0, running
+        adaptive = self.method.controller.adaptive
+        if self.quadrature is not None:
+            judged &= error <= 1 if adaptive else tf.math.is_finite(error)
+            increment, integral_error, evaluations = self.quadrature.over(interval, step, judged)
+        if adaptive and self.integral_weights and integral_error:
+            tolerance = self.method.tolerance
+            of_integral = tolerance.scaled_integral(integral_error, loop.integral, increment, self.integral_weights)
+            error = tf.where(judged, tf.maximum(error, of_integral), error)
+        return error, increment, evaluations
+
     def _accumulate(self, accept, integral, increment):
-        return tf.cond(accept, lambda: tree.add(integral, increment), lambda: integral) if integral else ()
+        if not integral:
+            return ()
+        return tf.cond(tf.reduce_any(accept), lambda: tree.add(integral, increment), lambda: integral)
 
     def _status(self, until, step_size, error, accept, num_steps, stuck):
         smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)

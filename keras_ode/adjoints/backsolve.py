@@ -60,8 +60,9 @@ class Backsolve(FirstOrderAdjoint):
         stops, stored, impulses = _stored(times, ys, cotangents, self._checkpoints(problem), memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses, _MISMATCH)
         drift = _Drift(equation, method, stops, stored)
-        # A step that only some samples accept adds to their parameters' cotangents alone: these are summed afterwards.
-        quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locator(method.solver))
+        quadrature = None
+        if method.per_sample:  # a step that only some samples accept adds to their parameters' cotangents alone
+            quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locator(method.solver))
         recording = step_observers(problem.recorder, times[0])
         result = integrate(
             equation,
@@ -69,20 +70,21 @@ class Backsolve(FirstOrderAdjoint):
             times[0],
             tuple(leaf[-1] for leaf in (*ys, *cotangents)),
             method._replace(solver=solver, step_size=outcome.step_size),
-            integral=equation.no_integral(),
+            integral=tree.zeros_like(problem.field.select(problem.parameters)),
+            integral_weights=problem.field.integral_weights,
+            quadrature=quadrature,
             stops=stops,
-            observers=(drift, *((quadrature,) if method.per_sample else ()), *recording),
+            observers=(drift, *recording),
             dense=method.per_sample,
             controlled=equation.controlled,
         )
         z = (*(leaf[0] for leaf in ys), *equation.cotangent(result.y))
-        parameters, evaluations = result.observed[1] if method.per_sample else (result.integral, 0)
-        a, parameters, more_evaluations = solver.finish(times[0], z, result.carry, parameters)
+        a, parameters, evaluations = solver.finish(times[0], z, result.carry, result.integral)
         return Cotangents(
             y=a,
             parameters=parameters,
             status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
-            num_evaluations=result.num_evaluations + evaluations + more_evaluations,
+            num_evaluations=result.num_evaluations + evaluations,
             record=result.observed[-1] if recording else (),
         )
 
@@ -168,13 +170,12 @@ class _Equation:
         return self._field.vjp(t, y, self._parameters, slope)[1:]
 
     def locator(self, solver):
-        """How the quadrature finds time, state and cotangent within a trial."""
+        """How the quadrature finds time, state and cotangent within a step."""
 
-        def locate(trial, theta):
-            interval = trial.interval
+        def locate(interval, step, theta):
             theta = tf.fill(tf.shape(interval.size), tf.constant(theta, interval.size.dtype))
-            z = solver.interpolate(trial.step.stages, interval.size, trial.step.start, theta)
-            # Along backward time: `trial.interval.size` is negative where the forward solve goes on in time.
+            z = solver.interpolate(step.stages, interval.size, step.start, theta)
+            # Along backward time: `interval.size` is negative where the forward solve goes on in time.
             return interval.start + theta * interval.size, z[: self._num_leaves], self.cotangent(z)
 
         return locate

@@ -186,9 +186,9 @@ class FirstOrderAdjoint(Adjoint):
         if not self.differentiates_steps:
             # The backward pass is linear in the cotangents, but absolute tolerances are not: those of a mean over a batch
             # can all be below them, and error control would see nothing.
-            size = _size(problem, outcome.ys, padded)
+            size, of_cotangents = _size(problem, outcome.ys, padded)
             padded = tuple(leaf / tree.expand(tf.cast(size[None], leaf.dtype), leaf) for leaf in padded)
-            problem = problem._replace(field=ScaledField(problem.field, size))
+            problem = problem._replace(field=ScaledField(problem.field, size, _integral_weights(problem, of_cotangents)))
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
         if not self.differentiates_steps:
             found = found._replace(y=tree.scale(size, found.y))
@@ -289,7 +289,7 @@ def _without_padding(problem, cotangents):
 def _size(problem, ys, cotangents):
     """How large the cotangents are, measured by the states: a scalar, or `[B]`, since rows must not depend on others.
 
-    Divided by this number, they suit the same tolerances.
+    Divided by this number, they suit the same tolerances. Also how large they are in themselves, the largest of all rows.
     """
     times = problem.times
 
@@ -306,8 +306,20 @@ def _size(problem, ys, cotangents):
 
     later = tuple(leaf[1:] for leaf in cotangents)
     states, seen, all_of_them = (largest(leaves) for leaves in (problem.controlled(ys), problem.controlled(later), later))
-    size = tf.where(seen > 0, seen, all_of_them) / tf.where(states > 0, states, 1)
-    return tf.where(size > 0, size, 1)
+    of_cotangents = tf.where(seen > 0, seen, all_of_them)
+    size = of_cotangents / tf.where(states > 0, states, 1)
+    return tf.where(size > 0, size, 1), tf.reduce_max(of_cotangents)
+
+
+def _integral_weights(problem, of_cotangents):
+    """For each differentiable parameter the number times which its cotangent compares with absolute tolerances.
+
+    In the unit of the loss' own cotangents, a cotangent of a parameter is a change of the state by a change of the parameter:
+    so it is taken for a change of one, or of the parameter's whole size where that is larger.
+    """
+    unit = tf.where(of_cotangents > 0, of_cotangents, 1)
+    dtype = unit.dtype
+    return tuple(tf.maximum(tree.rms((p,), False, dtype), 1) / unit for p in problem.field.select(problem.parameters))
 
 
 def saved_times(problem):

@@ -13,6 +13,8 @@ from keras_ode.observers import StepRecord
 
 # A state takes a fraction of the room of a whole step, and saves taking steps again.
 _STATES_A_STEP = 2
+# How much larger a step than one that was taken its error may be trusted to allow.
+_MOST_GROWTH = 10
 
 
 class Trajectory(NamedTuple):
@@ -22,12 +24,14 @@ class Trajectory(NamedTuple):
         num_steps: Accepted steps, a scalar or `[B]`.
         untils: Where each accepted step ended, since the start: `[more than max_steps]`, or `[..., B]`; later entries
             hold the duration, so that steps past the last have no length.
+        allowed: How large a step the error of each accepted step would have allowed, like `untils`.
         slots: The states where some of the steps began, by a `Plan`: leaves `[capacity + 1, ...]`; the last slot is where
             writes go that are not wanted.
     """
 
     num_steps: tf.Tensor
     untils: tf.Tensor
+    allowed: tf.Tensor
     slots: tuple
 
 
@@ -86,6 +90,7 @@ class Checkpoints:
         return Trajectory(
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
             untils=tree.repeat(duration, self.problem.method.max_steps + self.window),
+            allowed=tree.repeat(duration, self.problem.method.max_steps + self.window),
             slots=rooms(self.problem, self.problem.y, self.capacity),
         )
 
@@ -94,11 +99,20 @@ class Checkpoints:
         last = tf.minimum(n, self.problem.method.max_steps - 1)
         until = tf.where(trial.accept, trial.interval.until, tree.take(state.untils, last))
         slot = tf.where(trial.accept, self.plan.slot(n), self.capacity)
+        allowed = tf.where(trial.accept, self._allowed(trial), tree.take(state.allowed, last))
         return Trajectory(
             num_steps=n + tf.cast(trial.accept, tf.int32),
             untils=tree.put(state.untils, last, until),
+            allowed=tree.put(state.allowed, last, allowed),
             slots=put_each(state.slots, slot, trial.step.start),
         )
+
+    def _allowed(self, trial):
+        size, method = tf.abs(trial.interval.size), self.problem.method
+        if not method.controller.adaptive:
+            return size
+        factor = tf.maximum(trial.error, 1e-10) ** (-1 / method.solver.error_order)
+        return size * tf.clip_by_value(factor, 1, _MOST_GROWTH)
 
     def stops(self, trajectory):
         """Where the steps began whose states are in the slots, since the start: `[capacity]`, or `[capacity, B]`; -1 where

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ode import dense, solvers, tree
@@ -22,12 +23,16 @@ from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
 
+# A backward step may be so many times as long as the steps that the errors of the forward solve allowed on its way.
+_MOST_ALLOWED = 5
+
+
 class Interpolating(FirstOrderAdjoint):
     """The continuous adjoint, with the state read from the forward solve's interpolants.
 
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
-    integrating the state backward drifts. The parameters' cotangents are summed by Gauss quadrature on each of its
-    steps. The interpolants of the last `checkpoints` forward steps are kept, and the states of twice as many, from
+    integrating the state backward drifts. The parameters' cotangents are integrals over its steps, with the weights of the
+    solver, and their error is controlled too. Where the forward steps were short, so are the backward ones. The interpolants of the last `checkpoints` forward steps are kept, and the states of twice as many, from
     which earlier steps are taken again: memory does not grow with the number of steps. By default each step is taken again
     at most once where there were no more than 2,048.
 
@@ -102,9 +107,8 @@ class _Block:
         self.problem, self.history, self.trajectory, self.progress = problem, history, trajectory, progress
         self.replay = history.replay(trajectory)
         self.first, self.polynomials = history.first(trajectory, progress.last), progress.polynomials
-        self.window = tree.take_each(
-            trajectory.untils, self.first + tree.expand(tf.range(history.capacity), trajectory.untils)
-        )
+        steps = self.first + tree.expand(tf.range(history.capacity), trajectory.untils)
+        self.window, self.allowed = (tree.take_each(x, steps) for x in (trajectory.untils, trajectory.allowed))
         self.method = method._replace(step_size=progress.step_size)
         self.ys, self.cotangents = outcome.ys, cotangents
 
@@ -117,7 +121,9 @@ class _Block:
         if problem.times.shape[0] != 2:
             impulses, a = self._impulses(equation, early, late, a)
             method = method._replace(solver=impulses)
-        quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locate)
+        quadrature = None
+        if method.per_sample:  # a step that only some samples accept adds to their parameters' cotangents alone
+            quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locate)
         recording = [
             step_observers(problem.recorder, early, clock=self.replay.clock, before=before)[0] for before in progress.record
         ]
@@ -127,13 +133,15 @@ class _Block:
             early,
             a,
             method,
-            observers=(quadrature, *recording),
-            dense=True,
+            integral=progress.parameters,
+            integral_weights=problem.field.integral_weights,
+            quadrature=quadrature,
+            limit=self._limit(early, late) if method.controller.adaptive else None,
+            observers=recording,
+            dense=method.per_sample,
             controlled=problem.controlled,
         )
-        a = result.y
-        (parameters, evaluations), *record = result.observed
-        parameters = tree.add(progress.parameters, parameters)
+        a, parameters, evaluations = result.y, result.integral, 0
         if impulses is not None:
             a, parameters, count = impulses.finish(early, a, result.carry, parameters)
             evaluations += count
@@ -148,8 +156,28 @@ class _Block:
             step_size=result.step_size,
             status=tf.where(failed, progress.status, result.status),
             num_evaluations=progress.num_evaluations + tf.reduce_max(result.num_evaluations) + evaluations,
-            record=tuple(record),
+            record=tuple(result.observed),
         )
+
+    def _limit(self, early, late):
+        """How far a backward step may reach from a time since the backward start.
+
+        It may cross ends of forward steps where it is not much longer than the steps that the forward solve's errors
+        allowed on the way: what made forward steps short must not be passed over unseen. It lands on such an end.
+        """
+        untils = self.window
+        begins = tf.concat([early[None], untils[:-1]], axis=0)
+        # Of step m (rows) from the end of step n (columns): the length of the way, and the least step allowed on it.
+        length = untils[None] - begins[:, None]
+        m = tree.expand(tf.range(self.history.capacity), untils)
+        between = (m[:, None, None] <= m[None, :, None]) & (m[None, :, None] <= m[None, None])
+        least = tf.reduce_min(tf.where(between, self.allowed[None, :, None], np.inf), axis=1)
+        reachable = (m[:, None] <= m[None]) & ((length <= _MOST_ALLOWED * least) | (m[:, None] == m[None]))
+        # The first of the steps from which on all are reachable.
+        missed = tf.where(reachable | (m[:, None] > m[None]), -1, m[:, None])
+        first = tf.reduce_max(missed, axis=0) + 1
+        ends, targets = late - untils, late - tree.take_each(begins, first)
+        return lambda since: tree.take(targets, tf.reduce_sum(tf.cast(ends > since, tf.int32), axis=0))
 
     def _impulses(self, equation, early, late, a):
         """The impulses at the saved times of this block, and the cotangent with those at its end."""
@@ -202,12 +230,14 @@ class _Equation:
 
     def __init__(self, problem, block):
         self._field, self._parameters, self._block = problem.field, problem.parameters, block
+        self._integrates = not problem.method.per_sample
         self.orientation = block.direction
 
     def __call__(self, since, a, with_integrand=True):
         block = self._block
         y = block.evaluate(since)
-        return Stage(self._field.vjp(block.time(since), y, self._parameters, tree.scale(-block.direction, a))[1])
+        _, slope, integrand = self._field.vjp(block.time(since), y, self._parameters, tree.scale(-block.direction, a))
+        return Stage(slope, tuple(integrand) if with_integrand and self._integrates else ())
 
     def cotangent(self, a):
         return a
@@ -216,19 +246,19 @@ class _Equation:
         return a
 
     def no_integral(self):
-        return ()
+        return tree.zeros_like(self._field.select(self._parameters)) if self._integrates else ()
 
     def push(self, since, a, slope):
         """What a cotangent of the derivative at a point means for the state there and for the parameters."""
         block = self._block
         return self._field.vjp(block.time(since), block.evaluate(since), self._parameters, slope)[1:]
 
-    def locate(self, trial, theta):
-        """Time, state and cotangent within a trial, for the quadrature along forward time."""
-        block, interval = self._block, trial.interval
+    def locate(self, interval, step, theta):
+        """Time, state and cotangent within a step, for the quadrature along forward time."""
+        block = self._block
         fraction = tf.fill(tf.shape(interval.size), tf.constant(theta, interval.size.dtype))
         since = interval.start + fraction * interval.size
-        a = block.method.solver.interpolate(trial.step.stages, interval.size, trial.step.start, fraction)
+        a = block.method.solver.interpolate(step.stages, interval.size, step.start, fraction)
         return block.time(since), block.evaluate(since), tree.scale(block.direction, a)
 
     def reset(self, a, here, ys):

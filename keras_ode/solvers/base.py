@@ -39,6 +39,7 @@ class Step(NamedTuple):
         y: The leaves at the end of the interval.
         error: Their estimated error, or `None`.
         integral: What the integrand adds up to over the step.
+        integral_error: Its estimated error; empty where the method estimates none.
         stages: The derivatives of all stages, from which the interpolant is made, in the order of their evaluation; the
             first is that of the carry.
         carry: What the next step starts from.
@@ -51,6 +52,7 @@ class Step(NamedTuple):
     y: tuple
     error: tuple | None
     integral: tuple
+    integral_error: tuple
     stages: tuple
     carry: Any
     evaluations: Any

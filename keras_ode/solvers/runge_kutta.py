@@ -1,6 +1,7 @@
 """Explicit Runge-Kutta methods: the step that a Butcher tableau describes."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +36,16 @@ class ExplicitRungeKutta(Solver):
         stages, points = [carry], [y]
         for i in range(1, self.num_stages(with_dense)):
             points.append(self._point(i, interval, y, [stage.derivative for stage in stages]))
-            counts = i == last or (i < last and table.b[i] != 0)
+            counts = i == last or (i < last and table.integrates[i])
             stages.append(field(times[i], points[i], with_integrand=counts))
         step = self._assembled(interval, y, [stage.derivative for stage in stages], points[last - 1], points[last])
-        integral = _integral(table.b, stages, interval.size)
-        return step._replace(integral=integral, carry=stages[last], evaluations=len(stages) - 1)
+        integrands = [stage.integrand for stage in stages]
+        return step._replace(
+            integral=_integral(table.b, integrands, interval.size),
+            integral_error=(self.error(integrands, interval.size) or ()) if integrands[0] else (),
+            carry=stages[last],
+            evaluations=len(stages) - 1,
+        )
 
     def assemble(self, interval, y, stages):
         last = _table(type(self)).num_stages - 1
@@ -80,6 +86,7 @@ class ExplicitRungeKutta(Solver):
             y=end,
             error=self.error(slopes, interval.size),
             integral=(),
+            integral_error=(),
             stages=tuple(slopes),
             carry=None,
             evaluations=0,
@@ -131,9 +138,13 @@ def _contract(weights, leaves):
 
 
 class _Table(NamedTuple):
-    """The numbers of a closed tableau as floats, dense stages behind the others."""
+    """The numbers of a closed tableau as floats, dense stages behind the others.
+
+    `integrates` tells for each stage whether its integrand counts, in the integral or in the estimate of its error.
+    """
 
     num_stages: int
+    integrates: list
     c: np.ndarray
     a: list
     b: list
@@ -144,8 +155,10 @@ class _Table(NamedTuple):
 @functools.cache
 def _table(method):
     tableau = method.tableau.closed
+    errors = tableau.b_error or [0] * len(tableau.b)
     return _Table(
         num_stages=len(tableau.c),
+        integrates=[b != 0 or e != 0 for b, e in itertools.zip_longest(tableau.b, errors, fillvalue=0)],
         c=np.array([float(c) for c in (*tableau.c, *tableau.c_dense)]),
         a=[_padded(row) for row in (*tableau.a, *tableau.a_dense)],
         b=_padded(tableau.b),
@@ -169,8 +182,9 @@ def _stage_times(interval, c):
     return [interval.end if c[i] == 1 else times[i] for i in range(len(c))]
 
 
-def _integral(b, stages, size):
-    weighted = [(weight, stage.integrand) for weight, stage in zip(b, stages, strict=False) if weight != 0]
+def _integral(weights, integrands, size):
+    """The weighted sum of the stages' integrands, times the size of the step; empty where there is no integrand."""
+    weighted = [(weight, leaves) for weight, leaves in zip(weights, integrands, strict=False) if weight != 0]
     if not weighted[0][1]:
         return ()
     weights, integrands = zip(*weighted, strict=True)
