@@ -19,6 +19,14 @@ class Status(enum.IntEnum):
     NOT_CONVERGED = 5
 
 
+class EventTrouble(enum.IntEnum):
+    """Why an event could not be handled."""
+
+    NONE = 0
+    AGAIN = 1
+    NOT_A_NUMBER = 2
+
+
 class SolveError(RuntimeError):
     """A solve failed in eager code.
 
