@@ -9,6 +9,8 @@ from keras_ode import roots, tree
 
 # How far a root may lie from where the step's interpolant has it, in parts of a step.
 _FARTHEST = 0.1
+# Events that are no more than this many units in the last place of the time apart are the same.
+_SAME_TIME_ULPS = 8
 # Values of no more than this many rounding errors count as zero.
 _ROUNDING = 32
 
@@ -36,12 +38,14 @@ class EventFunction:
 
     Args:
         value: A function `value(t, y)`: a scalar, or `[B]` for the event function of each row.
+        parameters: What it reads besides.
         clock: The `Clock` of the solve.
         per_sample: Whether rows are alone.
     """
 
-    def __init__(self, value, clock, per_sample):
+    def __init__(self, value, parameters, clock, per_sample):
         self.value, self.clock, self.per_sample = value, clock, per_sample
+        self.parameters = [p for p in tf.nest.flatten(parameters) if p.dtype.is_floating]
 
     def happened(self, found, side, time, y, slope, reach_back, reach_ahead):
         """The event near a time at which the interpolant of a step has its root.
@@ -57,7 +61,6 @@ class EventFunction:
         """
         direction, epsilon = self.clock.direction, np.finfo(time.dtype.as_numpy_dtype).eps
         near = tf.nest.map_structure(tf.stop_gradient, (time, y, slope))
-        rate, size = self._rate(*near)
 
         def along(shift):
             t, y, slope = near
@@ -65,28 +68,34 @@ class EventFunction:
 
         value = side * self.value(*near[:2])
         smallest = 2 * epsilon * tf.maximum(tf.abs(near[0]), epsilon * self.clock.duration)
-        guess = 2 * tf.abs(tf.math.divide_no_nan(value, rate))
+        guess = 2 * tf.abs(tf.math.divide_no_nan(value, self._rate(*near)[0]))
         first = tf.maximum(tf.where(tf.math.is_finite(guess), guess, 0), smallest)
         strict = tf.zeros_like(found)
         reaches = [tf.where(found, reach, 0) for reach in (reach_back, reach_ahead)]
         is_near, bracket = roots.search(along, value, strict, first, *reaches)
         bracket = roots.narrow(along, bracket, strict, smallest / 2)
-        shift = tf.where(is_near & found, direction * bracket.late, 0)
+        shift = tf.stop_gradient(tf.where(is_near & found, direction * bracket.late, 0))
+        time, y = time + shift, tree.add_scaled(y, shift, slope)
+        rate, size = self._rate(*tf.nest.map_structure(tf.stop_gradient, (time, y)), near[2])
         jump = tf.where(is_near, tf.abs(bracket.of_early) + tf.abs(bracket.of_late), tf.abs(value))
         noise = _ROUNDING * epsilon * size
         is_smooth = (rate != 0) & (jump <= tf.abs(rate) * np.sqrt(epsilon) * self.clock.duration + noise)
+        noise, is_smooth = tf.stop_gradient(noise + 2 * jump), tf.stop_gradient(is_smooth)
+        change = self._change(found, is_smooth, rate, time, y)
+        event_y = tree.add_scaled(y, change, near[2])
+        return Happened(time, y, time + change, event_y, noise, is_smooth)
 
-        shift = tf.stop_gradient(shift)
-        time, y = time + shift, tree.add_scaled(y, shift, slope)
-        inverse = tf.where(found, tf.where(is_smooth, 1 / rate, np.nan), 0)
-        change = self._change(found, tf.stop_gradient(inverse), time, y)
-        event_y = tree.add_scaled(y, change, [tf.stop_gradient(leaf) for leaf in slope])
-        return Happened(time, y, time + change, event_y, tf.stop_gradient(noise + 2 * jump), tf.stop_gradient(is_smooth))
-
-    def _change(self, found, inverse, time, y):
+    def _change(self, found, is_smooth, rate, time, y):
         """Zero, with the derivative of the root by all that moves it: NaN where there is none, if it is asked for."""
-        value = self.value(time, y)
-        change = tf.math.multiply_no_nan(-inverse, value - tf.stop_gradient(value))
+
+        def linked(factor, value):
+            return tf.math.multiply_no_nan(factor, value - tf.stop_gradient(value))
+
+        change = linked(tf.where(is_smooth, -1 / rate, 0), self.value(time, y))
+        # A function that jumps passes no derivative on, not even NaN.
+        read = [tf.reduce_sum(tf.cast(p, time.dtype)) for p in self.parameters]
+        everything = tree.dot(y, [tf.ones_like(leaf) for leaf in y], self.per_sample, time.dtype) + time + sum(read)
+        change += linked(tf.where(is_smooth, tf.zeros_like(rate), np.nan), everything)
         return tf.where(found, change, 0)
 
     def _rate(self, time, y, slope):
@@ -119,6 +128,11 @@ class EventFunction:
         on_surface = (tf.abs(value) <= happened.noise) & happened.is_smooth
         sign = tf.where(on_surface, ahead, _sign(value))
         return tf.where(sign == 0, -side, sign)
+
+
+def is_same_time(time, other):
+    """Whether two times cannot be told from each other."""
+    return tf.abs(time - other) <= _SAME_TIME_ULPS * np.finfo(time.dtype.as_numpy_dtype).eps * tf.abs(time)
 
 
 def farthest(step_size):

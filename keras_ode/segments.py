@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.adjoints.base import Outcome, stage_field
 from keras_ode.errors import EventTrouble, Status
-from keras_ode.event_time import EventFunction, farthest
+from keras_ode.event_time import EventFunction, farthest, is_same_time
 from keras_ode.events import RootFinder
 from keras_ode.integrate import Clock, first_step_size, integrate
 
@@ -207,7 +207,7 @@ class _Segments:
             if direction:
                 side = tf.constant(-direction, value.dtype)
             else:
-                side = EventFunction(function, self.clock, self.problem.method.per_sample).side(*point, derivative)
+                side = EventFunction(function, (), self.clock, self.problem.method.per_sample).side(*point, derivative)
             sides.append(tf.where(value == 0, side, tf.sign(value)))
         return tf.stack(sides)
 
@@ -328,13 +328,16 @@ class _Segments:
         problem, event, active = self.problem, self.event, progress.active
         y, failed = _last(outcome), outcome.status != int(Status.SUCCESS)
         function = EventFunction(
-            lambda t, y: tree.take(event.values(t, y, self.parameters[0]), root.which), self.clock, problem.method.per_sample
+            lambda t, y: tree.take(event.values(t, y, self.parameters[0]), root.which),
+            self.parameters[0],
+            self.clock,
+            problem.method.per_sample,
         )
         stop, reach = tf.stop_gradient(root.time), farthest(outcome.step_size)
         reaches = (tf.minimum(tf.abs(stop - tf.stop_gradient(x)), reach) for x in (start, limit))
         slope = problem.field(root.time, y, problem.parameters)
         happened = function.happened(root.found, root.side, root.time, y, slope, *reaches)
-        again = root.found & progress.handled & (self._since(happened.time) <= self._since(progress.time))
+        again = root.found & progress.handled & is_same_time(happened.time, progress.time)
         handled = root.found & ~again & ~failed
         trouble = tf.where(again, int(EventTrouble.AGAIN), tf.where(root.broken, int(EventTrouble.NOT_A_NUMBER), 0))
         status = tf.where(again, int(Status.STEP_TOO_SMALL), tf.where(root.broken, int(Status.NON_FINITE), outcome.status))
