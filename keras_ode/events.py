@@ -14,13 +14,18 @@ class Event:
 
     Args:
         fn: A function `fn(t, y)` or `fn(y)` that returns a float scalar, or `[B]` with `per_sample=True` (where `t` is
-            `[B]`). It may read variables and tensors: gradients reach them.
-        direction: `1` for roots where `fn` rises as the solve goes on (forward or backward in time), `-1` where it falls,
-            `0` (the default) for both. Where `fn` is zero at the start there is an event, whatever the direction.
+            `[B]`). It may read variables and tensors: gradients reach them. It may also return a bool: the event is where
+            the condition changes, and its time has no gradient (NaN), as for other functions that jump.
+        direction: `1` for roots where `fn` rises as the solve goes on (forward or backward in time) or becomes true, `-1`
+            where it falls or becomes false, `0` (the default) for both. Where `fn` is zero at the start there is an event
+            only if `direction` is not `0` and `fn` leaves zero in that direction.
         terminal: Whether the solve ends there. Defaults to `True`; `False` with `reset`.
         reset: A function `reset(t, y)` or `reset(y)` that returns the state from which the solve goes on.
         max_events: How many events that are not terminal are noted. With `reset`, the solve ends at the last of them.
-            Defaults to `16`.
+            Defaults to `16`. A solve that finds an event again where it has just been handled, as with a ball that
+            comes to rest, ends there with the status `STEP_TOO_SMALL`.
+        probes: At how many points within each step, besides its end, to look at `fn`: two roots between neighboring points
+            are not seen. Defaults to `10`.
 
     Example:
 
