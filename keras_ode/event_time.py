@@ -33,6 +33,48 @@ class Happened(NamedTuple):
     is_smooth: tf.Tensor
 
 
+class EventOutcome(NamedTuple):
+    """When and where events happened, and which: `[E]` or `[E, B]`, leaves `[E, ...]`.
+
+    Of a terminal event, without the first axis. Where there were fewer events, times and states are NaN, and indices -1.
+    `trouble` is an `EventTrouble`, a scalar or `[B]`.
+    """
+
+    times: tf.Tensor
+    states: tuple
+    indices: tf.Tensor
+    trouble: tf.Tensor
+
+    @classmethod
+    def none(cls, time, y, count):
+        """Room for `count` events at times and states like these."""
+
+        def room(leaf, value):
+            return tf.fill(tf.concat([[count], tf.shape(leaf)], axis=0), tf.constant(value, leaf.dtype))
+
+        nothing = tf.zeros_like(time, dtype=tf.int32)
+        return cls(room(time, np.nan), tuple(room(leaf, np.nan) for leaf in y), room(nothing, -1), nothing)
+
+    def noted(self, handled, number, happened, which, trouble):
+        """The events with one more, the `number`-th, where one was `handled`."""
+        numbers = tf.reshape(tf.range(tf.shape(self.indices)[0]), [-1] + [1] * which.shape.rank)
+        here = (numbers == number) & handled
+
+        def put(old, new):
+            return tf.where(tree.expand(here, old), new[None], old)
+
+        return EventOutcome(
+            times=put(self.times, happened.event_time),
+            states=tuple(put(a, b) for a, b in zip(self.states, happened.event_y, strict=True)),
+            indices=put(self.indices, which),
+            trouble=tf.maximum(self.trouble, trouble),
+        )
+
+    def first(self):
+        """The first event alone."""
+        return EventOutcome(self.times[0], tuple(leaf[0] for leaf in self.states), self.indices[0], self.trouble)
+
+
 class EventFunction:
     """The function of an event that happened, along the solution.
 

@@ -8,22 +8,9 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.adjoints.base import Outcome, stage_field
 from keras_ode.errors import EventTrouble, Status
-from keras_ode.event_time import EventFunction, farthest, is_same_time
+from keras_ode.event_time import EventFunction, EventOutcome, farthest, is_same_time
 from keras_ode.events import RootFinder
 from keras_ode.integrate import Clock, first_step_size, integrate
-
-
-class EventOutcome(NamedTuple):
-    """When and where events happened, and which: `[E]` or `[E, B]`, leaves `[E, ...]`.
-
-    Of a terminal event, without the first axis. Where there were fewer events, times and states are NaN, and indices -1.
-    `trouble` is an `EventTrouble`, a scalar or `[B]`.
-    """
-
-    times: tf.Tensor
-    states: tuple
-    indices: tf.Tensor
-    trouble: tf.Tensor
 
 
 class _Progress(NamedTuple):
@@ -135,8 +122,7 @@ def solve_segments(adjoint, problem, event, event_parameters, jump_times):
     if event is None:
         return outcome, None
     if event.terminal:
-        times, states, indices = tf.nest.map_structure(lambda x: x[0], tuple(end.events)[:-1])
-        return outcome, EventOutcome(times, states, indices, end.events.trouble)
+        return outcome, end.events.first()
     return outcome, end.events
 
 
@@ -179,7 +165,7 @@ class _Segments:
             sides=self._first_sides(derivative),
             counts=(count, count, count + evaluations),
             num_events=count,
-            events=self._no_events(),
+            events=() if self.event is None else EventOutcome.none(start, problem.y, self.event.max_events),
             reached=start,
             step_size=step_size,
             stiffness=tf.zeros_like(start),
@@ -325,7 +311,7 @@ class _Segments:
 
     def _handle(self, progress, outcome, root, start, limit, target):
         """What becomes of a segment that ended at a root, or at its `target` without one."""
-        problem, event, active = self.problem, self.event, progress.active
+        problem, event = self.problem, self.event
         y, failed = _last(outcome), outcome.status != int(Status.SUCCESS)
         function = EventFunction(
             lambda t, y: tree.take(event.values(t, y, self.parameters[0]), root.which),
@@ -356,38 +342,9 @@ class _Segments:
             status=tf.where(failed, outcome.status, status),
             evaluations=evaluations,
             sides=tf.where(root.found, side, root.sides),
-            events=self._note(handled, progress, happened, root.which, tf.where(active & ~failed, trouble, 0)),
-        )
-
-    def _no_events(self):
-        if self.event is None:
-            return ()
-        start, count = self.clock.start, self.event.max_events
-
-        def none(leaf):
-            return tf.fill(tf.concat([[count], tf.shape(leaf)], axis=0), tf.constant(np.nan, leaf.dtype))
-
-        return EventOutcome(
-            times=none(start),
-            states=tuple(none(leaf) for leaf in self.problem.y),
-            indices=tf.fill(tf.concat([[count], tf.shape(start)], axis=0), -1),
-            trouble=tf.zeros_like(start, dtype=tf.int32),
-        )
-
-    def _note(self, handled, progress, happened, which, trouble):
-        """The events with the one just handled."""
-        here = tf.reshape(tf.range(self.event.max_events), [-1] + [1] * which.shape.rank) == progress.num_events
-        here &= handled
-
-        def put(old, new):
-            return tf.where(tree.expand(here, old), new[None], old)
-
-        events = progress.events
-        return EventOutcome(
-            times=put(events.times, happened.event_time),
-            states=tuple(put(a, b) for a, b in zip(events.states, happened.event_y, strict=True)),
-            indices=put(events.indices, which),
-            trouble=tf.maximum(events.trouble, trouble),
+            events=progress.events.noted(
+                handled, progress.num_events, happened, root.which, tf.where(progress.active & ~failed, trouble, 0)
+            ),
         )
 
     def _has_all(self, num_events):
