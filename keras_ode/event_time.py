@@ -128,16 +128,15 @@ class EventFunction:
         return Happened(time, y, time + change, event_y, noise, is_smooth)
 
     def _change(self, found, is_smooth, rate, time, y):
-        """Zero, with the derivative of the root by all that moves it: NaN where there is none, if it is asked for."""
-
-        def linked(factor, value):
-            return tf.math.multiply_no_nan(factor, value - tf.stop_gradient(value))
-
-        change = linked(tf.where(is_smooth, -1 / rate, 0), self.value(time, y))
-        # A function that jumps passes no derivative on, not even NaN.
+        """Zero, with the derivative of the root by all that moves it: NaN where there is none, if it is asked for; and so are
+        second derivatives, which would lack the part that moves the event."""
         read = [tf.reduce_sum(tf.cast(p, time.dtype)) for p in self.parameters]
         everything = tree.dot(y, [tf.ones_like(leaf) for leaf in y], self.per_sample, time.dtype) + time + sum(read)
-        change += linked(tf.where(is_smooth, tf.zeros_like(rate), np.nan), everything)
+        unknown = tf.fill(tf.shape(rate), tf.constant(np.nan, rate.dtype))
+        slope = tf.where(is_smooth, -1 / rate, 0) + _zero_with_slope(unknown, everything)
+        change = _zero_with_slope(slope, self.value(time, y))
+        # A function that jumps passes no derivative on, not even NaN.
+        change += _zero_with_slope(tf.where(is_smooth, tf.zeros_like(rate), np.nan), everything)
         return tf.where(found, change, 0)
 
     def _rate(self, time, y, slope):
@@ -170,6 +169,11 @@ class EventFunction:
         on_surface = (tf.abs(value) <= happened.noise) & happened.is_smooth
         sign = tf.where(on_surface, ahead, _sign(value))
         return tf.where(sign == 0, -side, sign)
+
+
+def _zero_with_slope(slope, value):
+    """Zero, whose derivative by the value is `slope`; NaN counts only where it is asked for."""
+    return tf.math.multiply_no_nan(slope, value - tf.stop_gradient(value))
 
 
 def is_same_time(time, other):

@@ -321,8 +321,11 @@ class _Segments:
         )
         stop, reach = tf.stop_gradient(root.time), farthest(outcome.step_size)
         reaches = (tf.minimum(tf.abs(stop - tf.stop_gradient(x)), reach) for x in (start, limit))
-        slope = problem.field(root.time, y, problem.parameters)
-        happened = function.happened(root.found, root.side, root.time, y, slope, *reaches)
+        # Where nothing happened, a derivative that is infinite at the end must not matter.
+        near = [tree.where(root.found, x, tf.nest.map_structure(tf.stop_gradient, x)) for x in ((root.time,), y)]
+        (time,), event_y = near
+        slope = problem.field(time, event_y, problem.parameters)
+        happened = function.happened(root.found, root.side, time, event_y, slope, *reaches)
         again = root.found & progress.handled & is_same_time(happened.time, progress.time)
         handled = root.found & ~again & ~failed
         trouble = tf.where(again, int(EventTrouble.AGAIN), tf.where(root.broken, int(EventTrouble.NOT_A_NUMBER), 0))

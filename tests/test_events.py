@@ -37,6 +37,19 @@ def test_time_of_an_event_and_its_derivatives_are_those_of_the_closed_form():
     assert int(solution.status) == keras_ode.Status.EVENT
 
 
+def test_second_derivative_of_the_time_of_an_event_is_nan_and_not_a_part_of_it():
+    start = tf.constant([2.0], tf.float64)
+    with tf.GradientTape() as outer:
+        outer.watch(start)
+        with tf.GradientTape() as tape:
+            tape.watch(start)
+            options = {"event": keras_ode.Event(lambda y: y[0] - 0.5), "adjoint": "direct", "max_steps": 32, **TIGHT}
+            time = keras_ode.solve(decay, start, [0.0, 3.0], **options).event_time
+        gradient = tape.gradient(time, start)
+    np.testing.assert_allclose(gradient, [0.5], rtol=1e-6)
+    assert np.isnan(outer.gradient(gradient, start)).all()
+
+
 ADJOINTS = pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
 
 
