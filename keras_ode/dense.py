@@ -6,6 +6,7 @@ theta^1, ...`, where `theta` is the fraction of the step.
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
@@ -27,27 +28,28 @@ class DenseOutput(NamedTuple):
     untils: tf.Tensor
     polynomials: tuple
 
-    def evaluate(self, t):
-        """The state at times `t`: see `Solution.evaluate`."""
-        return self._at(t, lambda polynomials, theta, _: evaluate(polynomials, theta))
+    def evaluate(self, t, y):
+        """The state at times `t`, given the one at the start: see `Solution.evaluate`."""
+        return self._at(t, lambda polynomials, theta, _: evaluate(polynomials, theta), y)
 
     def derivative(self, t):
         """Its derivative by time there."""
         direction = tf.sign(self.end - self.start)
         return self._at(t, lambda polynomials, theta, length: tree.scale(direction / length, slope(polynomials, theta)))
 
-    def _at(self, t, read):
-        """What `read` makes of the polynomials, the fraction, and the length of the step for each time."""
+    def _at(self, t, read, start=None):
+        """What `read` makes of the polynomials, the fraction, and the length of the step for each time; where no step was
+        taken, it is `start` at the start, and NaN elsewhere."""
         t = tf.cast(tree.as_tensor(t), self.start.dtype)
         if self.start.shape.rank == 0:
-            flat = tf.map_fn(lambda x: self._one(x, read), tf.reshape(t, [-1]), fn_output_signature=self._signature())
+            flat = tf.map_fn(lambda x: self._one(x, read, start), tf.reshape(t, [-1]), fn_output_signature=self._signature())
             return tuple(tf.reshape(x, tf.concat([tf.shape(t), tf.shape(x)[1:]], axis=0)) for x in flat)
         if t.shape.rank == 0:
-            return self._one(tf.broadcast_to(t, tf.shape(self.start)), read)
+            return self._one(tf.broadcast_to(t, tf.shape(self.start)), read, start)
         rows = tf.transpose(t) if t.shape.rank == 2 else tf.tile(t[:, None], [1, tf.shape(self.start)[0]])
-        return tf.map_fn(lambda x: self._one(x, read), rows, fn_output_signature=self._signature())
+        return tf.map_fn(lambda x: self._one(x, read, start), rows, fn_output_signature=self._signature())
 
-    def _one(self, t, read):
+    def _one(self, t, read, start):
         # The polynomials move with the start; the time within them does not.
         since = tf.sign(self.end - self.start) * (t - tf.stop_gradient(self.start))
         n = tf.reduce_sum(tf.cast(self.untils < since, tf.int32), axis=0)
@@ -57,9 +59,15 @@ class DenseOutput(NamedTuple):
         length = tree.take(self.untils, n) - begin
         length = tf.where(length > 0, length, 1)
         values = read(tuple(tree.take(leaf, n) for leaf in self.polynomials), (since - begin) / length, length)
-        inside = (since >= 0) & (since <= reached) & (self.num_steps > 0)
-        nan = float("nan")
-        return tuple(tf.where(tree.expand(inside, x), x, tf.constant(nan, x.dtype)) for x in values)
+        steps = self.num_steps > 0
+        inside = (since >= 0) & (since <= reached) & steps
+        outside = tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in values)
+        if start is not None:
+            outside = tree.where(~steps & (t == self.start), start, outside)
+            # There the state has no derivative by time.
+            change = tf.math.multiply_no_nan(tf.where(steps, tf.zeros_like(t), np.nan), t - tf.stop_gradient(t))
+            outside = tree.add_scaled(outside, change, [tf.ones_like(x) for x in outside])
+        return tree.where(inside, values, outside)
 
     def _signature(self):
         return tuple(tf.TensorSpec(leaf.shape[1:-1], leaf.dtype) for leaf in self.polynomials)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ode import errors
 from keras_ode.adjoints.base import stage_field
-from keras_ode.errors import SolveError, Status
+from keras_ode.errors import EventTrouble, SolveError, Status
 from keras_ode.integrate import Interval
 from keras_ode.observers import spectral_radius
 
@@ -15,8 +15,8 @@ _STABILITY_LIMIT = 2.0
 _MOST_TRIES = 16
 
 
-def raise_on_failure(problem, outcome):
-    """Raises `SolveError` for the first failed sample of a solve in eager code."""
+def raise_on_failure(problem, outcome, events=None):
+    """Raises `SolveError` for the first failed sample of a solve in eager code; `events` is its `EventOutcome`."""
     statuses = outcome.status.numpy()
     failed = np.flatnonzero((statuses != Status.SUCCESS) & (statuses != Status.EVENT))
     if not failed.size:
@@ -25,7 +25,8 @@ def raise_on_failure(problem, outcome):
     status, time, step_size, num_steps = (
         _of_sample(x, sample).item() for x in (outcome.status, outcome.time, outcome.step_size, outcome.num_steps)
     )
-    step = _step_again(problem, outcome, sample, finite=status != Status.NON_FINITE)
+    trouble = EventTrouble.NONE if events is None else EventTrouble(int(_of_sample(events.trouble, sample)))
+    step = None if trouble else _step_again(problem, outcome, sample, finite=status != Status.NON_FINITE)
     message = errors.failure_message(
         status=status,
         time=time,
@@ -33,8 +34,9 @@ def raise_on_failure(problem, outcome):
         num_steps=num_steps,
         max_steps=problem.method.max_steps,
         sample=sample,
-        cause=_cause(problem, outcome, step, sample),
-        details=_component(problem.method, step, sample),
+        cause=None if trouble else _cause(problem, outcome, step, sample),
+        details="" if trouble else _component(problem.method, step, sample),
+        trouble=trouble,
     )
     raise SolveError(message, Status(status), time, step_size, sample)
 

@@ -344,10 +344,12 @@ class _ScalarCall(_Call):
 
     def _checked(self, value, leaves):
         value = tf.convert_to_tensor(value)
+        if value.dtype.is_bool:
+            value = tf.where(value, tf.ones([], self._t.dtype), -1)
         wanted = self._t.shape
         if not value.dtype.is_floating or not value.shape.is_compatible_with(wanted):
             raise ValueError(
-                f"The function '{self._name}' must return a float of shape {wanted} (one number"
+                f"The function '{self._name}' must return a float or a bool of shape {wanted} (one number"
                 f"{' a sample' if wanted.rank else ''}). Received: {value.dtype.name} of shape {value.shape}"
             )
         return [tf.ensure_shape(tf.cast(value, self._t.dtype), wanted)]

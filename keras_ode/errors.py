@@ -19,6 +19,14 @@ class Status(enum.IntEnum):
     NOT_CONVERGED = 5
 
 
+class EventTrouble(enum.IntEnum):
+    """Why an event could not be handled."""
+
+    NONE = 0
+    AGAIN = 1
+    NOT_A_NUMBER = 2
+
+
 class SolveError(RuntimeError):
     """A solve failed in eager code.
 
@@ -41,7 +49,9 @@ class SolveError(RuntimeError):
         self.sample = sample
 
 
-def failure_message(status, time, step_size, num_steps, max_steps, sample=None, cause=None, details=""):
+def failure_message(
+    status, time, step_size, num_steps, max_steps, sample=None, cause=None, details="", trouble=EventTrouble.NONE
+):
     """What happened and where, why that is likely and what to change, and what else is known.
 
     Args:
@@ -51,10 +61,13 @@ def failure_message(status, time, step_size, num_steps, max_steps, sample=None, 
         sample: The index of the sample, or `None`.
         cause: A likely cause with its remedy, where one was found; `None`: what may be said of every such failure.
         details: A further sentence.
+        trouble: An `EventTrouble`, where an event is why the solve stopped.
     """
     who = "The solve" if sample is None else f"The solve of sample {sample}"
     where = f"at t = {time:.6g} with step size {step_size:.3g} after {num_steps} steps"
     happened = _HAPPENED[status].format(max_steps=max_steps)
+    if trouble:
+        happened, cause = _OF_EVENTS[trouble]
     return " ".join(filter(None, (f"{who} stopped {where}: {happened}.", cause or _CAUSES[status], details)))
 
 
@@ -74,6 +87,20 @@ _CAUSES = {
         "Check the dynamics at that time and state (logarithms, divisions, square roots, overflow), and the input for NaN."
     ),
     Status.NOT_CONVERGED: "Try a smaller step_size or another solver.",
+}
+_OF_EVENTS = {
+    EventTrouble.AGAIN: (
+        "the event happened again where it had just been handled",
+        "Either events follow each other ever faster, as the bounces of a ball that comes to rest, and time does not resolve "
+        "them any more; or the reset gives a state from which the event's fn crosses zero at once. Let a smaller max_events "
+        "or a terminal event end the solve earlier, give the event a direction, or return a state that leaves the surface "
+        "fn = 0 to the side from which it came.",
+    ),
+    EventTrouble.NOT_A_NUMBER: (
+        "the event's fn became NaN in the next step",
+        "The sign of NaN is not known, so that an event could be missed. Let fn return numbers wherever the solution goes: "
+        "look for logarithms, divisions and square roots in it.",
+    ),
 }
 
 

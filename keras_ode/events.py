@@ -5,14 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import tree
+from keras_ode import roots, tree
 from keras_ode.dynamics import PureFunction, close_map, close_scalar
-
-# Where the event function is looked at within a step, as fractions of it: a sign that changes twice between two of
-# these is not seen.
-_PROBES = (0.25, 0.5, 0.75, 1.0)
-# Right after a reset the function is zero, to rounding: its sign is read this far into the next step.
-_AFTER_RESET = 1e-3
 
 
 class Event:
@@ -20,13 +14,18 @@ class Event:
 
     Args:
         fn: A function `fn(t, y)` or `fn(y)` that returns a float scalar, or `[B]` with `per_sample=True` (where `t` is
-            `[B]`). It may read variables and tensors: gradients reach them.
-        direction: `1` for roots where `fn` rises as the solve goes on (forward or backward in time), `-1` where it falls,
-            `0` (the default) for both. Where `fn` is zero at the start there is an event, whatever the direction.
+            `[B]`). It may read variables and tensors: gradients reach them. It may also return a bool: the event is where
+            the condition changes, and its time has no gradient (NaN), as for other functions that jump.
+        direction: `1` for roots where `fn` rises as the solve goes on (forward or backward in time) or becomes true, `-1`
+            where it falls or becomes false, `0` (the default) for both. Where `fn` is zero at the start there is an event
+            only if `direction` is not `0` and `fn` leaves zero in that direction.
         terminal: Whether the solve ends there. Defaults to `True`; `False` with `reset`.
         reset: A function `reset(t, y)` or `reset(y)` that returns the state from which the solve goes on.
         max_events: How many events that are not terminal are noted. With `reset`, the solve ends at the last of them.
-            Defaults to `16`.
+            Defaults to `16`. A solve that finds an event again where it has just been handled, as with a ball that
+            comes to rest, ends there with the status `STEP_TOO_SMALL`.
+        probes: At how many points within each step, besides its end, to look at `fn`: two roots between neighboring points
+            are not seen. Defaults to `10`.
 
     Example:
 
@@ -38,7 +37,7 @@ class Event:
     Reference: Chen, Amos, Nickel (2021), Learning neural event functions for ordinary differential equations, ICLR.
     """
 
-    def __init__(self, fn, direction=0, terminal=None, reset=None, max_events=16):
+    def __init__(self, fn, direction=0, terminal=None, reset=None, max_events=16, probes=10):
         if not callable(fn):
             raise TypeError(f"fn must be a function fn(t, y) or fn(y). Received: fn={fn!r}")
         if direction not in (-1, 0, 1):
@@ -47,9 +46,11 @@ class Event:
             raise TypeError(f"reset must be a function reset(t, y) or reset(y). Received: reset={reset!r}")
         if terminal and reset is not None:
             raise ValueError("A terminal event cannot have a reset: leave terminal out. Received: terminal=True")
-        if not isinstance(max_events, int) or max_events < 1:
-            raise ValueError(f"max_events must be a positive whole number. Received: max_events={max_events!r}")
-        self.fn, self.direction, self.reset, self.max_events = fn, direction, reset, max_events
+        for name, value in (("max_events", max_events), ("probes", probes)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number. Received: {name}={value!r}")
+        self.fn, self.direction, self.reset = fn, direction, reset
+        self.max_events, self.probes = int(max_events), int(probes)
         self.terminal = reset is None if terminal is None else bool(terminal)
 
 
@@ -62,6 +63,7 @@ class ClosedEvent(NamedTuple):
         reset: A `PureFunction`, or `None`.
         terminal: Whether the first of them ends the solve.
         max_events: How many are noted.
+        probes: At how many points within each step the functions are looked at.
     """
 
     functions: tuple
@@ -69,6 +71,7 @@ class ClosedEvent(NamedTuple):
     reset: PureFunction | None
     terminal: bool
     max_events: int
+    probes: int
 
     def tensors(self):
         """The parameters of its functions."""
@@ -77,11 +80,16 @@ class ClosedEvent(NamedTuple):
     def key(self):
         """A hashable value, equal for events that do the same."""
         reset = self.reset.fingerprint if self.reset else None
-        return tuple(f.fingerprint for f in self.functions), self.directions, reset, self.terminal, self.max_events
+        functions = tuple(f.fingerprint for f in self.functions)
+        return functions, self.directions, reset, self.terminal, self.max_events, self.probes
+
+    def bound(self, parameters):
+        """The event functions of time and state alone, each of which gives a scalar, or `[B]`."""
+        return [lambda t, y, f=f, p=p: f(t, y, p)[0] for f, p in zip(self.functions, parameters, strict=True)]
 
     def values(self, t, y, parameters):
         """The values of the event functions, `[F]` or `[F, B]`."""
-        return tf.stack([f(t, y, p)[0] for f, p in zip(self.functions, parameters, strict=True)])
+        return tf.stack([f(t, y) for f in self.bound(parameters)])
 
 
 def close_events(event, t, y):
@@ -98,103 +106,146 @@ def close_events(event, t, y):
         reset=None if only.reset is None else close_map(only.reset, t, y),
         terminal=only.terminal,
         max_events=1 if only.terminal else only.max_events,
+        probes=max(e.probes for e in events),
     )
 
 
 class Found(NamedTuple):
-    """What a `RootFinder` knows: scalars or `[B]`.
+    """What a `RootFinder` knows: scalars or `[B]`, and `[F]` or `[F, B]`.
 
     Attributes:
         found: Whether there was a root.
-        since: The time since the start at the root.
+        broken: Whether a function became NaN before there was one.
+        since: The time since the start at the root; or of the last step's start, where a function became NaN in it.
         which: The index of the event function.
-        values: The functions' last values, `[F]` or `[F, B]`; NaN where only the next step tells.
+        side: Its sign behind the root.
+        sides: The signs of the functions; where one is zero, that of the side from which it came, or zero if that is not
+            known.
+        at_zero: Where a function has been zero since the side was assumed.
     """
 
     found: tf.Tensor
+    broken: tf.Tensor
     since: tf.Tensor
     which: tf.Tensor
-    values: tf.Tensor
+    side: tf.Tensor
+    sides: tf.Tensor
+    at_zero: tf.Tensor
 
 
 class RootFinder:
     """Observes accepted steps until an event function changes its sign, and finds the root on that step's interpolant.
 
     Args:
-        functions: A function `functions(t, y)` that gives the values of the event functions, `[F]` or `[F, B]`.
+        functions: The event functions of time and state: each gives a scalar, or `[B]`.
         directions: Those of the events.
+        probes: At how many points within each step to look at the functions.
         solver: The solver, which interpolates its steps.
         clock: The `Clock` of the solve.
         y: The state at the start.
-        after_reset: Whether the start is where an event was, which is not to be found again: scalar or `[B]`.
+        sides: On which side of zero each function was before the start: signs, `[F]` or `[F, B]`; zero if not known.
+        handled: Whether the start is where an event was handled, scalar or `[B]`: the functions are zero there, to
+            rounding, and `sides` says how they go on.
     """
 
-    def __init__(self, functions, directions, solver, clock, y, after_reset):
-        self.functions, self.directions, self.solver, self.clock = functions, directions, solver, clock
-        self.y, self.after_reset = y, after_reset
+    def __init__(self, functions, directions, probes, solver, clock, y, sides, handled):
+        self.functions, self.solver, self.clock, self.y = functions, solver, clock, y
+        self.sides, self.handled = sides, handled
+        self.directions = tf.reshape(tf.constant(directions), [-1] + [1] * handled.shape.rank)
+        self.grid = np.arange(1, probes + 2) / (probes + 1)
 
     def start(self):
-        values = self.functions(self.clock.start, self.y)
-        here = (values == 0) & ~self.after_reset
+        signs = tf.sign(tf.stack([f(self.clock.start, self.y) for f in self.functions]))
+        is_nan = tf.math.is_nan(signs) & ~self.handled
+        # Rounding may take a function across zero between two solves.
+        crossed = self._crosses(self.sides, signs) & (signs != 0) & ~self.handled
+        sides = tf.where((self.sides == 0) | ((signs != 0) & ~self.handled), signs, self.sides)
+        which = tf.argmax(crossed, axis=0, output_type=tf.int32)
         return Found(
-            found=tf.reduce_any(here, axis=0),
+            found=tf.reduce_any(crossed, axis=0),
+            broken=tf.reduce_any(is_nan, axis=0),
             since=tf.zeros_like(self.clock.duration),
-            which=tf.argmax(here, axis=0, output_type=tf.int32),
-            values=tf.where(self.after_reset, tf.constant(np.nan, values.dtype), values),
+            which=which,
+            side=tree.take(signs, which),
+            sides=sides,
+            at_zero=(signs == 0) | self.handled,
         )
 
     def see(self, state, trial):
-        def values_at(theta):
-            return self._values(trial, tf.fill(tf.shape(trial.interval.size), tf.constant(theta, state.values.dtype)))
+        looks = tf.reduce_any(trial.accept & ~state.found & ~state.broken)
+        return tf.cond(looks, lambda: self._look(state, trial), lambda: state)
 
-        first = tf.where(tf.math.is_nan(state.values), values_at(_AFTER_RESET), state.values)
-        values = tf.stack([first, *map(values_at, _PROBES)])
-        crossed = self._crosses(values[:-1], values[1:]) & trial.accept & ~state.found
+    def _look(self, state, trial):
+        """Looks at the functions on the grid within an accepted step."""
+        values = self._on_grid(trial)
+        signs = tf.sign(values)
+        leading = (tf.math.cumprod(tf.cast(signs == 0, signs.dtype), axis=0) > 0) & state.at_zero
+        signs = tf.where(leading, state.sides, signs)
+        before = tf.concat([state.sides[None], signs[:-1]], axis=0)
+        is_nan = tf.reduce_any(tf.math.is_nan(values), axis=1)
+        known = tf.math.cumprod(tf.cast(~is_nan, signs.dtype), axis=0) > 0
+        looks = trial.accept & ~state.found & ~state.broken
+        crossed = self._crosses(before, signs) & known[:, None] & looks
         found = tf.reduce_any(crossed, axis=[0, 1])
-        theta, which = tf.cond(
+        broken = looks & ~found & tf.reduce_any(is_nan, axis=0)
+        theta, which, side = tf.cond(
             tf.reduce_any(found),
-            lambda: self._first_root(trial, values, crossed),
-            lambda: (tf.zeros_like(state.since), state.which),
+            lambda: self._first_root(state, trial, values, before, leading, crossed),
+            lambda: (tf.zeros_like(state.since), state.which, state.side),
         )
         since, until = trial.interval.since, trial.interval.until
         return Found(
             found=state.found | found,
-            since=tf.where(found, since + theta * (until - since), state.since),
+            broken=state.broken | broken,
+            since=tf.where(found | broken, since + theta * (until - since), state.since),
             which=tf.where(found, which, state.which),
-            values=tf.where(trial.accept, values[-1], state.values),
+            side=tf.where(found, side, state.side),
+            sides=tf.where(looks & (signs[-1] != 0), signs[-1], state.sides),
+            at_zero=tf.where(looks, leading[-1], state.at_zero),
         )
 
-    def _values(self, trial, theta):
-        interval = trial.interval
-        y = self.solver.interpolate(trial.step.stages, interval.size, trial.step.start, theta)
-        y = tree.where(theta >= 1, trial.step.y, y)
-        return self.functions(interval.start + theta * interval.size, y)
-
     def _crosses(self, before, after):
-        """Where the sign changes in the event's direction: `[P, F]` or `[P, F, B]`."""
+        """Where the sign changes in the event's direction, or becomes zero."""
         rises, falls = (before < 0) & (after >= 0), (before > 0) & (after <= 0)
-        directions = tf.reshape(tf.constant(self.directions), [1, -1] + [1] * (before.shape.rank - 2))
-        return (rises & (directions >= 0)) | (falls & (directions <= 0))
+        return (rises & (self.directions >= 0)) | (falls & (self.directions <= 0))
 
-    def _first_root(self, trial, values, crossed):
-        """The earliest root, as a fraction of the step, and whose it is."""
-        roots = []
-        for f in range(len(self.directions)):
-            index = tf.argmax(crossed[:, f], axis=0, output_type=tf.int32)
-            late = tf.gather(tf.constant(_PROBES, values.dtype), index)
-            sign = tf.sign(tree.take(values[:, f], index))
-            root = self._root(f, trial, late - 0.25, late, sign)
-            roots.append(tf.where(tf.reduce_any(crossed[:, f], axis=0), root, np.inf))
-        roots = tf.stack(roots)
-        return tf.reduce_min(roots, axis=0), tf.argmin(roots, axis=0, output_type=tf.int32)
+    def _on_grid(self, trial):
+        """The functions' values at all points of the grid: `[K, F]` or `[K, F, B]`."""
+        size = trial.interval.size
+        theta = tf.constant(self.grid.reshape([-1] + [1] * size.shape.rank), size.dtype) * tf.ones_like(size)
+        times, states = self._within(trial, theta)
+        count = len(self.grid)
+        points = zip(tf.unstack(times, num=count), *(tf.unstack(leaf, num=count) for leaf in states), strict=True)
+        return tf.stack([tf.stack([f(t, y) for f in self.functions]) for t, *y in points])
 
-    def _root(self, f, trial, early, late, sign):
-        """Bisection between two fractions of the step, where the function has `sign` at the early one only."""
+    def _each(self, trial, theta):
+        """The value of each function at a fraction of its own: `[F]` or `[F, B]`."""
+        times, states = self._within(trial, theta)
+        return tf.stack([f(times[i], tuple(leaf[i] for leaf in states)) for i, f in enumerate(self.functions)])
 
-        def halve(i, early, late):
-            middle = (early + late) / 2
-            before = self._values(trial, middle)[f] * sign > 0
-            return i + 1, tf.where(before, middle, early), tf.where(before, late, middle)
+    def _within(self, trial, theta):
+        """Times and states at fractions of the step, `[K]` or `[K, B]`."""
+        interval, step = trial.interval, trial.step
+        states = self.solver.interpolate(step.stages, interval.size, step.start, theta)
+        states = tree.where(theta >= 1, tuple(leaf[None] for leaf in step.y), states)
+        return interval.start + theta * interval.size, states
 
-        bits = np.finfo(early.dtype.as_numpy_dtype).nmant + 2
-        return tree.while_loop(lambda i, *_: i < bits, halve, (0, early, late))[2]
+    def _first_root(self, state, trial, values, before, leading, crossed):
+        """The earliest root, as a fraction of the step, whose it is, and its function's sign behind it."""
+        theta = tf.constant(np.concatenate([[0.0], self.grid]), values.dtype)
+        index = tf.argmax(crossed, axis=0, output_type=tf.int32)
+
+        def at(rows, shift):
+            return tf.reduce_sum(tf.where(tf.one_hot(index + shift, rows.shape[0], True, False, axis=0), rows, 0), axis=0)
+
+        grid = tf.reshape(theta, [-1] + [1] * index.shape.rank) + tf.zeros_like(values[:1])
+        side = -at(before, 0)
+        strict = at(tf.cast(tf.concat([state.at_zero[None], leading], axis=0), values.dtype), 0) > 0
+        of_early = tf.where(index == 0, self._each(trial, tf.zeros_like(side)), at(values, -1))
+        late = at(grid, 1)
+        bracket = roots.Bracket(at(grid, 0), late, side * of_early, side * at(values, 0))
+        epsilon = np.finfo(values.dtype.as_numpy_dtype).eps
+        found = roots.narrow(lambda theta: side * self._each(trial, theta), bracket, strict, epsilon * late).late
+        found = tf.where(tf.reduce_any(crossed, axis=0), found, np.inf)
+        theta, which = tf.reduce_min(found, axis=0), tf.argmin(found, axis=0, output_type=tf.int32)
+        return tf.where(tf.math.is_finite(theta), theta, 0), which, tree.take(side, which)

@@ -7,30 +7,30 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import Outcome, stage_field
-from keras_ode.errors import Status
+from keras_ode.errors import EventTrouble, Status
+from keras_ode.event_time import EventFunction, EventOutcome, farthest, is_same_time
 from keras_ode.events import RootFinder
 from keras_ode.integrate import Clock, first_step_size, integrate
 
 
-class EventOutcome(NamedTuple):
-    """When and where events happened: `[E]` or `[E, B]`, leaves `[E, ...]`; NaN where there were fewer.
-
-    Of a terminal event, without the first axis.
-    """
-
-    times: tf.Tensor
-    states: tuple
-
-
 class _Progress(NamedTuple):
-    """Where the solve is after some segments: times are scalars, or `[B]`."""
+    """Where the solve is after some segments: times are scalars, or `[B]`.
+
+    Attributes:
+        saved: The time since the start up to which states were saved, or less than zero.
+        handled: Whether the last segment ended with an event.
+        sides: On which side of zero the event functions are: see `RootFinder`.
+        reached: The time that the steps reached.
+    """
 
     time: tf.Tensor
     y: tuple
     ys: tuple
+    saved: tf.Tensor
     status: tf.Tensor
     active: tf.Tensor
-    reset: tf.Tensor
+    handled: tf.Tensor
+    sides: tf.Tensor
     counts: tuple
     num_events: tf.Tensor
     events: EventOutcome
@@ -39,12 +39,48 @@ class _Progress(NamedTuple):
     stiffness: tf.Tensor
 
 
+class _Root(NamedTuple):
+    """Where a segment ends, as far as events are concerned: see `Found`; at `time` where there is a root, or where an event
+    function is about to become NaN."""
+
+    found: tf.Tensor
+    broken: tf.Tensor
+    time: tf.Tensor
+    which: tf.Tensor
+    side: tf.Tensor
+    sides: tf.Tensor
+    evaluations: tf.Tensor
+
+
+class _Ended(NamedTuple):
+    """How a segment ended.
+
+    Attributes:
+        time, y: When it ended, and the state with which the solve goes on.
+        handled: Whether an event happened there.
+        last: Whether that ends the solve.
+        status: `SUCCESS`, or why the solve cannot go on.
+        evaluations: How many evaluations its event took.
+        sides: On which side of zero the event functions are.
+        events: The `EventOutcome` until now.
+    """
+
+    time: tf.Tensor
+    y: tuple
+    handled: tf.Tensor
+    last: tf.Tensor
+    status: tf.Tensor
+    evaluations: tf.Tensor
+    sides: tf.Tensor
+    events: tuple
+
+
 def solve_segments(adjoint, problem, event, event_parameters, jump_times):
     """Solves a problem with an event, jumps, or both.
 
     Each segment ends at the next jump, at an event or at the end, and is one differentiable solve. An event is found
-    first, without a gradient; then the solve up to it is differentiated, and one step of Newton's method at the root
-    gives the event's time the derivative that the implicit function theorem asks for.
+    first, without a gradient; then the solve up to it is differentiated, and the event's time is given the derivative that
+    the implicit function theorem asks for.
 
     Args:
         adjoint: The `Adjoint` of each segment.
@@ -86,7 +122,7 @@ def solve_segments(adjoint, problem, event, event_parameters, jump_times):
     if event is None:
         return outcome, None
     if event.terminal:
-        return outcome, tf.nest.map_structure(lambda x: x[0], end.events)
+        return outcome, end.events.first()
     return outcome, end.events
 
 
@@ -117,80 +153,97 @@ class _Segments:
             )
             ys.append(tf.concat([leaf[None], rest], axis=0))
         count = tf.zeros_like(start, dtype=tf.int32)
-        step_size, evaluations = self._first_step_size()
+        derivative, step_size, evaluations = self._first_step()
         return _Progress(
             time=start,
             y=problem.y,
             ys=tuple(ys),
+            saved=-tf.ones_like(start),
             status=count,
-            active=self.clock.duration > 0,
-            reset=tf.zeros_like(start, dtype=tf.bool),
+            active=tf.ones_like(start, dtype=tf.bool),
+            handled=tf.zeros_like(start, dtype=tf.bool),
+            sides=self._first_sides(derivative),
             counts=(count, count, count + evaluations),
             num_events=count,
-            events=self._no_events(),
+            events=() if self.event is None else EventOutcome.none(start, problem.y, self.event.max_events),
             reached=start,
             step_size=step_size,
             stiffness=tf.zeros_like(start),
         )
 
-    def _first_step_size(self):
-        """The first step of the first segment, each later one goes on with the size of the last; and its evaluations."""
+    def _first_step(self):
+        """The first derivative, the first step of the first segment (each later one goes on with the size of the last), and
+        the evaluations for both."""
         problem = self.problem
         frozen = tf.nest.map_structure(tf.stop_gradient, (problem.y, problem.parameters))
         field = stage_field(problem._replace(parameters=frozen[1]))
         derivative = field(self.clock.start, frozen[0]).derivative
         size, evaluations = first_step_size(field, self.clock, frozen[0], derivative, problem.method, problem.controlled)
-        return size, evaluations + 1
+        return derivative, size, evaluations + 1
+
+    def _first_sides(self, derivative):
+        """Where an event function is zero at the start, an event that has a direction is still to come; otherwise the
+        function is on the side to which it leads."""
+        if self.event is None:
+            return ()
+        sides = []
+        for function, direction in zip(self.event.bound(self.parameters[0]), self.event.directions, strict=True):
+            point = self.clock.start, self.problem.y
+            value = tf.stop_gradient(function(*point))
+            if direction:
+                side = tf.constant(-direction, value.dtype)
+            else:
+                side = EventFunction(function, (), self.clock, self.problem.method.per_sample).side(*point, derivative)
+            sides.append(tf.where(value == 0, side, tf.sign(value)))
+        return tf.stack(sides)
 
     def advance(self, progress):
         """Solves one segment."""
         target, from_jump, to_jump = self._next_target(progress.time)
         start = _shifted(progress.time, target, from_jump & progress.active)
-        stop = _shifted(target, progress.time, to_jump & progress.active)
-        stop = tf.where(progress.active, stop, progress.time)
+        limit = _shifted(target, progress.time, to_jump & progress.active)
+        limit = tf.where(progress.active, limit, progress.time)
         start = tf.where(progress.active, start, progress.time)
-        found, evaluations = tf.zeros_like(progress.active), 0
-        if self.event is not None:
-            found, which, stop, evaluations = self._find(progress, start, stop)
-        times = self.problem.times
-        segment = self.problem._replace(
-            times=tf.concat([start[None], _clip(times[1:-1], start, stop), stop[None]], axis=0),
-            y=progress.y,
-            method=self._method(progress),
-            times_vary=True,
+        root = None if self.event is None else self._find(progress, start, limit)
+        stop = limit if root is None else root.time
+        outcome = self.adjoint.solve(
+            self.problem._replace(
+                times=tf.concat([start[None], self._saved_times(progress, target, start, stop), stop[None]], axis=0),
+                y=progress.y,
+                method=self._method(progress),
+                times_vary=True,
+            )
         )
-        outcome = self.adjoint.solve(segment)
-        outcome = outcome._replace(num_evaluations=outcome.num_evaluations + evaluations)
-        y = tuple(leaf[-1] for leaf in outcome.ys)
-        time = tf.where(found | ~progress.active, stop, target)
-        events = progress.events
-        if self.event is not None:
-            time, before = self._differentiable(found, which, time, y)
-            events = self._note(found, progress, time, before)
-            y = self._after(found, time, before)
-        return self._progress(progress, outcome, found, time, y, events)
+        target = tf.where(progress.active, target, stop)
+        if root is None:
+            never = tf.zeros_like(progress.active)
+            ended = _Ended(target, _last(outcome), never, never, outcome.status, 0, (), ())
+        else:
+            ended = self._handle(progress, outcome, root, start, limit, target)
+        return self._progress(progress, outcome, ended)
 
-    def _progress(self, progress, outcome, found, time, y, events):
-        """The progress after a segment with this outcome, which ended at `time`; the solve goes on with `y`."""
-        failed = outcome.status != int(Status.SUCCESS)
-        last = self._is_last(found, progress.num_events)
-        done = self._since(time) >= self.clock.duration
+    def _progress(self, progress, outcome, ended):
+        """The progress after a segment with this outcome, which ended so."""
+        active, time = progress.active, ended.time
+        failed, done = ended.status != int(Status.SUCCESS), self._since(time) >= self.clock.duration
         saved = self._since(self.problem.times)
-        within = (saved > self._since(progress.time)) & (saved <= self._since(time)) & progress.active
-        status = tf.where(failed, outcome.status, tf.where(last, int(Status.EVENT), int(Status.SUCCESS)))
-        counts = (outcome.num_steps, outcome.num_accepted, outcome.num_evaluations)
+        within = (saved > progress.saved) & (saved <= self._since(time)) & active
+        status = tf.where(ended.last & ~failed, int(Status.EVENT), ended.status)
+        counts = (outcome.num_steps, outcome.num_accepted, outcome.num_evaluations + ended.evaluations)
         return _Progress(
             time=time,
-            y=tree.where(failed, outcome.y, y),
+            y=tree.where(outcome.status != int(Status.SUCCESS), outcome.y, ended.y),
             ys=tuple(tf.where(tree.expand(within, a), b, a) for a, b in zip(progress.ys, outcome.ys, strict=True)),
-            status=tf.where(progress.active, status, progress.status),
-            active=progress.active & ~failed & ~last & ~done,
-            reset=tf.where(progress.active, found, progress.reset),
-            counts=tuple(a + tf.where(progress.active, b, 0) for a, b in zip(progress.counts, counts, strict=True)),
-            num_events=progress.num_events + tf.cast(found, tf.int32),
-            events=events,
-            reached=tf.where(progress.active, outcome.time, progress.reached),
-            step_size=tf.where(progress.active, outcome.step_size, progress.step_size),
+            saved=tf.where(active, self._since(time), progress.saved),
+            status=tf.where(active, status, progress.status),
+            active=active & ~failed & ~ended.last & ~done,
+            handled=tf.where(active, ended.handled, progress.handled),
+            sides=ended.sides,
+            counts=tuple(a + tf.where(active, b, 0) for a, b in zip(progress.counts, counts, strict=True)),
+            num_events=progress.num_events + tf.cast(ended.handled, tf.int32),
+            events=ended.events,
+            reached=tf.where(active, outcome.time, progress.reached),
+            step_size=tf.where(active, outcome.step_size, progress.step_size),
             stiffness=tf.maximum(progress.stiffness, outcome.stiffness),
         )
 
@@ -214,93 +267,102 @@ class _Segments:
         target = tf.where(to_jump, tf.reduce_max(tf.where(nearest, jumps, -np.inf), axis=0), end)
         return target, tf.reduce_any(jumps == time, axis=0), to_jump
 
-    def _find(self, progress, start, stop):
-        """Whether, which and where an event happens between two times, and the evaluations; without a gradient."""
+    def _saved_times(self, progress, target, start, stop):
+        """The times between the first and the last, cut to a segment; those that fall into it keep their derivative, also
+        where one is an end of the segment."""
+        times = self.problem.times[1:-1]
+        since = self._since(times)
+        within = (since > progress.saved) & (since <= self._since(target)) & progress.active
+        return tf.stop_gradient(_clip(times, start, stop)) + tf.where(within, times - tf.stop_gradient(times), 0)
+
+    def _find(self, progress, start, limit):
+        """The `_Root` between two times, without a gradient."""
         problem = self.problem
         detect = progress.active & ~self._has_all(progress.num_events)
-        start, stop, y = tf.nest.map_structure(tf.stop_gradient, (start, stop, progress.y))
+        start, stop, y = tf.nest.map_structure(tf.stop_gradient, (start, limit, progress.y))
         parameters, event_parameters = tf.nest.map_structure(tf.stop_gradient, (problem.parameters, self.parameters))
-        frozen = problem._replace(parameters=parameters)
-
         finder = RootFinder(
-            lambda t, y: self.event.values(t, y, event_parameters[0]),
+            self.event.bound(event_parameters[0]),
             self.event.directions,
+            self.event.probes,
             problem.method.solver,
             Clock(start, stop),
             y,
-            progress.reset,
+            tf.stop_gradient(progress.sides),
+            progress.handled,
         )
-        target = tf.where(detect, stop, start)
         result = integrate(
-            stage_field(frozen),
+            stage_field(problem._replace(parameters=parameters)),
             start,
-            target,
+            tf.where(detect, stop, start),
             y,
             self._method(progress),
             observers=(finder,),
             dense=True,
-            halts=lambda state: state.found,
+            halts=lambda state: state.found | state.broken,
         )
         state = tf.nest.map_structure(tf.stop_gradient, result.observed[-1])
-        found = state.found & detect
-        # The derivative at the event is one more.
-        evaluations = tf.where(detect, result.num_evaluations, 0) + 1
-        return found, state.which, tf.where(found, start + self.clock.direction * state.since, stop), evaluations
+        found, broken = state.found & detect, state.broken & detect
+        time = start + self.clock.direction * state.since
+        # An event at the very end leaves the end its derivative.
+        time = tf.where((found | broken) & (time != stop), time, limit)
+        evaluations = tf.where(detect, result.num_evaluations, 0)
+        return _Root(found, broken, time, state.which, state.side, state.sides, evaluations)
 
-    def _differentiable(self, found, which, time, y):
-        """The event's time and state with their derivatives, by one step of Newton's method at the root."""
-        problem = self.problem
-
-        def event_value():
-            return tree.take(self.event.values(time, y, self.parameters[0]), which)
-
-        slope = problem.field(time, y, problem.parameters)
-        with tf.GradientTape() as tape:
-            tape.watch((time, y))
-            value = event_value()
-        by_time, by_y = tape.gradient(value, (time, y), unconnected_gradients="zero")
-        rate = by_time + tree.dot(by_y, slope, problem.method.per_sample, time.dtype)
-        rate = tf.stop_gradient(tf.where(found & (rate != 0), rate, 1))
-        shift = tf.where(found, -event_value() / rate, 0)
-        return time + shift, tree.add_scaled(y, shift, [tf.stop_gradient(leaf) for leaf in slope])
-
-    def _no_events(self):
-        if self.event is None:
-            return ()
-        start, count = self.clock.start, self.event.max_events
-
-        def none(leaf):
-            return tf.fill(tf.concat([[count], tf.shape(leaf)], axis=0), tf.constant(np.nan, leaf.dtype))
-
-        return EventOutcome(none(start), tuple(none(leaf) for leaf in self.problem.y))
-
-    def _note(self, found, progress, time, y):
-        """The events with the one just found."""
-        here = tf.reshape(tf.range(self.event.max_events), [-1] + [1] * time.shape.rank) == progress.num_events
-        here &= found
-
-        def put(old, new):
-            return tf.where(tree.expand(here, old), new[None], old)
-
-        events = progress.events
-        return EventOutcome(
-            put(events.times, time), tuple(put(a, b) for a, b in zip(events.states, y, strict=True))
+    def _handle(self, progress, outcome, root, start, limit, target):
+        """What becomes of a segment that ended at a root, or at its `target` without one."""
+        problem, event = self.problem, self.event
+        y, failed = _last(outcome), outcome.status != int(Status.SUCCESS)
+        function = EventFunction(
+            lambda t, y: tree.take(event.values(t, y, self.parameters[0]), root.which),
+            self.parameters[0],
+            self.clock,
+            problem.method.per_sample,
         )
-
-    def _after(self, found, time, y):
-        """The state with which the solve goes on."""
-        if self.event.reset is None:
-            return y
-        return tree.where(found, self.event.reset(tree.expand(time, y[0]), y, self.parameters[1]), y)
+        stop, reach = tf.stop_gradient(root.time), farthest(outcome.step_size)
+        reaches = (tf.minimum(tf.abs(stop - tf.stop_gradient(x)), reach) for x in (start, limit))
+        # Where nothing happened, a derivative that is infinite at the end must not matter.
+        near = [tree.where(root.found, x, tf.nest.map_structure(tf.stop_gradient, x)) for x in ((root.time,), y)]
+        (time,), event_y = near
+        slope = problem.field(time, event_y, problem.parameters)
+        happened = function.happened(root.found, root.side, time, event_y, slope, *reaches)
+        again = root.found & progress.handled & is_same_time(happened.time, progress.time)
+        handled = root.found & ~again & ~failed
+        trouble = tf.where(again, int(EventTrouble.AGAIN), tf.where(root.broken, int(EventTrouble.NOT_A_NUMBER), 0))
+        status = tf.where(again, int(Status.STEP_TOO_SMALL), tf.where(root.broken, int(Status.NON_FINITE), outcome.status))
+        time, y, side, evaluations = happened.time, tree.where(root.found, happened.y, y), root.side, root.evaluations + 1
+        if event.reset is not None:
+            time = happened.event_time
+            reset = event.reset(tree.expand(time, y[0]), happened.event_y, self.parameters[1])
+            y = tree.where(handled, reset, y)
+            slope = problem.field(time, y, problem.parameters)
+            side, evaluations = function.side_after(happened, side, time, y, slope), evaluations + 1
+        return _Ended(
+            time=tf.where(root.found | root.broken, time, target),
+            y=y,
+            handled=handled,
+            last=self._is_last(handled, progress.num_events),
+            status=tf.where(failed, outcome.status, status),
+            evaluations=evaluations,
+            sides=tf.where(root.found, side, root.sides),
+            events=progress.events.noted(
+                handled, progress.num_events, happened, root.which, tf.where(progress.active & ~failed, trouble, 0)
+            ),
+        )
 
     def _has_all(self, num_events):
         return num_events >= self.event.max_events
 
-    def _is_last(self, found, num_events):
+    def _is_last(self, handled, num_events):
         """Whether the event ends the solve: a terminal one, and the last that may reset the state."""
-        if self.event is None or not (self.event.terminal or self.event.reset is not None):
-            return tf.zeros_like(found)
-        return found & self._has_all(num_events + 1)
+        if not (self.event.terminal or self.event.reset is not None):
+            return tf.zeros_like(handled)
+        return handled & self._has_all(num_events + 1)
+
+
+def _last(outcome):
+    """The state at the end of a segment."""
+    return tuple(leaf[-1] for leaf in outcome.ys)
 
 
 def _shifted(time, toward, shift):

@@ -23,6 +23,8 @@ class Solution(NamedTuple):
             `[max_events, B]`. NaN where there was none. `None` without an event.
         event_state: The state then (before a reset), a nest like `y0` with the axes of `event_time`.
         dense: A `DenseOutput` with `dense=True`, else `None`.
+        event_index: int32, with the shape of `event_time`: which event of a list happened, `-1` where none did. `None` without
+            an event.
     """
 
     ts: tf.Tensor
@@ -32,6 +34,7 @@ class Solution(NamedTuple):
     event_time: Any = None
     event_state: Any = None
     dense: DenseOutput | None = None
+    event_index: Any = None
 
     def evaluate(self, t):
         """The state anywhere in the interval; NaN outside it.
@@ -45,7 +48,8 @@ class Solution(NamedTuple):
         Raises:
             ValueError: If the solve was not asked for dense output.
         """
-        return tf.nest.pack_sequence_as(self.ys, self._checked_dense().evaluate(t))
+        start = tuple(leaf[0] for leaf in tf.nest.flatten(self.ys))
+        return tf.nest.pack_sequence_as(self.ys, self._checked_dense().evaluate(t, start))
 
     def derivative(self, t):
         """The derivative of `evaluate` by time; arguments and shapes are the same."""

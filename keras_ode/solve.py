@@ -72,7 +72,7 @@ def solve(
             Defaults to `False`: all share their steps. A row that fails makes its own gradients NaN, and those of what
             the rows share, which are sums over rows.
         event: A `keras_ode.Event`, or a list of them, of which the earliest wins. The solution then has `event_time` and
-            `event_state`, which are differentiable; states after a terminal event are NaN.
+            `event_state`, which are differentiable, and `event_index`; states after a terminal event are NaN.
         jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: a step ends right before each
             and the next begins right after it. Differentiable.
         dense: Whether the solution shall have `evaluate(t)` and `derivative(t)` anywhere in the interval. Room for
@@ -183,7 +183,7 @@ def solve_in_mode(
     segments = _segments(event, jump_times, problem, y0)
     outcome, events = _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress)
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
-        raise_on_failure(problem, outcome)
+        raise_on_failure(problem, outcome, events)
     totals = outcome.ys[len(outcome.ys) - len(regularizers) :]
     return _solution(ts, y0, problem, outcome, events), tuple(total[-1] for total in totals)
 
@@ -204,6 +204,7 @@ def _solution(ts, y0, problem, outcome, events):
         event_time=None if events is None else events.times,
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
         dense=DenseOutput(*outcome.output, outcome.dense) if problem.dense else None,
+        event_index=None if events is None else events.indices,
     )
 
 

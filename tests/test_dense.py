@@ -83,6 +83,22 @@ def test_rows_are_evaluated_at_times_of_their_own():
     np.testing.assert_allclose(slopes, -values, rtol=1e-4)
 
 
+@ADJOINTS
+def test_row_over_no_time_is_evaluated_as_its_start(adjoint):
+    start, times = tf.constant([[1.0], [2.0]], tf.float64), tf.constant([[0.5], [1.0]], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch((start, times))
+        options = {"dense": True, "max_steps": 50, "per_sample": True, "adjoint": adjoint, **TIGHT}
+        solution = keras_ode.solve(lambda y: -y, start, [[0.0, 1.0], [1.0, 1.0]], **options)
+        values = solution.evaluate(times)
+    np.testing.assert_allclose(values[0, :, 0], [np.exp(-0.5), 2], rtol=1e-6)
+    by_start, by_times = tape.gradient(values, (start, times))
+    np.testing.assert_allclose(by_start, [[np.exp(-0.5)], [1]], rtol=1e-6)
+    # There is no other time at which that row could be evaluated: a derivative does not exist.
+    np.testing.assert_allclose(by_times, [[-np.exp(-0.5)], [np.nan]], rtol=1e-4)
+    np.testing.assert_array_equal(np.isnan(solution.evaluate([[0.5], [1.1]])[0, :, 0]), [False, True])
+
+
 def test_dense_output_is_nan_outside_the_interval():
     solution = solve(max_steps=100, **TIGHT)
     outside = np.isnan(solution.evaluate([-0.1, 0.0, 2.0, 2.1])[:, 0])

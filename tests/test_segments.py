@@ -65,6 +65,18 @@ def test_gradients_through_jumps_are_those_of_the_closed_form(adjoint):
     np.testing.assert_allclose(by_jumps, [10 * np.exp(-0.9), -10 * np.exp(-2.1)], rtol=1e-6)
 
 
+@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed"])
+def test_saved_time_on_a_jump_keeps_its_derivative(adjoint):
+    times, jumps = tf.constant([0.0, 0.5, 1.0], tf.float64), tf.constant([0.5], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch((times, jumps))
+        options = {"jump_times": jumps, "adjoint": adjoint, **TIGHT}
+        saved = keras_ode.solve(lambda y: tf.fill(tf.shape(y), tf.constant(2.0, y.dtype)), ONE, times, **options).ys[1, 0]
+    by_times, by_jumps = tape.gradient(saved, (times, jumps))
+    np.testing.assert_allclose(by_times, [-2, 2, 0], atol=1e-12)
+    np.testing.assert_allclose(by_jumps, [0], atol=1e-12)
+
+
 @pytest.mark.parametrize(("adjoint", "kept"), [("interpolating", 0.5), ("backsolve", 0.5), ("checkpointed", 0.7)])
 def test_jump_times_save_evaluations_forward_and_backward(adjoint, kept):
     def evaluations(jump_times):
