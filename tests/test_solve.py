@@ -141,6 +141,14 @@ def test_many_float32_steps_add_up_without_drift(start):
     assert float(solution.ys[-1, 0]) == pytest.approx(np.exp(-3), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype, duration", [("float32", 1e12), ("float64", 1e30), ("float32", 1e-12)])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_slow_and_fast_dynamics_are_solved_in_few_steps(dtype, duration, start):
+    solution = solve(lambda t, y: (0.5 - y) / duration, tf.constant([start], dtype), [0.0, duration])
+    np.testing.assert_allclose(solution.ys[-1], [0.5 + (start - 0.5) * np.exp(-1)], rtol=2e-3)
+    assert int(solution.stats["num_steps"]) < 15
+
+
 @pytest.mark.parametrize("shape", [[], [3], [2, 3, 4], [0, 2]])
 def test_state_may_have_any_shape(shape):
     solution = solve(decay, tf.ones(shape), [0.0, 0.5, 1.0])
