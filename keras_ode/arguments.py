@@ -1,12 +1,13 @@
 """What users ask of a solve, checked and made into what the loop takes. Errors quote what was received."""
 
 import numbers
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_ode import adjoints, controllers, solvers, tree
-from keras_ode.closure import is_watched
+from keras_ode.closure import is_watched, no_autocast
 from keras_ode.controllers import Tolerance
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
@@ -64,6 +65,19 @@ def check_times(t, per_sample=False):
         raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
 
 
+def check_rounded(times):
+    """Refuses `Times` of which rounding makes some equal, for solves that subtract them afterwards."""
+    known = [tf.get_static_value(x) for x in (times.times, times.elapsed)]
+    if any(x is None for x in known):
+        return
+    rounded, elapsed = (x[..., 1:] == x[..., :-1] for x in known)
+    if np.any(rounded & ~elapsed):
+        raise ValueError(
+            f"With event or jump_times, the times must differ in {times.times.dtype.name}: count them from the start of the "
+            f"solve, or solve in float64. Received: t={known[0]!r}, with differences {np.diff(known[1])!r}"
+        )
+
+
 def _are_monotone(t, xp):
     """Whether times, or rows of times, are strictly monotone; rows may be padded with their last time."""
     steps = t[..., 1:] - t[..., :-1]
@@ -74,7 +88,28 @@ def _are_monotone(t, xp):
     return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
 
 
-def times_of_rows(times, leaves):
+class Times(NamedTuple):
+    """The times of a solve in the precision of its state, in which they are rounded after they are subtracted.
+
+    Attributes:
+        times: `[T]` or `[B, T]`.
+        elapsed: The same since the first, negative where the solve goes back in time.
+        lost: What rounding took from the first: a scalar, or `[B]`.
+        vary: Whether they may need a gradient.
+    """
+
+    times: tf.Tensor
+    elapsed: tf.Tensor
+    lost: tf.Tensor
+    vary: bool
+
+    def of_rows(self, leaves):
+        """Those of each row of a state with its own steps: `[T, B]`, and `[B]`."""
+        times, elapsed = _of_rows(self.times, leaves), _of_rows(self.elapsed, leaves)
+        return Times(times, elapsed, self.lost + tf.zeros_like(times[0]), self.vary)
+
+
+def _of_rows(times, leaves):
     """Times `[T, B]`: every row its own, or all the same."""
     batch = tf.shape(leaves[0])[0]
     if times.shape.rank == 2:
@@ -100,28 +135,45 @@ def checked_state(y0, per_sample):
 
 
 def checked_times(t, dtype, per_sample):
-    """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
-    times = as_times(t, "t", dtype)
+    """The `Times`. Those known in advance are checked here; others are NaN where they are wrong."""
+    times = _exact_times(t, "t", dtype)
+    if times.shape.rank == 0:  # the end alone
+        times = tf.stack([tf.zeros_like(times), times])
+    # Tapes that are not there yet may watch what is a tensor already.
+    vary = tf.executing_eagerly() and is_watched(times) or not tf.executing_eagerly() and tree.holds_tensors(t)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
     if known is not None:
         check_times(known, per_sample)
-        varies = tf.executing_eagerly() and is_watched(times)
-        return times, varies
-    if times.shape.rank not in ((1, 2) if per_sample else (1,)) or times.shape[-1] == 1:
+        if not vary:
+            times = known
+    elif times.shape.rank not in ((1, 2) if per_sample else (1,)) or times.shape[-1] == 1:
         raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
-    monotone = _are_monotone(times, tf)
-    return tf.where(monotone[..., None] if times.shape.rank == 2 else monotone, times, tf.constant(np.nan, dtype)), True
+    else:
+        monotone = _are_monotone(times, tf)
+        monotone = monotone[..., None] if times.shape.rank == 2 else monotone
+        times = tf.where(monotone, times, tf.constant(np.nan, times.dtype))
+    high, lost = tree.rounded(times, dtype)
+    elapsed, _ = tree.rounded(times - times[..., :1], dtype)
+    return Times(high, elapsed, lost[..., 0], vary)
 
 
 def as_times(t, name, dtype):
     """Times as a tensor."""
+    return tf.cast(_exact_times(t, name, dtype), dtype)
+
+
+def _exact_times(t, name, dtype):
+    """Times as a tensor of at least the precision of `dtype`, or of their own where that is higher."""
     try:
-        times = tree.as_tensor(t)
+        with no_autocast():
+            times = tree.as_tensor(t)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be real numbers. Received: {t!r}") from error
     if not _is_real(times.dtype):
         raise TypeError(f"{name} must be real numbers. Received: {t!r}")
-    return tf.cast(times, dtype)
+    if times.dtype.is_integer:
+        times = tf.cast(times, tf.float64)
+    return times if times.dtype.size > dtype.size else tf.cast(times, dtype)
 
 
 def _is_real(dtype):

@@ -4,8 +4,9 @@ A leaf of a polynomial has the shape of the state's leaf with one more axis behi
 theta^1, ...`, where `theta` is the fraction of the step.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
@@ -19,6 +20,8 @@ class DenseOutput(NamedTuple):
         num_steps: How many steps there are.
         untils: Where each ended, since the start: `[S]` or `[S, B]`.
         polynomials: Leaves `[S, ..., degree + 1]`.
+        lost: What rounding took from `start`.
+        direction: The sign of the solve's time; empty where it is that of `end` less `start`.
     """
 
     start: tf.Tensor
@@ -26,6 +29,8 @@ class DenseOutput(NamedTuple):
     num_steps: tf.Tensor
     untils: tf.Tensor
     polynomials: tuple
+    lost: Any = 0.0
+    direction: Any = ()
 
     def evaluate(self, t):
         """The state at times `t`: see `Solution.evaluate`."""
@@ -33,23 +38,31 @@ class DenseOutput(NamedTuple):
 
     def derivative(self, t):
         """Its derivative by time there."""
-        direction = tf.sign(self.end - self.start)
-        return self._at(t, lambda polynomials, theta, length: tree.scale(direction / length, slope(polynomials, theta)))
+        sign = self._sign()
+        return self._at(t, lambda polynomials, theta, length: tree.scale(sign / length, slope(polynomials, theta)))
 
     def _at(self, t, read):
         """What `read` makes of the polynomials, the fraction, and the length of the step for each time."""
-        t = tf.cast(tree.as_tensor(t), self.start.dtype)
+        t = tree.as_tensor(t) if tree.holds_tensors(t) else np.asarray(t, "float64")
+        t, lost = tree.rounded(t, self.start.dtype)
         if self.start.shape.rank == 0:
-            flat = tf.map_fn(lambda x: self._one(x, read), tf.reshape(t, [-1]), fn_output_signature=self._signature())
+            since = tf.reshape(self._since(t, lost), [-1])
+            flat = tf.map_fn(lambda x: self._one(x, read), since, fn_output_signature=self._signature())
             return tuple(tf.reshape(x, tf.concat([tf.shape(t), tf.shape(x)[1:]], axis=0)) for x in flat)
         if t.shape.rank == 0:
-            return self._one(tf.broadcast_to(t, tf.shape(self.start)), read)
-        rows = tf.transpose(t) if t.shape.rank == 2 else tf.tile(t[:, None], [1, tf.shape(self.start)[0]])
-        return tf.map_fn(lambda x: self._one(x, read), rows, fn_output_signature=self._signature())
+            return self._one(self._since(t, lost), read)
+        rows = (tf.transpose(x) if x.shape.rank == 2 else x[:, None] for x in (t, lost))
+        return tf.map_fn(lambda x: self._one(x, read), self._since(*rows), fn_output_signature=self._signature())
 
-    def _one(self, t, read):
+    def _sign(self):
+        return tf.sign(self.end - self.start) if isinstance(self.direction, tuple) else self.direction
+
+    def _since(self, t, lost):
+        """Times since the start of the solve, from their rounded values and what rounding took from them."""
         # The polynomials move with the start; the time within them does not.
-        since = tf.sign(self.end - self.start) * (t - tf.stop_gradient(self.start))
+        return self._sign() * ((t - tf.stop_gradient(self.start)) + (lost - self.lost))
+
+    def _one(self, since, read):
         n = tf.reduce_sum(tf.cast(self.untils < since, tf.int32), axis=0)
         n = tf.clip_by_value(n, 0, tf.maximum(self.num_steps - 1, 0))
         begin = tf.where(n > 0, tree.take(self.untils, tf.maximum(n - 1, 0)), 0)

@@ -64,12 +64,18 @@ class Result(NamedTuple):
 
 
 class Clock:
-    """Time since the start of a solve, never negative, and the time itself."""
+    """Time since the start of a solve, never negative, and the time itself.
 
-    def __init__(self, start, end):
+    Args:
+        start, end: The first and the last time, scalars or `[B]`.
+        span: The last less the first, where rounding both would have changed that.
+    """
+
+    def __init__(self, start, end, span=None):
         self.start, self.end = start, end
-        self.duration = tf.abs(end - start)
-        self.direction = tf.sign(end - start)
+        span = end - start if span is None else span
+        self.duration = tf.abs(span)
+        self.direction = tf.sign(span)
 
     def time(self, since):
         """Never beyond the end by rounding; and where the end is reached, exactly that."""
@@ -105,6 +111,7 @@ def integrate(
     y,
     method,
     *,
+    span=None,
     integral=(),
     stops=None,
     observers=(),
@@ -120,6 +127,7 @@ def integrate(
         start, end: Scalars, or `[B]` with `method.per_sample`; in either order.
         y: The leaves at `start`.
         method: A `Method`.
+        span: `end` less `start`, where that is known better: see `Clock`.
         integral: The leaves to which the field's integrand is added.
         stops: Times since the start, the duration among them: a step that would pass some of them ends on the last of
             those, unless that would make it much shorter. `None`: the end alone.
@@ -132,7 +140,7 @@ def integrate(
     Returns:
         A `Result`.
     """
-    run = _Run(field, start, end, method, stops, observers, dense, halts, controlled)
+    run = _Run(field, Clock(start, end, span), method, stops, observers, dense, halts, controlled)
     loop = run.first(y, integral)
     loop = tree.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
@@ -146,13 +154,12 @@ def integrate(
 class _Run:
     """One integration: the body of the loop and what stays the same in it."""
 
-    def __init__(self, field, start, end, method, stops, observers, dense, halts, controlled):
+    def __init__(self, field, clock, method, stops, observers, dense, halts, controlled):
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
         self.controlled = controlled
-        self.clock = Clock(start, end)
-        self.duration = self.clock.duration
+        self.clock, self.duration = clock, clock.duration
         self.stops = stops
-        self.epsilon = np.finfo(start.dtype.as_numpy_dtype).eps
+        self.epsilon = np.finfo(clock.start.dtype.as_numpy_dtype).eps
 
     def first(self, y, integral):
         method, zero = self.method, tf.zeros_like(self.duration)

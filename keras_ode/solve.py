@@ -54,8 +54,10 @@ def solve(
             behind. `t` is a scalar of the state's dtype; with `per_sample`, `[B, 1, ..., 1]`, which broadcasts against
             the (first leaf of the) state. Returns a nest like `y0`.
         y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them.
-        t: The times, shape `[T]`, two or more, strictly increasing or decreasing. With `per_sample` also `[B, T]`: every
-            row has its own times, in either direction; a row that has fewer is padded by repeating its last.
+        t: The times, shape `[T]`, two or more, strictly increasing or decreasing; one number is the end of a solve from
+            zero. Tensors, variables, and lists of them and numbers get gradients. Times may have a higher precision than
+            the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`: every row has its own
+            times, in either direction; a row that has fewer is padded by repeating its last.
         args: A tuple of further arguments of the dynamics: nests of tensors.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
@@ -159,8 +161,8 @@ def solve_in_mode(
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
-    ts, times_vary = arguments.checked_times(t, dtype, per_sample)
-    times = arguments.times_of_rows(ts, leaves) if per_sample else ts
+    asked = arguments.checked_times(t, dtype, per_sample)
+    times, elapsed, lost, times_vary = asked.of_rows(leaves) if per_sample else asked
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
@@ -181,14 +183,18 @@ def solve_in_mode(
         recorder=recorder,
     )
     segments = _segments(event, jump_times, problem, y0)
+    if segments is None:
+        problem = problem._replace(elapsed=elapsed)
+    else:
+        arguments.check_rounded(asked)
     outcome, events = _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress)
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome)
     totals = outcome.ys[len(outcome.ys) - len(regularizers) :]
-    return _solution(ts, y0, problem, outcome, events), tuple(total[-1] for total in totals)
+    return _solution(asked.times, y0, problem, outcome, events, lost), tuple(total[-1] for total in totals)
 
 
-def _solution(ts, y0, problem, outcome, events):
+def _solution(ts, y0, problem, outcome, events, lost):
     """What the user gets."""
     return Solution(
         ts=ts,
@@ -203,7 +209,7 @@ def _solution(ts, y0, problem, outcome, events):
         status=outcome.status,
         event_time=None if events is None else events.times,
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
-        dense=DenseOutput(*outcome.output, outcome.dense) if problem.dense else None,
+        dense=DenseOutput(*outcome.output, outcome.dense, lost, problem.clock().direction) if problem.dense else None,
     )
 
 

@@ -57,7 +57,7 @@ class Backsolve(FirstOrderAdjoint):
         times, ys = problem.times, outcome.ys
         equation = _Equation(problem)
         method = backward_method(self, problem)
-        stops, stored, impulses = _stored(times, ys, cotangents, self._checkpoints(problem), memory)
+        stops, stored, impulses = _stored(problem.since_start(), ys, cotangents, self._checkpoints(problem), memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses, _MISMATCH)
         drift = _Drift(equation, method, stops, stored)
         # A step that only some samples accept adds to their parameters' cotangents alone: these are summed afterwards.
@@ -69,6 +69,7 @@ class Backsolve(FirstOrderAdjoint):
             times[0],
             tuple(leaf[-1] for leaf in (*ys, *cotangents)),
             method._replace(solver=solver, step_size=outcome.step_size),
+            span=-problem.since_start()[-1],
             integral=equation.no_integral(),
             stops=stops,
             observers=(drift, *((quadrature,) if method.per_sample else ()), *recording),

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import adjoints, configurable, controllers, regularizers, solvers
+from keras_ode import adjoints, configurable, controllers, regularizers, solvers, tree
 from keras_ode.arguments import check_jit_compile, check_times, checked_method
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.dynamics import takes_time
@@ -23,7 +23,8 @@ class ODELayer(keras.Layer):
             returns the derivative of the state, in the state's shape. `t` is a scalar. Weights are found and saved in
             layers and models only, and a function must be registered with
             `keras.saving.register_keras_serializable` to be saved.
-        t: Two or more strictly monotone times; the input is the state at `t[0]`. Defaults to `(0.0, 1.0)`. With
+        t: Two or more strictly monotone times; the input is the state at `t[0]`. One number is the end of a solve from
+            zero. Defaults to `(0.0, 1.0)`. With
             `keras_ode.regularizers.random_end_time`, the last is random in training.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Tolerances of a step: its error is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
@@ -255,10 +256,16 @@ class ODELayer(keras.Layer):
 
 
 def _checked_times(t):
+    if tree.holds_tensors(t):
+        raise TypeError(
+            "The layer's t must be numbers, since a layer keeps no tensors: give times that are tensors or variables where "
+            f"you call it, layer(y, t=...), which also gives them gradients. Received: t={t!r}"
+        )
     try:
         times = np.asarray(t, dtype="float64")
     except (TypeError, ValueError) as error:
         raise TypeError(f"t must be two or more numbers. Received: t={t!r}") from error
+    times = np.stack([0.0 * times, times]) if times.ndim == 0 else times
     check_times(times)
     return times
 
