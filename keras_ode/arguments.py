@@ -11,7 +11,10 @@ from keras_ode.closure import is_watched, no_autocast
 from keras_ode.controllers import Tolerance
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
+from keras_ode.precision import resolution
 
+# Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
+_RESOLUTIONS = 2
 _ON_FAILURE = ("auto", "raise", "nan")
 
 
@@ -32,12 +35,12 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
             raise ValueError(f"{label} must be a number that is not negative. Received: {label}={value!r}")
     if rtol == 0 and atol == 0:
         raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
-    resolution = float(np.finfo(dtype.as_numpy_dtype).eps)
-    if controller.adaptive and 0 < rtol < resolution and atol < resolution:
+    if controller.adaptive and _is_too_fine(rtol, atol, dtype):
         warn(
-            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution:.1e}): steps will fail or be wasted. Use a "
-            "larger rtol, or solve in float64."
+            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution(dtype):.1e}): it is raised to "
+            f"{_finest(dtype):.1e}, twice that. Use a larger rtol, or solve in float64."
         )
+        rtol = _finest(dtype)
     if step_size is None and not controller.adaptive:
         raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
     if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < np.inf):
@@ -88,6 +91,38 @@ def _are_monotone(t, xp):
     return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
 
 
+def resolved(method, rtol, atol, field, leaves):
+    """The method with a relative tolerance that the precision in which the dynamics computes can meet."""
+    inside, result = field.precisions(len(leaves))
+    dtype = max((leaf.dtype for leaf in leaves), key=resolution)
+    if not method.controller.adaptive:
+        return method
+    if _is_too_fine(rtol, atol, result) and resolution(result) > resolution(dtype):
+        warn(
+            f"The dynamics gives derivatives in {result.name}, to about {resolution(result):.1g} of their size, so that "
+            f"rtol={rtol:g} would waste steps: it is raised to {_finest(result):.2g}, twice that. Use a larger rtol, or "
+            f"compute the dynamics in {dtype.name}."
+        )
+        tolerance = method.tolerance._replace(rtol=tf.constant(_finest(result), method.tolerance.rtol.dtype))
+        return method._replace(tolerance=tolerance)
+    if _is_too_fine(rtol, atol, inside) and resolution(inside) > resolution(dtype):
+        warn(
+            f"The dynamics computes in {inside.name} on the way, which resolves about {resolution(inside):.1g} of a number's "
+            f"size, so that rtol={rtol:g} may waste steps. Try rtol={_finest(inside):.2g}, or compute the dynamics in "
+            f"{dtype.name}."
+        )
+    return method
+
+
+def _finest(dtype):
+    """The smallest relative tolerance that steps can meet where the derivatives are of this type."""
+    return _RESOLUTIONS * resolution(dtype)
+
+
+def _is_too_fine(rtol, atol, dtype):
+    return rtol < _finest(dtype) and atol < _finest(dtype)
+
+
 class Times(NamedTuple):
     """The times of a solve in the precision of its state, in which they are rounded after they are subtracted.
 
@@ -119,7 +154,13 @@ def _of_rows(times, leaves):
 
 def checked_state(y0, per_sample):
     def convert(leaf):
-        leaf = tf.convert_to_tensor(leaf)
+        try:
+            leaf = tf.convert_to_tensor(leaf)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "y0 must be a float32 or float64 tensor, or a tuple, list or dict of such tensors (dense ones: "
+                f"tf.sparse.to_dense(y)). Received: {type(leaf).__name__} {leaf!r}"
+            ) from error
         if leaf.dtype not in (tf.float32, tf.float64):
             raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
         if leaf.shape.rank is None:
@@ -128,10 +169,24 @@ def checked_state(y0, per_sample):
             raise ValueError(f"y0 must have rows where per_sample=True, shape [B, ...]. Received: {leaf!r}")
         return leaf
 
-    y0 = tf.nest.map_structure(convert, y0)
+    y0 = tf.nest.map_structure(convert, _with_vectors(y0))
     if not tf.nest.flatten(y0):
         raise ValueError(f"y0 must hold at least one tensor. Received: {y0!r}")
     return y0
+
+
+def _with_vectors(y0):
+    """The state with lists of numbers as what they are: vectors and matrices. Other nests may hold such lists."""
+    if type(y0) is dict:
+        return {name: _with_vectors(x) for name, x in y0.items()}
+    if type(y0) is tuple or isinstance(y0, list) and not all(isinstance(x, numbers.Real) for x in tf.nest.flatten(y0)):
+        return type(y0)(map(_with_vectors, y0))
+    if not isinstance(y0, list) or not y0:
+        return y0
+    try:
+        return tf.convert_to_tensor(y0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A list of numbers as y0 must be a vector, or have rows of one length. Received: {y0!r}") from error
 
 
 def checked_times(t, dtype, per_sample):
@@ -160,6 +215,14 @@ def checked_times(t, dtype, per_sample):
 def as_times(t, name, dtype):
     """Times as a tensor."""
     return tf.cast(_exact_times(t, name, dtype), dtype)
+
+
+def times_in_one(t):
+    """Times, as one tensor where they are a list with tensors in it."""
+    if not isinstance(t, (list, tuple)) or not tree.holds_tensors(t):
+        return t
+    with no_autocast():
+        return tree.as_tensor(t)
 
 
 def _exact_times(t, name, dtype):

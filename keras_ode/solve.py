@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import inspect
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ from keras_ode.adjoints.base import Problem
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.events import ClosedEvent, close_events
+from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.on_step import OnStep
 from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
@@ -23,6 +25,7 @@ _compiled = collections.OrderedDict()
 
 
 @tf.autograph.experimental.do_not_convert
+@explains_keywords
 def solve(
     dynamics,
     y0,
@@ -53,7 +56,7 @@ def solve(
         dynamics: A Keras layer, a model or a function: `f(y)` or `f(t, y)`, told apart by the signature, with `args`
             behind. `t` is a scalar of the state's dtype; with `per_sample`, `[B, 1, ..., 1]`, which broadcasts against
             the (first leaf of the) state. Returns a nest like `y0`.
-        y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them.
+        y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them. A list of numbers is one vector.
         t: The times, shape `[T]`, two or more, strictly increasing or decreasing; one number is the end of a solve from
             zero. Tensors, variables, and lists of them and numbers get gradients. Times may have a higher precision than
             the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`: every row has its own
@@ -127,7 +130,12 @@ def odeint(func, y0, t, **options):
     >>> ys.shape
     TensorShape([3, 1])
     """
+    refuse_unknown("odeint", options, OPTIONS)
     return solve(func, y0, t, **options).ys
+
+
+# What they take besides three arguments.
+OPTIONS = [p.name for p in inspect.signature(solve).parameters.values() if p.kind == p.KEYWORD_ONLY]
 
 
 def solve_in_mode(
@@ -169,6 +177,7 @@ def solve_in_mode(
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     field = _close(dynamics, times[0], y0, args, training, penalties)
+    method = arguments.resolved(method, rtol, atol, field, leaves)
     if penalties is not None:
         leaves = (*leaves, *penalties.leaves)
     problem = Problem(
@@ -228,7 +237,15 @@ def _penalties(regularizers, noise, leaves, method, adjoint):
 def _close(function, t, y0, args, training, penalties):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
-    return dynamics.close(function, t, y0, tuple(args), training, penalties)
+    try:
+        return dynamics.close(function, t, y0, tuple(args), training, penalties)
+    except NotImplementedError as error:
+        if "numpy array" not in str(error):
+            raise
+        raise TypeError(
+            "The dynamics gives a tensor to NumPy, which cannot be traced: use the functions of TensorFlow or keras.ops, "
+            f"tf.sin(y) for np.sin(y). Received: dynamics={function!r}"
+        ) from error
 
 
 class _SegmentsOf(NamedTuple):

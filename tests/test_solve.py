@@ -1,5 +1,6 @@
 """What `solve` promises: accuracy, the same numbers everywhere, and answers to bad input."""
 
+import dataclasses
 import itertools
 
 import hypothesis
@@ -751,6 +752,46 @@ def test_bad_times_are_refused_while_a_graph_is_made(kind):
 def test_bad_state_is_refused_with_what_was_received(y0, words):
     with pytest.raises((ValueError, TypeError), match=f"(?s){words}"):
         solve(lambda t, y: y, y0, [0.0, 1.0])
+
+
+@dataclasses.dataclass
+class Pair:
+    first: float = 1.0
+
+
+@pytest.mark.parametrize("y0", [None, tf.sparse.eye(2), tf.ragged.constant([[1.0], [1.0, 2.0]]), Pair(), [None]], ids=str)
+def test_state_of_a_kind_that_is_no_tensor_is_refused_in_a_sentence(y0):
+    with pytest.raises(TypeError, match="y0 must be a float32 or float64 tensor, or a tuple, list or dict"):
+        solve(decay, y0, [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "dynamics, words",
+    [
+        (lambda y: tf.sparse.from_dense(y), "must return dense tensors.*SparseTensor"),
+        (lambda y: Pair(), "must return dense tensors.*Pair"),
+        (lambda y: np.sin(y), r"gives a tensor to NumPy.*tf.sin\(y\) for np.sin\(y\)"),
+    ],
+)
+def test_derivative_of_a_kind_that_is_no_tensor_is_refused_in_a_sentence(dynamics, words):
+    with pytest.raises(TypeError, match=words):
+        solve(dynamics, ONE, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("y0", [[1.0, 2.0], [[1.0, 2.0], [3.0, 4.0]], [np.float64(1.0), 2.0]], ids=str)
+def test_list_of_numbers_is_one_state(y0):
+    ys = solve(decay, y0, [0.0, 1.0]).ys
+    np.testing.assert_allclose(ys[-1], np.exp(-1) * np.array(y0), rtol=1e-3)
+
+
+def test_lists_of_numbers_in_a_nest_are_its_leaves():
+    ys = solve(lambda y: {"a": -y["a"], "b": (y["b"][0],)}, {"a": [1.0, 2.0], "b": (ONE,)}, [0.0, 1.0]).ys
+    np.testing.assert_allclose(ys["a"][-1], np.exp(-1) * np.array([1, 2]), rtol=1e-3)
+
+
+def test_list_of_rows_of_different_lengths_is_refused():
+    with pytest.raises(ValueError, match=r"rows of one length.*\[\[1.0\], \[1.0, 2.0\]\]"):
+        solve(decay, [[1.0], [1.0, 2.0]], [0.0, 1.0])
 
 
 @pytest.mark.parametrize(

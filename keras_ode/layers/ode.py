@@ -1,14 +1,17 @@
 """The differential equation as a layer."""
 
+import inspect
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_ode import adjoints, configurable, controllers, regularizers, solvers, tree
-from keras_ode.arguments import check_jit_compile, check_times, checked_method
+from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.dynamics import takes_time
-from keras_ode.solve import solve_in_mode
+from keras_ode.names import refuse_known_elsewhere, refuse_unknown
+from keras_ode.solve import OPTIONS, solve_in_mode
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -88,6 +91,7 @@ class ODELayer(keras.Layer):
         regularizer=None,
         **kwargs,
     ):
+        refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
         super().__init__(autocast=False, **kwargs)
         if not callable(dynamics):
             raise TypeError(
@@ -128,6 +132,14 @@ class ODELayer(keras.Layer):
         # A layer that loading calls built may hold layers that are not: so this is done in any case.
         build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y)
 
+    def __call__(self, y, *args, **kwargs):
+        # Keras refuses lists of numbers and tensors before the layer sees them.
+        if args:
+            args = (times_in_one(args[0]), *args[1:])
+        if "t" in kwargs:
+            kwargs["t"] = times_in_one(kwargs["t"])
+        return super().__call__(y, *args, **kwargs)
+
     def call(self, y, t=None, training=None):
         penalized = self.regularizers if training is not False else ()
         noise = self._noise(y) if penalized and self._needs_noise else ()
@@ -161,6 +173,7 @@ class ODELayer(keras.Layer):
         >>> solution.ys.shape
         TensorShape([3, 8, 2])
         """
+        refuse_unknown("ODELayer.solve", options, OPTIONS)
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
         if not self.built:
             self.build(tf.nest.map_structure(lambda leaf: tuple(leaf.shape), y))
