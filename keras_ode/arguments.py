@@ -85,7 +85,9 @@ def _are_monotone(t, xp):
     """Whether times, or rows of times, are strictly monotone; rows may be padded with their last time."""
     steps = t[..., 1:] - t[..., :-1]
     if len(t.shape) == 1:
-        return (steps > 0).all() | (steps < 0).all() if xp is np else tf.reduce_all(steps > 0) | tf.reduce_all(steps < 0)
+        every = xp.all if xp is np else tf.reduce_all
+        monotone = every(steps > 0) | every(steps < 0)
+        return monotone | every(steps == 0) if t.shape[0] == 2 else monotone  # two equal times are no time
     padding = t[..., 1:] == t[..., -1:]
     every = (lambda x: x.all(axis=-1)) if xp is np else (lambda x: tf.reduce_all(x, axis=-1))
     return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
@@ -131,17 +133,19 @@ class Times(NamedTuple):
         elapsed: The same since the first, negative where the solve goes back in time.
         lost: What rounding took from the first: a scalar, or `[B]`.
         vary: Whether they may need a gradient.
+        single: Whether there was one time only, which is here twice.
     """
 
     times: tf.Tensor
     elapsed: tf.Tensor
     lost: tf.Tensor
     vary: bool
+    single: bool
 
     def of_rows(self, leaves):
         """Those of each row of a state with its own steps: `[T, B]`, and `[B]`."""
         times, elapsed = _of_rows(self.times, leaves), _of_rows(self.elapsed, leaves)
-        return Times(times, elapsed, self.lost + tf.zeros_like(times[0]), self.vary)
+        return self._replace(times=times, elapsed=elapsed, lost=self.lost + tf.zeros_like(times[0]))
 
 
 def _of_rows(times, leaves):
@@ -194,6 +198,8 @@ def checked_times(t, dtype, per_sample):
     times = _exact_times(t, "t", dtype)
     if times.shape.rank == 0:  # the end alone
         times = tf.stack([tf.zeros_like(times), times])
+    single = times.shape.rank is not None and times.shape[-1] == 1
+    times = tf.concat([times, times], axis=-1) if single else times
     # Tapes that are not there yet may watch what is a tensor already.
     vary = tf.executing_eagerly() and is_watched(times) or not tf.executing_eagerly() and tree.holds_tensors(t)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
@@ -201,7 +207,7 @@ def checked_times(t, dtype, per_sample):
         check_times(known, per_sample)
         if not vary:
             times = known
-    elif times.shape.rank not in ((1, 2) if per_sample else (1,)) or times.shape[-1] == 1:
+    elif times.shape.rank not in ((1, 2) if per_sample else (1,)):
         raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
     else:
         monotone = _are_monotone(times, tf)
@@ -209,7 +215,7 @@ def checked_times(t, dtype, per_sample):
         times = tf.where(monotone, times, tf.constant(np.nan, times.dtype))
     high, lost = tree.rounded(times, dtype)
     elapsed, _ = tree.rounded(times - times[..., :1], dtype)
-    return Times(high, elapsed, lost[..., 0], vary)
+    return Times(high, elapsed, lost[..., 0], vary, single)
 
 
 def as_times(t, name, dtype):

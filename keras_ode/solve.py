@@ -57,10 +57,10 @@ def solve(
             behind. `t` is a scalar of the state's dtype; with `per_sample`, `[B, 1, ..., 1]`, which broadcasts against
             the (first leaf of the) state. Returns a nest like `y0`.
         y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them. A list of numbers is one vector.
-        t: The times, shape `[T]`, two or more, strictly increasing or decreasing; one number is the end of a solve from
-            zero. Tensors, variables, and lists of them and numbers get gradients. Times may have a higher precision than
-            the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`: every row has its own
-            times, in either direction; a row that has fewer is padded by repeating its last.
+        t: The times, shape `[T]`, strictly increasing or decreasing. One number is the end of a solve from zero; a list of
+            one is that start alone. Tensors, variables, and lists of them and numbers get gradients. Times may have a
+            higher precision than the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`:
+            every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
         args: A tuple of further arguments of the dynamics: nests of tensors.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
@@ -170,7 +170,7 @@ def solve_in_mode(
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
     asked = arguments.checked_times(t, dtype, per_sample)
-    times, elapsed, lost, times_vary = asked.of_rows(leaves) if per_sample else asked
+    times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
@@ -200,7 +200,10 @@ def solve_in_mode(
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome)
     totals = outcome.ys[len(outcome.ys) - len(regularizers) :]
-    return _solution(asked.times, y0, problem, outcome, events, lost), tuple(total[-1] for total in totals)
+    solution = _solution(asked.times, y0, problem, outcome, events, lost)
+    if asked.single:
+        solution = solution._replace(ts=asked.times[..., :1], ys=tf.nest.map_structure(lambda ys: ys[:1], solution.ys))
+    return solution, tuple(total[-1] for total in totals)
 
 
 def _solution(ts, y0, problem, outcome, events, lost):

@@ -260,6 +260,10 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if problem.recorder is not None:
         problem.recorder.forward(result, seen.get("record", ()))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
+    if bound is not None:  # the state moves with the end even where there are no steps
+        span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
+        slope = tuple(tf.where(tf.math.is_finite(x), x, 0) for x in slope)
+        last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
     outcome = Outcome(
