@@ -1,16 +1,20 @@
 """What users ask of a solve, checked and made into what the loop takes. Errors quote what was received."""
 
 import numbers
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_ode import adjoints, controllers, solvers, tree
-from keras_ode.closure import is_watched
+from keras_ode.closure import is_watched, no_autocast
 from keras_ode.controllers import Tolerance
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
+from keras_ode.precision import resolution
 
+# Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
+_RESOLUTIONS = 2
 _ON_FAILURE = ("auto", "raise", "nan")
 
 
@@ -31,12 +35,12 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
             raise ValueError(f"{label} must be a number that is not negative. Received: {label}={value!r}")
     if rtol == 0 and atol == 0:
         raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
-    resolution = float(np.finfo(dtype.as_numpy_dtype).eps)
-    if controller.adaptive and 0 < rtol < resolution and atol < resolution:
+    if controller.adaptive and _is_too_fine(rtol, atol, dtype):
         warn(
-            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution:.1e}): steps will fail or be wasted. Use a "
-            "larger rtol, or solve in float64."
+            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution(dtype):.1e}): it is raised to "
+            f"{_finest(dtype):.1e}, twice that. Use a larger rtol, or solve in float64."
         )
+        rtol = _finest(dtype)
     if step_size is None and not controller.adaptive:
         raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
     if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < np.inf):
@@ -64,17 +68,87 @@ def check_times(t, per_sample=False):
         raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
 
 
+def check_rounded(times):
+    """Refuses `Times` of which rounding makes some equal, for solves that subtract them afterwards."""
+    known = [tf.get_static_value(x) for x in (times.times, times.elapsed)]
+    if any(x is None for x in known):
+        return
+    rounded, elapsed = (x[..., 1:] == x[..., :-1] for x in known)
+    if np.any(rounded & ~elapsed):
+        raise ValueError(
+            f"With event or jump_times, the times must differ in {times.times.dtype.name}: count them from the start of the "
+            f"solve, or solve in float64. Received: t={known[0]!r}, with differences {np.diff(known[1])!r}"
+        )
+
+
 def _are_monotone(t, xp):
     """Whether times, or rows of times, are strictly monotone; rows may be padded with their last time."""
     steps = t[..., 1:] - t[..., :-1]
     if len(t.shape) == 1:
-        return (steps > 0).all() | (steps < 0).all() if xp is np else tf.reduce_all(steps > 0) | tf.reduce_all(steps < 0)
+        every = xp.all if xp is np else tf.reduce_all
+        monotone = every(steps > 0) | every(steps < 0)
+        return monotone | every(steps == 0) if t.shape[0] == 2 else monotone  # two equal times are no time
     padding = t[..., 1:] == t[..., -1:]
     every = (lambda x: x.all(axis=-1)) if xp is np else (lambda x: tf.reduce_all(x, axis=-1))
     return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
 
 
-def times_of_rows(times, leaves):
+def resolved(method, rtol, atol, field, leaves):
+    """The method with a relative tolerance that the precision in which the dynamics computes can meet."""
+    inside, result = field.precisions(len(leaves))
+    dtype = max((leaf.dtype for leaf in leaves), key=resolution)
+    if not method.controller.adaptive:
+        return method
+    if _is_too_fine(rtol, atol, result) and resolution(result) > resolution(dtype):
+        warn(
+            f"The dynamics gives derivatives in {result.name}, to about {resolution(result):.1g} of their size, so that "
+            f"rtol={rtol:g} would waste steps: it is raised to {_finest(result):.2g}, twice that. Use a larger rtol, or "
+            f"compute the dynamics in {dtype.name}."
+        )
+        tolerance = method.tolerance._replace(rtol=tf.constant(_finest(result), method.tolerance.rtol.dtype))
+        return method._replace(tolerance=tolerance)
+    if _is_too_fine(rtol, atol, inside) and resolution(inside) > resolution(dtype):
+        warn(
+            f"The dynamics computes in {inside.name} on the way, which resolves about {resolution(inside):.1g} of a number's "
+            f"size, so that rtol={rtol:g} may waste steps. Try rtol={_finest(inside):.2g}, or compute the dynamics in "
+            f"{dtype.name}."
+        )
+    return method
+
+
+def _finest(dtype):
+    """The smallest relative tolerance that steps can meet where the derivatives are of this type."""
+    return _RESOLUTIONS * resolution(dtype)
+
+
+def _is_too_fine(rtol, atol, dtype):
+    return rtol < _finest(dtype) and atol < _finest(dtype)
+
+
+class Times(NamedTuple):
+    """The times of a solve in the precision of its state, in which they are rounded after they are subtracted.
+
+    Attributes:
+        times: `[T]` or `[B, T]`.
+        elapsed: The same since the first, negative where the solve goes back in time.
+        lost: What rounding took from the first: a scalar, or `[B]`.
+        vary: Whether they may need a gradient.
+        single: Whether there was one time only, which is here twice.
+    """
+
+    times: tf.Tensor
+    elapsed: tf.Tensor
+    lost: tf.Tensor
+    vary: bool
+    single: bool
+
+    def of_rows(self, leaves):
+        """Those of each row of a state with its own steps: `[T, B]`, and `[B]`."""
+        times, elapsed = _of_rows(self.times, leaves), _of_rows(self.elapsed, leaves)
+        return self._replace(times=times, elapsed=elapsed, lost=self.lost + tf.zeros_like(times[0]))
+
+
+def _of_rows(times, leaves):
     """Times `[T, B]`: every row its own, or all the same."""
     batch = tf.shape(leaves[0])[0]
     if times.shape.rank == 2:
@@ -84,7 +158,13 @@ def times_of_rows(times, leaves):
 
 def checked_state(y0, per_sample):
     def convert(leaf):
-        leaf = tf.convert_to_tensor(leaf)
+        try:
+            leaf = tf.convert_to_tensor(leaf)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "y0 must be a float32 or float64 tensor, or a tuple, list or dict of such tensors (dense ones: "
+                f"tf.sparse.to_dense(y)). Received: {type(leaf).__name__} {leaf!r}"
+            ) from error
         if leaf.dtype not in (tf.float32, tf.float64):
             raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
         if leaf.shape.rank is None:
@@ -93,35 +173,76 @@ def checked_state(y0, per_sample):
             raise ValueError(f"y0 must have rows where per_sample=True, shape [B, ...]. Received: {leaf!r}")
         return leaf
 
-    y0 = tf.nest.map_structure(convert, y0)
+    y0 = tf.nest.map_structure(convert, _with_vectors(y0))
     if not tf.nest.flatten(y0):
         raise ValueError(f"y0 must hold at least one tensor. Received: {y0!r}")
     return y0
 
 
+def _with_vectors(y0):
+    """The state with lists of numbers as what they are: vectors and matrices. Other nests may hold such lists."""
+    if type(y0) is dict:
+        return {name: _with_vectors(x) for name, x in y0.items()}
+    if type(y0) is tuple or isinstance(y0, list) and not all(isinstance(x, numbers.Real) for x in tf.nest.flatten(y0)):
+        return type(y0)(map(_with_vectors, y0))
+    if not isinstance(y0, list) or not y0:
+        return y0
+    try:
+        return tf.convert_to_tensor(y0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A list of numbers as y0 must be a vector, or have rows of one length. Received: {y0!r}") from error
+
+
 def checked_times(t, dtype, per_sample):
-    """The times as a tensor, and whether they may need a gradient. Times known in advance are checked here."""
-    times = as_times(t, "t", dtype)
+    """The `Times`. Those known in advance are checked here; others are NaN where they are wrong."""
+    times = _exact_times(t, "t", dtype)
+    if times.shape.rank == 0:  # the end alone
+        times = tf.stack([tf.zeros_like(times), times])
+    single = times.shape.rank is not None and times.shape[-1] == 1
+    times = tf.concat([times, times], axis=-1) if single else times
+    # Tapes that are not there yet may watch what is a tensor already.
+    vary = tf.executing_eagerly() and is_watched(times) or not tf.executing_eagerly() and tree.holds_tensors(t)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
     if known is not None:
         check_times(known, per_sample)
-        varies = tf.executing_eagerly() and is_watched(times)
-        return times, varies
-    if times.shape.rank not in ((1, 2) if per_sample else (1,)) or times.shape[-1] == 1:
+        if not vary:
+            times = known
+    elif times.shape.rank not in ((1, 2) if per_sample else (1,)):
         raise ValueError(f"t must be two or more times, shape [T] with T >= 2. Received a tensor of shape {times.shape}")
-    monotone = _are_monotone(times, tf)
-    return tf.where(monotone[..., None] if times.shape.rank == 2 else monotone, times, tf.constant(np.nan, dtype)), True
+    else:
+        monotone = _are_monotone(times, tf)
+        monotone = monotone[..., None] if times.shape.rank == 2 else monotone
+        times = tf.where(monotone, times, tf.constant(np.nan, times.dtype))
+    high, lost = tree.rounded(times, dtype)
+    elapsed, _ = tree.rounded(times - times[..., :1], dtype)
+    return Times(high, elapsed, lost[..., 0], vary, single)
 
 
 def as_times(t, name, dtype):
     """Times as a tensor."""
+    return tf.cast(_exact_times(t, name, dtype), dtype)
+
+
+def times_in_one(t):
+    """Times, as one tensor where they are a list with tensors in it."""
+    if not isinstance(t, (list, tuple)) or not tree.holds_tensors(t):
+        return t
+    with no_autocast():
+        return tree.as_tensor(t)
+
+
+def _exact_times(t, name, dtype):
+    """Times as a tensor of at least the precision of `dtype`, or of their own where that is higher."""
     try:
-        times = tree.as_tensor(t)
+        with no_autocast():
+            times = tree.as_tensor(t)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be real numbers. Received: {t!r}") from error
     if not _is_real(times.dtype):
         raise TypeError(f"{name} must be real numbers. Received: {t!r}")
-    return tf.cast(times, dtype)
+    if times.dtype.is_integer:
+        times = tf.cast(times, tf.float64)
+    return times if times.dtype.size > dtype.size else tf.cast(times, dtype)
 
 
 def _is_real(dtype):

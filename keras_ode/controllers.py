@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from keras_ode import configurable, tree
 
-
 # A number of rounding errors below which differences mean nothing.
 _ROUNDING_ERRORS = 100
 
@@ -167,17 +166,21 @@ def first_step(field, clock, y, derivative, order, tolerance, per_sample, contro
         return tree.rms([leaf / s for leaf, s in zip(controlled(leaves), scale, strict=True)], per_sample, dtype)
 
     size, slope = norm(y), norm(derivative)
-    trial = tf.where((size < 1e-5) | (slope < 1e-5), tf.constant(1e-6, dtype), 0.01 * size / slope)
+    # The published numbers are for durations and time scales around one; longer ones are measured by themselves.
+    least = tf.maximum(tf.constant(1e-6, dtype), 1e-6 * duration)
+    flat = slope * tf.maximum(tf.ones_like(duration), duration) < 1e-5
+    trial = tf.where((size < 1e-5) | flat, least, 0.01 * size / slope)
     trial = tf.where(tf.math.is_finite(trial), tf.minimum(trial, duration), 1e-6 * duration)
     ahead = tree.add_scaled(y, clock.direction * trial, derivative)
     probe = field(clock.time(trial), ahead, with_integrand=False)
     change = tuple(b - a for a, b in zip(derivative, probe.derivative, strict=True))
     curvature = tf.math.divide_no_nan(norm(change), trial)
-    largest = tf.maximum(slope, curvature)
+    unit = tf.maximum(tf.ones_like(trial), 0.1 * trial)
+    largest = tf.maximum(slope * unit, curvature * unit * unit)
     step = tf.where(
         largest <= 1e-15,
         tf.maximum(tf.constant(1e-6, dtype), trial * 1e-3),
-        (0.01 / largest) ** (1 / order),
+        unit * (0.01 / largest) ** (1 / order),
     )
     step = tf.minimum(100 * trial, step)
     return tf.where(tf.math.is_finite(step) & (step > 0), tf.minimum(step, duration), trial)

@@ -4,7 +4,7 @@ A leaf of a polynomial has the shape of the state's leaf with one more axis behi
 theta^1, ...`, where `theta` is the fraction of the step.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +20,8 @@ class DenseOutput(NamedTuple):
         num_steps: How many steps there are.
         untils: Where each ended, since the start: `[S]` or `[S, B]`.
         polynomials: Leaves `[S, ..., degree + 1]`.
+        lost: What rounding took from `start`.
+        direction: The sign of the solve's time; empty where it is that of `end` less `start`.
     """
 
     start: tf.Tensor
@@ -27,6 +29,8 @@ class DenseOutput(NamedTuple):
     num_steps: tf.Tensor
     untils: tf.Tensor
     polynomials: tuple
+    lost: Any = 0.0
+    direction: Any = ()
 
     def evaluate(self, t, y):
         """The state at times `t`, given the one at the start: see `Solution.evaluate`."""
@@ -34,24 +38,37 @@ class DenseOutput(NamedTuple):
 
     def derivative(self, t):
         """Its derivative by time there."""
-        direction = tf.sign(self.end - self.start)
-        return self._at(t, lambda polynomials, theta, length: tree.scale(direction / length, slope(polynomials, theta)))
+        sign = self._sign()
+        return self._at(t, lambda polynomials, theta, length: tree.scale(sign / length, slope(polynomials, theta)))
 
     def _at(self, t, read, start=None):
         """What `read` makes of the polynomials, the fraction, and the length of the step for each time; where no step was
         taken, it is `start` at the start, and NaN elsewhere."""
-        t = tf.cast(tree.as_tensor(t), self.start.dtype)
+        t = tree.as_tensor(t) if tree.holds_tensors(t) else np.asarray(t, "float64")
+        t, lost = tree.rounded(t, self.start.dtype)
+
+        def one(away):
+            return self._one(away, read, start)
+
         if self.start.shape.rank == 0:
-            flat = tf.map_fn(lambda x: self._one(x, read, start), tf.reshape(t, [-1]), fn_output_signature=self._signature())
+            away = tf.reshape(self._away(t, lost), [-1])
+            flat = tf.map_fn(one, away, fn_output_signature=self._signature())
             return tuple(tf.reshape(x, tf.concat([tf.shape(t), tf.shape(x)[1:]], axis=0)) for x in flat)
         if t.shape.rank == 0:
-            return self._one(tf.broadcast_to(t, tf.shape(self.start)), read, start)
-        rows = tf.transpose(t) if t.shape.rank == 2 else tf.tile(t[:, None], [1, tf.shape(self.start)[0]])
-        return tf.map_fn(lambda x: self._one(x, read, start), rows, fn_output_signature=self._signature())
+            return one(self._away(t, lost))
+        rows = (tf.transpose(x) if x.shape.rank == 2 else x[:, None] for x in (t, lost))
+        return tf.map_fn(one, self._away(*rows), fn_output_signature=self._signature())
 
-    def _one(self, t, read, start):
+    def _sign(self):
+        return tf.sign(self.end - self.start) if isinstance(self.direction, tuple) else self.direction
+
+    def _away(self, t, lost):
+        """Times less that of the start, from their rounded values and what rounding took from them."""
         # The polynomials move with the start; the time within them does not.
-        since = tf.sign(self.end - self.start) * (t - tf.stop_gradient(self.start))
+        return (t - tf.stop_gradient(self.start)) + (lost - self.lost)
+
+    def _one(self, away, read, start):
+        since = self._sign() * away
         n = tf.reduce_sum(tf.cast(self.untils < since, tf.int32), axis=0)
         n = tf.clip_by_value(n, 0, tf.maximum(self.num_steps - 1, 0))
         begin = tf.where(n > 0, tree.take(self.untils, tf.maximum(n - 1, 0)), 0)
@@ -63,9 +80,9 @@ class DenseOutput(NamedTuple):
         inside = (since >= 0) & (since <= reached) & steps
         outside = tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in values)
         if start is not None:
-            outside = tree.where(~steps & (t == self.start), start, outside)
+            outside = tree.where(~steps & (away == 0), start, outside)
             # There the state has no derivative by time.
-            change = tf.math.multiply_no_nan(tf.where(steps, tf.zeros_like(t), np.nan), t - tf.stop_gradient(t))
+            change = tf.math.multiply_no_nan(tf.where(steps, tf.zeros_like(away), np.nan), away - tf.stop_gradient(away))
             outside = tree.add_scaled(outside, change, [tf.ones_like(x) for x in outside])
         return tree.where(inside, values, outside)
 

@@ -49,7 +49,7 @@ def _step_again(problem, outcome, sample, finite):
     """The last step once more; where it is not to be `finite`, as large as it takes."""
     method, field = problem.method, stage_field(problem)
     carry, _ = method.solver.start(field, outcome.time, outcome.y)
-    size = tf.sign(problem.times[-1] - problem.times[0]) * outcome.step_size
+    size = problem.clock().direction * outcome.step_size
     for _ in range(1 if finite else _MOST_TRIES):
         interval = Interval(outcome.time, outcome.time + size, size, tf.zeros_like(size), tf.abs(size))
         step = method.solver.step(field, interval, outcome.y, carry).select(problem.controlled)

@@ -4,6 +4,7 @@ The user's code runs once, traced into a graph. Whatever it reads besides its ar
 its closure) is found in that graph and becomes an explicit input, a *parameter*, so that no gradient is lost to a closure.
 """
 
+import dataclasses
 import hashlib
 import inspect
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_ode import tree
+from keras_ode import precision, tree
 from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient
 
@@ -39,6 +40,11 @@ class PureFunction:
     @property
     def fingerprint(self):
         return *fingerprint(self._function), self.differentiable
+
+    def precisions(self, num_leaves):
+        """The coarsest float type of what is computed from time and state, and that of the results."""
+        graph = self._function.graph
+        return precision.within(graph, graph.inputs[: 1 + num_leaves]), precision.of_results(graph)
 
     @property
     def is_convolutional(self):
@@ -286,6 +292,11 @@ class _Call:
         return [self._checked_leaf(d, y) for d, y in zip(tf.nest.flatten(derivative), leaves, strict=True)]
 
     def _checked_leaf(self, derivative, y):
+        if isinstance(derivative, (tf.SparseTensor, tf.RaggedTensor)) or dataclasses.is_dataclass(derivative):
+            raise TypeError(
+                f"The dynamics '{self._name}' must return dense tensors, or a nest of them like the state. Received: "
+                f"{derivative!r}"
+            )
         if derivative is None:
             raise ValueError(f"The dynamics '{self._name}' must return the derivative of the state. Received: None")
         derivative = tf.convert_to_tensor(derivative)

@@ -64,12 +64,18 @@ class Result(NamedTuple):
 
 
 class Clock:
-    """Time since the start of a solve, never negative, and the time itself."""
+    """Time since the start of a solve, never negative, and the time itself.
 
-    def __init__(self, start, end):
+    Args:
+        start, end: The first and the last time, scalars or `[B]`.
+        span: The last less the first, where rounding both would have changed that.
+    """
+
+    def __init__(self, start, end, span=None):
         self.start, self.end = start, end
-        self.duration = tf.abs(end - start)
-        self.direction = tf.sign(end - start)
+        span = end - start if span is None else span
+        self.duration = tf.abs(span)
+        self.direction = tf.sign(span)
 
     def time(self, since):
         """Never beyond the end by rounding; and where the end is reached, exactly that."""
@@ -105,6 +111,7 @@ def integrate(
     y,
     method,
     *,
+    span=None,
     integral=(),
     integral_weights=(),
     quadrature=None,
@@ -123,6 +130,7 @@ def integrate(
         start, end: Scalars, or `[B]` with `method.per_sample`; in either order.
         y: The leaves at `start`.
         method: A `Method`.
+        span: `end` less `start`, where that is known better: see `Clock`.
         integral: The leaves to which the integral of the field's integrand is added.
         integral_weights: Scalars, one for each leaf of the integral, as `Tolerance.scaled_integral` takes them: the steps are
             then short enough for the integral too. Empty: its error does not count.
@@ -140,8 +148,9 @@ def integrate(
     Returns:
         A `Result`.
     """
-    run = _Run(field, start, end, method, stops, limit, observers, dense, halts, controlled)
-    run.integral_weights, run.quadrature = integral_weights, quadrature
+    clock = Clock(start, end, span)
+    integrator = _Integrator(method, integral_weights, quadrature)
+    run = _Run(field, clock, method, stops, limit, observers, dense, halts, controlled, integrator)
     loop = run.first(y, integral)
     loop = tree.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
@@ -155,13 +164,12 @@ def integrate(
 class _Run:
     """One integration: the body of the loop and what stays the same in it."""
 
-    def __init__(self, field, start, end, method, stops, limit, observers, dense, halts, controlled):
+    def __init__(self, field, clock, method, stops, limit, observers, dense, halts, controlled, integrator):
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
-        self.controlled = controlled
-        self.clock = Clock(start, end)
-        self.duration = self.clock.duration
+        self.controlled, self.integrator = controlled, integrator
+        self.clock, self.duration = clock, clock.duration
         self.stops, self.limit = stops, limit or (lambda since: self.duration)
-        self.epsilon = np.finfo(start.dtype.as_numpy_dtype).eps
+        self.epsilon = np.finfo(clock.start.dtype.as_numpy_dtype).eps
 
     def first(self, y, integral):
         method, zero = self.method, tf.zeros_like(self.duration)
@@ -192,7 +200,7 @@ class _Run:
         until = interval.until
         step = method.solver.step(self.field, interval, loop.y, loop.carry, with_dense=self.dense)
         error = tf.stop_gradient(self._scaled_error(step))
-        error, increment, evaluations = self._integrated(loop, interval, step, error, running)
+        error, increment, evaluations = self.integrator.judge(loop.integral, interval, step, error, running)
         tried = tf.stop_gradient(until - loop.since)
         verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)
         accept = verdict.accept & running
@@ -211,7 +219,7 @@ class _Run:
             since=tf.where(accept, until, loop.since),
             lost=tf.where(accept, lost, loop.lost),
             y=tree.where(accept, step.y, loop.y),
-            integral=self._accumulate(accept, loop.integral, increment),
+            integral=self.integrator.add(accept, loop.integral, increment),
             carry=_where(accept, step.carry, loop.carry),
             step_size=tf.where(running, step_size, loop.step_size),
             control=_where(running, verdict.state, loop.control),
@@ -268,24 +276,6 @@ class _Run:
             error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype)
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
-    def _integrated(self, loop, interval, step, error, running):
-        """The step's error with that of the integral, what the step adds to the integral, and the evaluations for that."""
-        increment, integral_error, evaluations, judged = step.integral, step.integral_error, 0, running
-        adaptive = self.method.controller.adaptive
-        if self.quadrature is not None:
-            judged &= error <= 1 if adaptive else tf.math.is_finite(error)
-            increment, integral_error, evaluations = self.quadrature.over(interval, step, judged)
-        if adaptive and self.integral_weights and integral_error:
-            tolerance = self.method.tolerance
-            of_integral = tolerance.scaled_integral(integral_error, loop.integral, increment, self.integral_weights)
-            error = tf.where(judged, tf.maximum(error, of_integral), error)
-        return error, increment, evaluations
-
-    def _accumulate(self, accept, integral, increment):
-        if not integral:
-            return ()
-        return tf.cond(tf.reduce_any(accept), lambda: tree.add(integral, increment), lambda: integral)
-
     def _status(self, until, step_size, error, accept, num_steps, stuck):
         smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)
         stuck |= ~accept & (not self.method.controller.adaptive) | (step_size < smallest)
@@ -293,6 +283,31 @@ class _Run:
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)
         return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
+
+
+class _Integrator(NamedTuple):
+    """How the integral of a solve goes on, and how its error counts: see `integrate`."""
+
+    method: Method
+    weights: tuple
+    quadrature: Any
+
+    def judge(self, integral, interval, step, error, running):
+        """The step's error with that of the integral, what the step adds to it, and the evaluations that this took."""
+        increment, integral_error, evaluations, judged = step.integral, step.integral_error, 0, running
+        adaptive = self.method.controller.adaptive
+        if self.quadrature is not None:
+            judged &= error <= 1 if adaptive else tf.math.is_finite(error)
+            increment, integral_error, evaluations = self.quadrature.over(interval, step, judged)
+        if adaptive and self.weights and integral_error:
+            of_integral = self.method.tolerance.scaled_integral(integral_error, integral, increment, self.weights)
+            error = tf.where(judged, tf.maximum(error, of_integral), error)
+        return error, increment, evaluations
+
+    def add(self, accept, integral, increment):
+        if not integral:
+            return ()
+        return tf.cond(tf.reduce_any(accept), lambda: tree.add(integral, increment), lambda: integral)
 
 
 def first_step_size(field, clock, y, derivative, method, controlled=tuple):

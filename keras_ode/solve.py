@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import inspect
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ from keras_ode.adjoints.base import Problem
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.events import ClosedEvent, close_events
+from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.on_step import OnStep
 from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
@@ -23,6 +25,7 @@ _compiled = collections.OrderedDict()
 
 
 @tf.autograph.experimental.do_not_convert
+@explains_keywords
 def solve(
     dynamics,
     y0,
@@ -53,9 +56,11 @@ def solve(
         dynamics: A Keras layer, a model or a function: `f(y)` or `f(t, y)`, told apart by the signature, with `args`
             behind. `t` is a scalar of the state's dtype; with `per_sample`, `[B, 1, ..., 1]`, which broadcasts against
             the (first leaf of the) state. Returns a nest like `y0`.
-        y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them.
-        t: The times, shape `[T]`, two or more, strictly increasing or decreasing. With `per_sample` also `[B, T]`: every
-            row has its own times, in either direction; a row that has fewer is padded by repeating its last.
+        y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them. A list of numbers is one vector.
+        t: The times, shape `[T]`, strictly increasing or decreasing. One number is the end of a solve from zero; a list of
+            one is that start alone. Tensors, variables, and lists of them and numbers get gradients. Times may have a
+            higher precision than the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`:
+            every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
         args: A tuple of further arguments of the dynamics: nests of tensors.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
@@ -125,7 +130,12 @@ def odeint(func, y0, t, **options):
     >>> ys.shape
     TensorShape([3, 1])
     """
+    refuse_unknown("odeint", options, OPTIONS)
     return solve(func, y0, t, **options).ys
+
+
+# What they take besides three arguments.
+OPTIONS = [p.name for p in inspect.signature(solve).parameters.values() if p.kind == p.KEYWORD_ONLY]
 
 
 def solve_in_mode(
@@ -159,14 +169,15 @@ def solve_in_mode(
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
-    ts, times_vary = arguments.checked_times(t, dtype, per_sample)
-    times = arguments.times_of_rows(ts, leaves) if per_sample else ts
+    asked = arguments.checked_times(t, dtype, per_sample)
+    times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     field = _close(dynamics, times[0], y0, args, training, penalties)
+    method = arguments.resolved(method, rtol, atol, field, leaves)
     if penalties is not None:
         leaves = (*leaves, *penalties.leaves)
     problem = Problem(
@@ -181,14 +192,21 @@ def solve_in_mode(
         recorder=recorder,
     )
     segments = _segments(event, jump_times, problem, y0)
+    if segments is None:
+        problem = problem._replace(elapsed=elapsed)
+    else:
+        arguments.check_rounded(asked)
     outcome, events = _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress)
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome, events)
     totals = outcome.ys[len(outcome.ys) - len(regularizers) :]
-    return _solution(ts, y0, problem, outcome, events), tuple(total[-1] for total in totals)
+    solution = _solution(asked.times, y0, problem, outcome, events, lost)
+    if asked.single:
+        solution = solution._replace(ts=asked.times[..., :1], ys=tf.nest.map_structure(lambda ys: ys[:1], solution.ys))
+    return solution, tuple(total[-1] for total in totals)
 
 
-def _solution(ts, y0, problem, outcome, events):
+def _solution(ts, y0, problem, outcome, events, lost):
     """What the user gets."""
     return Solution(
         ts=ts,
@@ -203,7 +221,7 @@ def _solution(ts, y0, problem, outcome, events):
         status=outcome.status,
         event_time=None if events is None else events.times,
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
-        dense=DenseOutput(*outcome.output, outcome.dense) if problem.dense else None,
+        dense=DenseOutput(*outcome.output, outcome.dense, lost, problem.clock().direction) if problem.dense else None,
         event_index=None if events is None else events.indices,
     )
 
@@ -223,7 +241,15 @@ def _penalties(regularizers, noise, leaves, method, adjoint):
 def _close(function, t, y0, args, training, penalties):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
-    return dynamics.close(function, t, y0, tuple(args), training, penalties)
+    try:
+        return dynamics.close(function, t, y0, tuple(args), training, penalties)
+    except NotImplementedError as error:
+        if "numpy array" not in str(error):
+            raise
+        raise TypeError(
+            "The dynamics gives a tensor to NumPy, which cannot be traced: use the functions of TensorFlow or keras.ops, "
+            f"tf.sin(y) for np.sin(y). Received: dynamics={function!r}"
+        ) from error
 
 
 class _SegmentsOf(NamedTuple):

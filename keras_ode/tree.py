@@ -14,9 +14,53 @@ _FEW = 16
 
 
 def as_tensor(value):
-    """A tensor; Python numbers in double precision, where TensorFlow would round them to single."""
-    known = tf.is_tensor(value) or isinstance(value, tf.Variable)
-    return tf.convert_to_tensor(value if known else np.asarray(value))
+    """A tensor; Python numbers in double precision, where TensorFlow would round them to single.
+
+    Lists may hold tensors and variables beside numbers: gradients go through to them.
+    """
+    if _is_known(value):
+        return tf.convert_to_tensor(value)
+    if not holds_tensors(value):
+        return tf.convert_to_tensor(np.asarray(value))
+    leaves = tf.nest.flatten(value)
+    dtypes = [tf.as_dtype(x.dtype) if _is_known(x) else _dtype_of(x) for x in leaves]
+    return _stacked(value, max(dtypes, key=lambda dtype: (dtype.is_floating, dtype.size)))
+
+
+def holds_tensors(value):
+    """Whether this is a tensor or a variable, or a nest with one in it."""
+    return any(map(_is_known, tf.nest.flatten(value)))
+
+
+def _is_known(value):
+    return tf.is_tensor(value) or isinstance(value, tf.Variable)
+
+
+def _dtype_of(number):
+    """The shortest type that holds a number, or an array of them, as it is."""
+    array = np.asarray(number)
+    if array.dtype.kind in "iub":
+        array = array.astype("float64")
+    if array.dtype != np.float64:
+        return tf.as_dtype(array.dtype)
+    return tf.float32 if np.array_equal(array.astype("float32"), array) else tf.float64
+
+
+def _stacked(value, dtype):
+    if isinstance(value, (list, tuple)):
+        return tf.stack([_stacked(x, dtype) for x in value])
+    return tf.cast(value, dtype) if _is_known(value) else tf.constant(value, dtype)
+
+
+def rounded(value, dtype):
+    """A float tensor, or an array, in another type, and what that took from it."""
+    if isinstance(value, np.ndarray):  # by NumPy: numbers need no double precision on the device
+        high = value.astype(dtype.as_numpy_dtype)
+        return tf.constant(high), tf.constant((value - high).astype(dtype.as_numpy_dtype))
+    high = tf.cast(value, dtype)
+    if value.dtype.size <= dtype.size:
+        return high, tf.zeros_like(high)
+    return high, tf.cast(value - tf.cast(high, value.dtype), dtype)
 
 
 def expand(scalar, leaf):

@@ -211,3 +211,10 @@ def test_first_step_probes_inside_the_interval():
 
     first_step_of(f, [1.0], (2.0, 2.5), 1e-3, 1e-6)
     assert min(seen) >= 2.0 and max(seen) <= 2.5
+
+
+@pytest.mark.parametrize("duration", [1e-30, 1e-12, 1e12, 1e30, 1e200])
+@pytest.mark.parametrize("y0", [0.0, 1.0])
+def test_first_step_scales_with_the_duration_of_a_slow_problem(duration, y0):
+    step = first_step_of(lambda t, y: (0.5 - y) / duration, [y0], (0.0, duration), 1e-3, 1e-6)
+    assert 1e-10 * duration < step <= duration

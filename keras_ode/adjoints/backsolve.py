@@ -27,8 +27,8 @@ class Backsolve(FirstOrderAdjoint):
 
     A solution that forgets its start cannot be integrated backward: `y` drifts from where it came. So it is reset
     wherever a step ends on a stored state: the saved ones, and `checkpoints` of the forward steps. Where it still
-    arrives further away than the square root of the tolerance, relative to the state, while the cotangent matters, the
-    gradient would be wrong by about as much: it is NaN.
+    arrives further away than the square root of the tolerance, relative to the largest size that each element has had,
+    while the cotangent matters, the gradient would be wrong by about as much: it is NaN.
 
     Args:
         checkpoints: The number of states to keep besides the saved ones; `0` is the method of Chen et al. as published.
@@ -57,7 +57,7 @@ class Backsolve(FirstOrderAdjoint):
         times, ys = problem.times, outcome.ys
         equation = _Equation(problem)
         method = backward_method(self, problem)
-        stops, stored, impulses = _stored(times, ys, cotangents, self._checkpoints(problem), memory)
+        stops, stored, impulses = _stored(problem.since_start(), ys, cotangents, self._checkpoints(problem), memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses, _MISMATCH)
         drift = _Drift(equation, method, stops, stored)
         quadrature = None
@@ -70,6 +70,7 @@ class Backsolve(FirstOrderAdjoint):
             times[0],
             tuple(leaf[-1] for leaf in (*ys, *cotangents)),
             method._replace(solver=solver, step_size=outcome.step_size),
+            span=-problem.since_start()[-1],
             integral=tree.zeros_like(problem.field.select(problem.parameters)),
             integral_weights=problem.field.integral_weights,
             quadrature=quadrature,
@@ -106,7 +107,11 @@ def _stored(times, ys, cotangents, checkpoints, trajectory):
 
 
 class _Drift:
-    """Observes how far the state is from a stored one where a step ends on it, while the cotangent matters."""
+    """Observes how far the state is from a stored one where a step ends on it, while the cotangent matters.
+
+    Distances are measured as error control does, but on the largest size of each element so far: one that passes through
+    zero, or starts there, is not compared with zero.
+    """
 
     def __init__(self, equation, method, stops, ys):
         self.equation, self.tolerance, self.per_sample = equation, method.tolerance, method.per_sample
@@ -114,27 +119,36 @@ class _Drift:
 
     def start(self):
         zero = tf.zeros_like(self.stops[0])
-        return zero, zero
+        return zero, zero, tuple(tf.zeros_like(leaf[0]) for leaf in self.equation.choose(self.ys))
 
     def see(self, state, trial):
-        largest, worst = state
+        largest, worst, peak = state
         z, dtype = trial.step.y, worst.dtype
         choose = self.equation.choose
         size = tree.rms(choose(self.equation.cotangent(z)), self.per_sample, dtype)
         largest = tf.where(trial.accept, tf.maximum(largest, size), largest)
         here = self.stops == trial.interval.until
-        y, stored = self.equation.state(None, z, z)[0], self.equation.reset(z, here, self.ys)
-        y, stored = choose(y), choose(self.equation.state(None, stored, stored)[0])
-        distance = tree.rms([a - b for a, b in zip(y, stored, strict=True)], self.per_sample, dtype)
-        scale = tree.rms(stored, self.per_sample, dtype) + tf.math.divide_no_nan(self.tolerance.atol, self.tolerance.rtol)
-        drift = tf.minimum(tf.math.divide_no_nan(distance, scale), 1) * tf.math.divide_no_nan(size, largest)
-        return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst)
+        y, stored = (choose(self.equation.state(None, x, x)[0]) for x in (z, self.equation.reset(z, here, self.ys)))
+        start = choose(self.equation.state(None, trial.step.start, trial.step.start)[0])
+        seen = tuple(tf.maximum(p, tf.maximum(tf.abs(a), tf.abs(b))) for p, a, b in zip(peak, start, stored, strict=True))
+        peak = tree.where(trial.accept, seen, peak)
+        # That of error control, divided by the relative tolerance.
+        least = tf.math.divide_no_nan(self.tolerance.atol, self.tolerance.rtol)
+        ratios = [
+            tf.math.divide_no_nan(tf.abs(a - b), p + tf.cast(least, p.dtype))
+            for a, b, p in zip(y, stored, peak, strict=True)
+        ]
+        # What overflows is as far away as can be.
+        distance = tree.rms([tf.where(ratio < 1, ratio, 1) for ratio in ratios], self.per_sample, dtype)
+        weight = tf.where(size < largest, tf.math.divide_no_nan(size, largest), tf.cast(size > 0, dtype))
+        drift = distance * weight
+        return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst), peak
 
     def is_large(self, state):
         """Whether fewer than half of the digits that the tolerance asks for are left; the gradient's error follows it."""
         rtol, atol = self.tolerance
         epsilon = tf.constant(np.finfo(rtol.dtype.as_numpy_dtype).eps, rtol.dtype)
-        return state[1] > tf.minimum(tf.sqrt(tf.reduce_max([rtol, atol, epsilon])), 0.1)
+        return ~(state[1] <= tf.minimum(tf.sqrt(tf.reduce_max([rtol, atol, epsilon])), 0.1))
 
 
 class _Equation:

@@ -35,6 +35,8 @@ class Problem(NamedTuple):
             no step is recorded), a method `forward(result, record)`, which is called where the forward solve has ended, and
             `backward()`, called there too, which returns a function `(outcome, cotangents)` for the end of the backward
             pass: this may use only what `backward` made, and returns the operations that must run.
+        elapsed: The times since the first, signed, where rounding the times would have changed that: a tensor like
+            `times`, or empty.
     """
 
     field: VectorField
@@ -47,6 +49,15 @@ class Problem(NamedTuple):
     watchers: tuple = ()
     num_penalties: int = 0
     recorder: Any = None
+    elapsed: Any = ()
+
+    def clock(self):
+        """The `Clock` from the first time to the last."""
+        return Clock(self.times[0], self.times[-1], self.since_start()[-1])
+
+    def since_start(self):
+        """The times since the first, negative where the solve goes back in time."""
+        return self.times - self.times[0] if isinstance(self.elapsed, tuple) else self.elapsed
 
     def controlled(self, leaves):
         """Of leaves like those of the state, the ones that error control sees."""
@@ -57,14 +68,14 @@ class Problem(NamedTuple):
         return tf.nest.flatten(self._structure())
 
     def with_tensors(self, tensors):
-        times, y, parameters, tolerance, step_size = tf.nest.pack_sequence_as(self._structure(), tensors)
+        times, y, parameters, tolerance, step_size, elapsed = tf.nest.pack_sequence_as(self._structure(), tensors)
         method = self.method._replace(tolerance=Tolerance(*tolerance), step_size=step_size[0] if step_size else None)
-        return self._replace(times=times, y=y, parameters=parameters, method=method)
+        return self._replace(times=times, y=y, parameters=parameters, method=method, elapsed=elapsed)
 
     def _structure(self):
         method = self.method
         step_size = () if method.step_size is None else (method.step_size,)
-        return self.times, self.y, self.parameters, tuple(method.tolerance), step_size
+        return self.times, self.y, self.parameters, tuple(method.tolerance), step_size, self.elapsed
 
 
 class Outcome(NamedTuple):
@@ -224,10 +235,10 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     saved = times.shape[0] != 2
     observers = {"stiffness": Stiffness(times[0], problem.controlled)}
     if saved:
-        observers["saved"] = SaveAt(saved_times(problem), y, method.solver, bound is not None)
+        duration = None if bound is None else problem.clock().duration
+        observers["saved"] = SaveAt(saved_times(problem), y, method.solver, duration)
     if problem.dense:
-        clock = Clock(times[0], times[-1])
-        observers["dense"] = KeepDense(clock, y, method.solver, method.max_steps)
+        observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
     recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
     if recording:
         observers["record"] = recording[0]
@@ -239,6 +250,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         times[-1],
         y,
         method,
+        span=problem.since_start()[-1],
         observers=(*observers.values(), *problem.watchers),
         dense=dense or saved or problem.dense,
         bound=bound,
@@ -248,6 +260,10 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if problem.recorder is not None:
         problem.recorder.forward(result, seen.get("record", ()))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
+    if bound is not None:  # the state moves with the end even where there are no steps
+        span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
+        slope = tuple(tf.where(tf.math.is_finite(x), x, 0) for x in slope)
+        last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
     outcome = Outcome(
@@ -261,7 +277,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         num_evaluations=result.num_evaluations,
         stiffness=seen["stiffness"],
         y=result.y,
-        output=tuple(seen["dense"])[:-1] if problem.dense else (),
+        output=tuple(seen["dense"])[:4] if problem.dense else (),
     )
     return outcome, seen.get("asked", ())
 
@@ -274,7 +290,7 @@ def stage_field(problem):
 
 def _without_padding(problem, cotangents):
     """The cotangents with those of repeated last times, as in padded grids, added to the last."""
-    times = problem.times
+    times = problem.since_start()
     if times.shape[0] == 2:
         return cotangents
     repeated = tf.concat([tf.zeros_like(times[:1]), tf.cast(times[1:-1] == times[-1], times.dtype)], axis=0)
@@ -324,7 +340,7 @@ def _integral_weights(problem, of_cotangents):
 
 def saved_times(problem):
     """The times between the first and the last, as times since the first."""
-    return tf.abs(problem.times[1:-1] - problem.times[0])
+    return tf.abs(problem.since_start()[1:-1])
 
 
 def checked_tolerances(rtol, atol):

@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import stage_field
-from keras_ode.integrate import Clock
 from keras_ode.observers import StepRecord
 
 # A state takes a fraction of the room of a whole step, and saves taking steps again.
@@ -86,7 +85,7 @@ class Checkpoints:
         self.plan = plan(capacity, problem.method.max_steps)
 
     def start(self):
-        duration = tf.abs(self.problem.times[-1] - self.problem.times[0])
+        duration = self.problem.clock().duration
         return Trajectory(
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
             untils=tree.repeat(duration, self.problem.method.max_steps + self.window),
@@ -217,7 +216,7 @@ class Replay:
     def __init__(self, problem, trajectory, plan, dense):
         self.solver, self.field, self.trajectory = problem.method.solver, stage_field(problem), trajectory
         self.plan, self.dense = plan, dense
-        self.clock = Clock(problem.times[0], problem.times[-1])
+        self.clock = problem.clock()
 
     def interval(self, n):
         """The interval of step `n`."""

@@ -22,7 +22,6 @@ from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
-
 # A backward step may be so many times as long as the steps that the errors of the forward solve allowed on its way.
 _MOST_ALLOWED = 5
 
@@ -31,10 +30,11 @@ class Interpolating(FirstOrderAdjoint):
     """The continuous adjoint, with the state read from the forward solve's interpolants.
 
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
-    integrating the state backward drifts. The parameters' cotangents are integrals over its steps, with the weights of the
-    solver, and their error is controlled too. Where the forward steps were short, so are the backward ones. The interpolants of the last `checkpoints` forward steps are kept, and the states of twice as many, from
-    which earlier steps are taken again: memory does not grow with the number of steps. By default each step is taken again
-    at most once where there were no more than 2,048.
+    integrating the state backward drifts. The cotangents of the parameters are integrals over the same steps, and the steps
+    are short enough for them too. Where the forward steps were short, so are the backward ones. The interpolants of the
+    last `checkpoints` forward steps are kept, and the states of twice as many, from which earlier steps are taken again:
+    memory does not grow with the number of steps. By default each step is taken again at most once where there were no more
+    than 2,048.
 
     Args:
         checkpoints: The number of steps whose interpolants to keep. Defaults to `32`.

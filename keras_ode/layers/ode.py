@@ -1,14 +1,17 @@
 """The differential equation as a layer."""
 
+import inspect
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import adjoints, configurable, controllers, regularizers, solvers
-from keras_ode.arguments import check_jit_compile, check_times, checked_method
+from keras_ode import adjoints, configurable, controllers, regularizers, solvers, tree
+from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.dynamics import takes_time
-from keras_ode.solve import solve_in_mode
+from keras_ode.names import refuse_known_elsewhere, refuse_unknown
+from keras_ode.solve import OPTIONS, solve_in_mode
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -23,7 +26,8 @@ class ODELayer(keras.Layer):
             returns the derivative of the state, in the state's shape. `t` is a scalar. Weights are found and saved in
             layers and models only, and a function must be registered with
             `keras.saving.register_keras_serializable` to be saved.
-        t: Two or more strictly monotone times; the input is the state at `t[0]`. Defaults to `(0.0, 1.0)`. With
+        t: Two or more strictly monotone times; the input is the state at `t[0]`. One number is the end of a solve from
+            zero. Defaults to `(0.0, 1.0)`. With
             `keras_ode.regularizers.random_end_time`, the last is random in training.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Tolerances of a step: its error is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
@@ -87,6 +91,7 @@ class ODELayer(keras.Layer):
         regularizer=None,
         **kwargs,
     ):
+        refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
         super().__init__(autocast=False, **kwargs)
         if not callable(dynamics):
             raise TypeError(
@@ -127,6 +132,14 @@ class ODELayer(keras.Layer):
         # A layer that loading calls built may hold layers that are not: so this is done in any case.
         build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y)
 
+    def __call__(self, y, *args, **kwargs):
+        # Keras refuses lists of numbers and tensors before the layer sees them.
+        if args:
+            args = (times_in_one(args[0]), *args[1:])
+        if "t" in kwargs:
+            kwargs["t"] = times_in_one(kwargs["t"])
+        return super().__call__(y, *args, **kwargs)
+
     def call(self, y, t=None, training=None):
         penalized = self.regularizers if training is not False else ()
         noise = self._noise(y) if penalized and self._needs_noise else ()
@@ -160,6 +173,7 @@ class ODELayer(keras.Layer):
         >>> solution.ys.shape
         TensorShape([3, 8, 2])
         """
+        refuse_unknown("ODELayer.solve", options, OPTIONS)
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
         if not self.built:
             self.build(tf.nest.map_structure(lambda leaf: tuple(leaf.shape), y))
@@ -255,10 +269,16 @@ class ODELayer(keras.Layer):
 
 
 def _checked_times(t):
+    if tree.holds_tensors(t):
+        raise TypeError(
+            "The layer's t must be numbers, since a layer keeps no tensors: give times that are tensors or variables where "
+            f"you call it, layer(y, t=...), which also gives them gradients. Received: t={t!r}"
+        )
     try:
         times = np.asarray(t, dtype="float64")
     except (TypeError, ValueError) as error:
         raise TypeError(f"t must be two or more numbers. Received: t={t!r}") from error
+    times = np.stack([0.0 * times, times]) if times.ndim == 0 else times
     check_times(times)
     return times
 

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_ode import tree
 from keras_ode.layers.ode import ODELayer
 
 
@@ -61,7 +62,9 @@ class ODERNN(keras.Layer):
         self.ode.build((x_shape[0], self._units()))
 
     def call(self, x, t, mask=None, training=None):
-        x, t = tf.convert_to_tensor(x), tf.cast(tf.convert_to_tensor(t), self.variable_dtype)
+        x, t = tf.convert_to_tensor(x), tree.as_tensor(t)
+        # Double precision is kept: times are subtracted before they are rounded.
+        t = t if t.dtype == tf.float64 else tf.cast(t, self.variable_dtype)
         mask = tf.ones(tf.shape(x)[:2], bool) if mask is None else tf.cast(mask, bool)
         t = tf.transpose(t)
         x, mask = tf.transpose(x, [1, 0, 2]), tf.transpose(mask)

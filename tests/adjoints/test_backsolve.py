@@ -353,6 +353,48 @@ def test_one_dynamics_solved_twice_gets_the_sum_of_both_gradients():
 # Failures
 
 
+# By equation and start: its gradient of the last state by the start, at the end of the interval.
+NEAR_ZERO = {
+    "from zero": (lambda t, y: 1 - y, [0.0], 1.0, [np.exp(-1.0)]),
+    "to zero": (lambda t, y: tf.cos(t) + 0 * y, [0.0], np.pi, [1.0]),
+    "padded": (lambda t, y: tf.stack([-y[0], 0 * y[1]]), [1.0, 0.0], 1.0, [np.exp(-1.0), 1.0]),
+}
+
+
+@pytest.mark.parametrize(
+    "name, solver, checkpoints",
+    [("from zero", "tsit5", 32), ("from zero", "bosh3", 32), ("to zero", "tsit5", 0), ("to zero", "bosh3", 0),
+     ("to zero", "dopri5", 0), ("padded", "tsit5", 0)],
+)  # fmt: skip
+def test_state_that_passes_through_zero_has_not_drifted(name, solver, checkpoints):
+    dynamics, y0, end, expected = NEAR_ZERO[name]
+    start = tf.constant(y0)
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        options = {**PLAIN, "adjoint": Backsolve(checkpoints), "solver": solver}
+        loss = tf.reduce_sum(keras_ode.solve(dynamics, start, [0.0, end], **options).ys[-1])
+    np.testing.assert_allclose(tape.gradient(loss, start), expected, rtol=5e-3)
+
+
+def test_rows_near_zero_are_measured_by_their_own_size():
+    start = tf.constant([[0.0], [1e6]])
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        options = {**PLAIN, "adjoint": Backsolve(checkpoints=0), "per_sample": True}
+        loss = tf.reduce_sum(keras_ode.solve(lambda t, y: tf.cos(t) + 0 * y, start, [0.0, np.pi], **options).ys[-1])
+    np.testing.assert_allclose(tape.gradient(loss, start), [[1.0], [1.0]], rtol=1e-3)
+
+
+def test_drift_of_a_small_element_is_seen_beside_a_large_one():
+    start = tf.constant([2.0, 0.0, 1e6], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        dynamics = lambda t, y: tf.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0], 0 * y[2]])
+        options = {**PLAIN, "adjoint": Backsolve(checkpoints=0)}
+        loss = tf.reduce_sum(keras_ode.solve(dynamics, start, [0.0, 10.0], **options).ys[-1, :2])
+    assert np.isnan(tape.gradient(loss, start)).all()
+
+
 @pytest.mark.parametrize("times", [[0.0, 2.0], [0.0, 0.5, 2.0]], ids=["two times", "three times"])
 @pytest.mark.parametrize("how", [eager, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"])
 def test_gradients_of_a_failed_solve_are_nan(how, times):

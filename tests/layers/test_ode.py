@@ -642,3 +642,17 @@ def test_bad_argument_is_refused_when_the_layer_is_made(option, value, words):
 def test_output_of_another_shape_than_the_state_is_refused_by_name():
     with pytest.raises(ValueError, match=r"dynamics 'widen' must return the shape of the state, \(4, 2\). Received: \(4, 3\)"):
         ODELayer(keras.layers.Dense(3, name="widen"))(tf.ones([4, 2]))
+
+
+# Times
+
+
+def test_layer_takes_times_that_learn_where_it_is_called_and_refuses_to_keep_them():
+    end = tf.Variable(1.5)
+    with pytest.raises(TypeError, match=r"layer\(y, t=...\).*Variable"):
+        keras_ode.ODELayer(lambda t, y: -y, t=[0.0, end])
+    layer = keras_ode.ODELayer(lambda t, y: -y, t=1.0, rtol=1e-5, jit_compile=False)
+    assert layer.t == (0.0, 1.0)
+    with tf.GradientTape() as tape:
+        y = layer(tf.ones([1, 1]), t=[0.0, end])
+    np.testing.assert_allclose(tape.gradient(y, end), -np.exp(-1.5), rtol=1e-4)

@@ -106,3 +106,10 @@ def test_layer_is_made_again_from_its_config():
 def test_what_is_no_cell_is_refused():
     with pytest.raises(TypeError, match="cell must be a cell of a recurrent layer"):
         ODERNN(keras.layers.Dense(3), keras.layers.Dense(3))
+
+
+def test_times_far_from_zero_are_subtracted_before_they_are_rounded():
+    times, x = np.array([0.0, 50.0, 150.0]), tf.random.normal([2, 3, 2], seed=1)
+    layer = ODERNN(keras.layers.GRUCell(4), lambda y: -y / 100, rtol=1e-5, jit_compile=False)
+    near, far = layer(x, t=tf.constant(times, tf.float32)), layer(x, t=1.7e9 + times)
+    np.testing.assert_allclose(far, near, rtol=1e-4)
