@@ -14,8 +14,7 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient
-
-_NOT_ARGUMENTS = ("training", "mask")
+from keras_ode.signature import arguments_of, call_parameters, describe, how_to_stack, is_functional, leaves_of, name_of, takes_time
 
 
 class PureFunction:
@@ -207,6 +206,8 @@ def build(layer, t, y):
     def symbol(x):
         return keras.KerasTensor(tuple(x.shape), tf.as_dtype(x.dtype).name)
 
+    if is_functional(layer):
+        return  # built when it was made
     takes = takes_time(layer)
     # Keras gives a build of one argument the shape of the first call argument, which may be the time's.
     own_build = not layer.built and not hasattr(layer.build, "_is_default")
@@ -250,13 +251,13 @@ class _Call:
             raise TypeError(
                 f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
             )
-        self._name = _name(dynamics)
-        self._dynamics = getattr(dynamics, "python_function", dynamics)
+        self._name = name_of(dynamics)
+        self._original, self._dynamics = dynamics, getattr(dynamics, "python_function", dynamics)
         self._structure = y
         self._args = args
-        self._takes_time = takes_time(dynamics, len(args))
+        takes_time(dynamics, len(args), y)  # refuses wrong arguments
         self._keywords = {}
-        if isinstance(dynamics, keras.Layer) and "training" in inspect.signature(dynamics.call).parameters:
+        if "training" in call_parameters(dynamics):
             self._keywords = {"training": training}
         self._casts = isinstance(dynamics, keras.Layer) and any(
             layer.compute_dtype != layer.variable_dtype for layer in dynamics._flatten_layers()
@@ -268,7 +269,7 @@ class _Call:
         function = self._dynamics
         if convert:
             function = tf.function(function, autograph=True)
-        derivative = function(*((t, y) if self._takes_time else (y,)), *args, **self._keywords)
+        derivative = function(*arguments_of(self._original, t, y, args), **self._keywords)
         return self._checked(derivative, leaves)
 
     def num_leaves(self):
@@ -276,18 +277,19 @@ class _Call:
 
     def _checked(self, derivative, leaves):
         try:
-            tf.nest.assert_same_structure(self._structure, derivative)
+            found = leaves_of(derivative, self._structure)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"The dynamics '{self._name}' must return a nest like the state's. State: "
-                f"{_describe(self._structure)}. Received: {_describe(derivative)}"
+                f"{describe(self._structure)}. Received: {describe(derivative)}.{how_to_stack(derivative)}"
             ) from error
-        return [self._checked_leaf(d, y) for d, y in zip(tf.nest.flatten(derivative), leaves, strict=True)]
+        return [self._checked_leaf(d, y) for d, y in zip(found, leaves, strict=True)]
 
     def _checked_leaf(self, derivative, y):
         if derivative is None:
             raise ValueError(f"The dynamics '{self._name}' must return the derivative of the state. Received: None")
-        derivative = tf.convert_to_tensor(derivative)
+        # A Python number has no dtype of its own.
+        derivative = tf.convert_to_tensor(derivative, y.dtype if isinstance(derivative, (int, float)) else None)
         if self._casts and derivative.dtype.is_floating:
             derivative = tf.cast(derivative, y.dtype)
         if derivative.dtype != y.dtype:
@@ -361,37 +363,3 @@ def fingerprint(function):
     """A hashable value of a traced function, equal for two that do the same."""
     text = function.graph.as_graph_def().SerializeToString(deterministic=True)
     return hashlib.sha256(text).hexdigest(), tuple(id(tensor) for tensor in function.captured_inputs)
-
-
-def _describe(nest):
-    return tf.nest.map_structure(lambda x: f"{getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}", nest)
-
-
-def takes_time(dynamics, num_args=0):
-    """Tells `f(t, y)` from `f(y)` by the number of positional arguments besides `num_args` more."""
-    function = dynamics.call if isinstance(dynamics, keras.Layer) else getattr(dynamics, "python_function", dynamics)
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature
-        return True
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [p for p in parameters if p.kind in kinds and p.name not in _NOT_ARGUMENTS]
-    required = sum(p.default is inspect.Parameter.empty for p in positional)
-    most = len(positional)
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        most = max(most, num_args + 2)
-    if required <= num_args + 1 and most >= num_args + 2:
-        return required == 0 or positional[0].name in ("t", "time")
-    if required <= num_args + 2 <= most:
-        return True
-    if required <= num_args + 1 <= most and not (num_args and positional[0].name in ("t", "time")):
-        return False
-    extra = f" and {num_args} more for args" if num_args else ""
-    raise TypeError(
-        f"The dynamics '{_name(dynamics)}' must take the state, f(y), or the time and the state, f(t, y){extra}. "
-        f"Received a function with the arguments ({', '.join(p.name for p in parameters)})"
-    )
-
-
-def _name(dynamics):
-    return getattr(dynamics, "name", None) or getattr(dynamics, "__name__", type(dynamics).__name__)

@@ -5,7 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_ode.dynamics import build as build_layer
-from keras_ode.layers.time import arguments_of, check_layer
+from keras_ode.layers.time import check_layer
+from keras_ode.signature import arguments_of
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")

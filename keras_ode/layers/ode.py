@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_ode import adjoints, configurable, controllers, regularizers, solvers
 from keras_ode.arguments import check_jit_compile, check_times, checked_method
 from keras_ode.dynamics import build as build_dynamics
-from keras_ode.dynamics import takes_time
+from keras_ode.signature import check_signature
 from keras_ode.solve import solve_in_mode
 
 
@@ -92,7 +92,7 @@ class ODELayer(keras.Layer):
             raise TypeError(
                 f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
             )
-        takes_time(dynamics)  # refuses wrong arguments
+        check_signature(dynamics)
         self.dynamics = dynamics
         self.random_end_time = None
         if isinstance(t, (str, dict, regularizers.RandomEndTime)):

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_ode.dynamics import build as build_layer
-from keras_ode.dynamics import takes_time
+from keras_ode.signature import arguments_of, takes_time
 
 
 class _TimeAsChannel:
@@ -192,11 +192,6 @@ def append_time(t, y, axis=-1):
     shape = list(ops.shape(y))
     shape[axis] = 1
     return ops.concatenate([y, ops.broadcast_to(broadcastable(t, y), shape)], axis=axis)
-
-
-def arguments_of(layer, t, y):
-    """What to call a layer with: `(t, y)` or `(y,)`."""
-    return (t, y) if takes_time(layer) else (y,)
 
 
 def check_layer(layer):

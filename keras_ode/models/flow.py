@@ -8,7 +8,8 @@ from keras import ops
 from keras_ode import regularizers
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers import ODELayer
-from keras_ode.layers.time import arguments_of, check_layer
+from keras_ode.layers.time import check_layer
+from keras_ode.signature import arguments_of
 
 _DIVERGENCES = ("exact", "hutchinson")
 
