@@ -14,7 +14,17 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient
-from keras_ode.signature import arguments_of, call_parameters, describe, how_to_stack, is_functional, leaves_of, name_of, takes_time
+from keras_ode.signature import (
+    arguments_of,
+    describe,
+    how_to_stack,
+    is_functional,
+    keywords_of,
+    leaves_of,
+    name_of,
+    takes_time,
+    with_mask,
+)
 
 
 class PureFunction:
@@ -178,7 +188,7 @@ class ScaledField:
         return derivative, tree.scale(1 / self.unit, products), integrand
 
 
-def close(dynamics, t, y, args=(), training=None, penalties=None):
+def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
     """Traces `dynamics` once and returns it as a `VectorField` on the leaves of the state.
 
     Args:
@@ -189,32 +199,34 @@ def close(dynamics, t, y, args=(), training=None, penalties=None):
         args: Further arguments, a tuple of nests of tensors.
         training: The mode to call a Keras layer in.
         penalties: `Penalties`, whose leaves the field has behind those of `y`.
+        mask: The Keras mask of the state: a nest like `y` of tensors or `None`.
     """
     leaves = tf.nest.flatten(y)
     if isinstance(dynamics, keras.Layer) and not dynamics.built:
-        build(dynamics, tree.expand(t, leaves[0]), y)
-    call = _Call(dynamics, y, args, training)
+        build(dynamics, tree.expand(t, leaves[0]), y, args)
+    call = _Call(dynamics, y, args, training, mask)
+    args = (args, call.masks)
     if penalties is not None:
         call = _PenalizedCall(call, penalties, len(tf.nest.flatten(args)))
         leaves, args = (*leaves, *penalties.leaves), (args, penalties.noise)
     return VectorField(*_closed(call, dynamics, tree.expand(t, leaves[0]), leaves, args))
 
 
-def build(layer, t, y):
-    """Builds a layer and all within it for a time and a state like these, by a symbolic call."""
+def build(layer, t, y, args=()):
+    """Builds a layer and all within it for a time, a state and further arguments like these, by a symbolic call."""
 
     def symbol(x):
         return keras.KerasTensor(tuple(x.shape), tf.as_dtype(x.dtype).name)
 
     if is_functional(layer):
         return  # built when it was made
-    takes = takes_time(layer)
+    takes = takes_time(layer, len(args), y)
     # Keras gives a build of one argument the shape of the first call argument, which may be the time's.
     own_build = not layer.built and not hasattr(layer.build, "_is_default")
     if takes and own_build and len(inspect.signature(layer.build).parameters) == 1:
         layer.build(tf.nest.map_structure(lambda x: tuple(x.shape), y))
-    y = tf.nest.map_structure(symbol, y)
-    layer(*((symbol(t), y) if takes else (y,)))
+    y, args = (tf.nest.map_structure(symbol, x) for x in (y, args))
+    layer(*arguments_of(layer, symbol(t), y, args))
 
 
 def close_map(function, t, y):
@@ -246,7 +258,7 @@ def _closed(call, dynamics, t, leaves, args):
 class _Call:
     """The user's dynamics as a function of flat tensors, with its signature understood and its output checked."""
 
-    def __init__(self, dynamics, y, args, training):
+    def __init__(self, dynamics, y, args, training, mask=None):
         if isinstance(dynamics, (str, bytes)) or not callable(dynamics):
             raise TypeError(
                 f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
@@ -256,20 +268,25 @@ class _Call:
         self._structure = y
         self._args = args
         takes_time(dynamics, len(args), y)  # refuses wrong arguments
-        self._keywords = {}
-        if "training" in call_parameters(dynamics):
-            self._keywords = {"training": training}
+        self._mask, self.masks = mask, tuple(m for m in tf.nest.flatten(mask) if m is not None)
+        self._keywords = keywords_of(dynamics, training=training, mask=mask if self.masks else None)
         self._casts = isinstance(dynamics, keras.Layer) and any(
             layer.compute_dtype != layer.variable_dtype for layer in dynamics._flatten_layers()
         )
 
     def __call__(self, t, leaves, arguments, convert=False):
         y = tf.nest.pack_sequence_as(self._structure, leaves)
-        args = tf.nest.pack_sequence_as(self._args, arguments)
+        args, masks = tf.nest.pack_sequence_as((self._args, self.masks), arguments)
+        keywords = self._keywords
+        if masks:
+            found = iter(masks)
+            mask = tf.nest.map_structure(lambda m: m if m is None else next(found), self._mask)
+            y = with_mask(y, mask)
+            keywords = {**keywords, "mask": mask} if "mask" in keywords else keywords
         function = self._dynamics
         if convert:
             function = tf.function(function, autograph=True)
-        derivative = function(*arguments_of(self._original, t, y, args), **self._keywords)
+        derivative = function(*arguments_of(self._original, t, y, args), **keywords)
         return self._checked(derivative, leaves)
 
     def num_leaves(self):

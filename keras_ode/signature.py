@@ -103,9 +103,34 @@ def is_functional(dynamics):
     )
 
 
-def call_parameters(dynamics):
-    """The names of the arguments of a layer's call; none for a function."""
-    return inspect.signature(dynamics.call).parameters if isinstance(dynamics, keras.Layer) else {}
+def keywords_of(dynamics, **values):
+    """Of these keyword arguments, those to give to a dynamics: what it takes and has no default for, or is not `None`."""
+    try:
+        parameters = {} if is_functional(dynamics) else inspect.signature(_function_of(dynamics)).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in parameters and (value is not None or parameters[name].default is inspect.Parameter.empty)
+    }
+
+
+def mask_of(y):
+    """The Keras masks that came with tensors, a nest like `y`; `None` where there is none."""
+    return keras.tree.map_structure(lambda leaf: getattr(leaf, "_keras_mask", None), y)
+
+
+def with_mask(y, mask):
+    """Tensors like `y` that bring these masks to the Keras layers that take them."""
+
+    def marked(leaf, mask):
+        leaf = tf.identity(leaf)
+        if mask is not None:
+            leaf._keras_mask = mask
+        return leaf
+
+    return tf.nest.pack_sequence_as(y, [marked(a, b) for a, b in zip(tf.nest.flatten(y), tf.nest.flatten(mask), strict=True)])
 
 
 def name_of(dynamics):

@@ -148,14 +148,15 @@ def solve_in_mode(
     on_failure,
     jit_compile,
     training,
+    mask=None,
     on_step=None,
     progress=False,
     regularizers=(),
     noise=(),
     recorder=None,
 ):
-    """`solve`, with the mode in which to call a Keras layer, the values of regularizers, a tuple, and with who is told of
-    it (see `Problem`)."""
+    """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
+    and with who is told of it (see `Problem`)."""
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
@@ -166,7 +167,7 @@ def solve_in_mode(
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
-    field = _close(dynamics, times[0], y0, args, training, penalties)
+    field = _close(dynamics, times[0], y0, args, training, penalties, mask)
     if penalties is not None:
         leaves = (*leaves, *penalties.leaves)
     problem = Problem(
@@ -219,10 +220,10 @@ def _penalties(regularizers, noise, leaves, method, adjoint):
     return method, dynamics.Penalties(regularizers, totals, noise)
 
 
-def _close(function, t, y0, args, training, penalties):
+def _close(function, t, y0, args, training, penalties, mask):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
-    return dynamics.close(function, t, y0, tuple(args), training, penalties)
+    return dynamics.close(function, t, y0, tuple(args), training, penalties, mask)
 
 
 class _SegmentsOf(NamedTuple):

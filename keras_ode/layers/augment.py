@@ -33,6 +33,7 @@ class Augment(keras.Layer):
         if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels < 0:
             raise ValueError(f"num_channels must be a whole number, zero or more. Received: num_channels={num_channels!r}")
         self.num_channels = num_channels
+        self.supports_masking = True
 
     def call(self, y):
         return ops.pad(y, [(0, 0)] * (len(y.shape) - 1) + [(0, self.num_channels)])

@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_ode.dynamics import build as build_layer
-from keras_ode.layers.time import check_layer
-from keras_ode.signature import arguments_of
+from keras_ode.layers.time import call_layer, check_layer
+from keras_ode.signature import arguments_of, with_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -94,7 +94,7 @@ class DepthVarying(keras.Layer):
         layer = self.layers[0]
         mapping += [(v, ops.convert_to_tensor(v)) for v in layer.non_trainable_variables]
         with keras.StatelessScope(state_mapping=mapping):
-            return layer(*arguments_of(layer, t, y))
+            return call_layer(layer, t, y)
 
     def _shares(self, t):
         """How much each layer's weights count at a time: a list of scalars that sum to one."""
@@ -142,15 +142,16 @@ class ResidualBlocks(keras.Layer):
         check_layer(layer)
         _check_count("num_blocks", num_blocks)
         self.num_blocks, self.shared = num_blocks, bool(shared)
+        self.supports_masking = True
         self.layers = copies(layer, 1 if shared else num_blocks)
 
     def build(self, y_shape):
         build_all(self.layers, y_shape, self.compute_dtype)
 
-    def call(self, y, training=None):
+    def call(self, y, training=None, mask=None):
         for n in range(self.num_blocks):
-            layer = self.layers[0 if self.shared else n]
-            y = y + layer(*arguments_of(layer, ops.cast(n, y.dtype), y))
+            y = y if mask is None else with_mask(y, mask)
+            y = y + call_layer(self.layers[0 if self.shared else n], ops.cast(n, y.dtype), y)
         return y
 
     def compute_output_shape(self, y_shape):
