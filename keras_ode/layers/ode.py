@@ -106,16 +106,15 @@ class ODELayer(keras.Layer):
             t = self.random_end_time.t
         self.t = tuple(float(x) for x in _checked_times(t))
         self.solver = solvers.get(solver)
-        self.rtol, self.atol = rtol, atol
+        self.rtol, self.atol = configurable.plain(rtol), configurable.plain(atol)
         self.adjoint = adjoints.get(adjoint)
         self.controller = None if controller is None else controllers.get(controller)
-        self.step_size = step_size
-        self.max_steps = max_steps
+        self.step_size, self.max_steps = configurable.plain(step_size), configurable.plain(max_steps)
         self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
         self.jump_times = None if jump_times is None else _checked_jumps(jump_times)
         check_jit_compile(jit_compile)
-        self.jit_compile = jit_compile
+        self.jit_compile = configurable.plain(jit_compile)
         self._recorder = None  # set while a callback records what the solver does
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
         self.regularizers = regularizers.get_all(regularizer)
