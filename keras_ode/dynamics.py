@@ -4,6 +4,7 @@ The user's code runs once, traced into a graph. Whatever it reads besides its ar
 its closure) is found in that graph and becomes an explicit input, a *parameter*, so that no gradient is lost to a closure.
 """
 
+import functools
 import hashlib
 import inspect
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from keras_ode.signature import (
     takes_time,
     with_mask,
 )
+from keras_ode.xla import why_not_compiled
 
 
 class PureFunction:
@@ -47,11 +49,20 @@ class PureFunction:
 
     @property
     def fingerprint(self):
-        return *fingerprint(self._function), self.differentiable
+        return *self._digest, self.differentiable
+
+    @functools.cached_property
+    def _digest(self):
+        return fingerprint(self._function)
 
     @property
     def is_convolutional(self):
         return any("Conv" in op.type for op in self._function.graph.get_operations())
+
+    @property
+    def why_not_compiled(self):
+        """What XLA cannot compile, in words, or `None`."""
+        return why_not_compiled(self._function, self._digest[0])
 
 
 class VectorField(PureFunction):

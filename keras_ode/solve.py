@@ -16,6 +16,7 @@ from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.solution import Solution
+from keras_ode.xla import is_compile_error
 
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
 _MOST_COMPILED = 256
@@ -80,8 +81,8 @@ def solve(
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
             for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
-            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs, or `on_step` is
-            given.
+            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs, or operations that XLA
+            does not have, or `on_step` is given. Where XLA fails all the same, the plain graph is used from then on.
         on_step: A function `on_step(info)` called with a `keras_ode.StepInfo` of tensors at each step that the forward
             solve tries, accepted or not: for `tf.print`, summaries, or a `tf.Variable` that adds something up. It is
             traced into the solve; use `tf.py_function` for Python code. Never called by a backward pass.
@@ -271,8 +272,9 @@ def _run(adjoint, problem, segments, jit_compile):
     for watcher in problem.watchers:
         watcher.check_compiles(jit_compile is True)
     looped = segments is not None and is_looped(segments.event)
-    if jit_compile == "auto":
-        plain = segments is not None or problem.watchers or problem.field.is_convolutional
+    may_fall_back = jit_compile == "auto"
+    if may_fall_back:
+        plain = segments is not None or problem.watchers or problem.field.is_convolutional or problem.field.why_not_compiled
         if not plain:
             problem = adjoint.with_compiled_parts(problem)
         jit_compile = adjoint.pays_to_compile and not plain
@@ -282,6 +284,8 @@ def _run(adjoint, problem, segments, jit_compile):
             f"XLA cannot compile a solve with {what} alone, only together with its gradient: put both in a "
             f"tf.function(jit_compile=True) and leave jit_compile='auto' here. Received: jit_compile={jit_compile!r}"
         )
+    elif jit_compile:
+        _refuse_to_compile(problem.field.why_not_compiled)
     tensors = (problem.tensors(), () if segments is None else segments.tensors)
     if not tf.executing_eagerly():
         if not jit_compile:
@@ -295,7 +299,7 @@ def _run(adjoint, problem, segments, jit_compile):
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
         (problem.times_vary, problem.dense, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
-        jit_compile,
+        (jit_compile, may_fall_back),
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
     if key not in _compiled:
@@ -303,7 +307,23 @@ def _run(adjoint, problem, segments, jit_compile):
         if len(_compiled) > _MOST_COMPILED:
             _compiled.popitem(last=False)
     _compiled.move_to_end(key)
-    return _compiled[key](tensors)
+    try:
+        return _compiled[key](tensors)
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
+        if not (jit_compile and is_compile_error(error)):
+            raise
+        if not may_fall_back:
+            _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
+        _compiled[key] = _function(adjoint, problem, segments, tensors, False)  # in its place from now on
+        return _compiled[key](tensors)
+
+
+def _refuse_to_compile(reason, cause=None):
+    if reason:
+        raise ValueError(
+            f"XLA cannot compile this solve because of {reason}. Use jit_compile='auto' or False, or write the dynamics with "
+            "operations that XLA has. Received: jit_compile=True"
+        ) from cause
 
 
 def _solve(adjoint, problem, segments, tensors):
