@@ -116,6 +116,13 @@ def keywords_of(dynamics, **values):
     }
 
 
+def refuse_symbolic(inputs, instead):
+    """Refuses Keras tensors, the symbols of functional models, with what to do `instead`."""
+    found = next((x for x in tf.nest.flatten(inputs) if isinstance(x, keras.KerasTensor)), None)
+    if found is not None:
+        raise TypeError(f"A solve needs tensors, not the Keras tensors of a functional model. {instead} Received: {found!r}")
+
+
 def mask_of(y):
     """The Keras masks that came with tensors, a nest like `y`; `None` where there is none."""
     return keras.tree.map_structure(lambda leaf: getattr(leaf, "_keras_mask", None), y)

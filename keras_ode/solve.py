@@ -15,6 +15,7 @@ from keras_ode.on_step import OnStep
 from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
+from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
 from keras_ode.xla import is_compile_error
 
@@ -158,6 +159,7 @@ def solve_in_mode(
 ):
     """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
     and with who is told of it (see `Problem`)."""
+    refuse_symbolic((y0, t, args), "Call a layer there: keras_ode.ODELayer(dynamics, t=...)(y0).")
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)

@@ -8,7 +8,7 @@ from keras import ops
 from keras_ode import adjoints, configurable, controllers, regularizers, solvers
 from keras_ode.arguments import check_jit_compile, check_times, checked_method
 from keras_ode.dynamics import build as build_dynamics
-from keras_ode.signature import check_signature, mask_of
+from keras_ode.signature import check_signature, mask_of, refuse_symbolic
 from keras_ode.solve import solve_in_mode
 
 
@@ -178,6 +178,10 @@ class ODELayer(keras.Layer):
         >>> solution.ys.shape
         TensorShape([3, 8, 2])
         """
+        refuse_symbolic(
+            (y, t, options.get("args", ())),
+            "Call the layer itself there. For status and statistics, call layer.solve in the call of a layer of your own.",
+        )
         mask, args = mask_of(y), tf.nest.map_structure(self._as_argument, _checked_args(options.pop("args", ())))
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
         if not self.built:

@@ -170,6 +170,20 @@ def test_missing_arguments_are_asked_for():
         ODELayer(forced)(tf.zeros([3, 1]))
 
 
+@pytest.mark.parametrize("make", [
+    lambda x: keras_ode.solve(forced, x, [0.0, 1.0], args=(1.0,)),
+    lambda x: keras_ode.odeint(forced, tf.zeros([1]), [0.0, 1.0], args=(x,)),
+])
+def test_solve_in_a_functional_model_is_refused_with_the_fix(make):
+    with pytest.raises(TypeError, match=r"not the Keras tensors .* keras_ode.ODELayer\(dynamics, t=...\)\(y0\).*KerasTensor"):
+        make(keras.Input([1]))
+
+
+def test_solve_of_the_layer_in_a_functional_model_is_refused_with_the_fix():
+    with pytest.raises(TypeError, match="Call the layer itself there.*in the call of a layer of your own.*KerasTensor"):
+        ODELayer(Conditioned()).solve(keras.Input([1]))
+
+
 # Masks
 
 
