@@ -12,12 +12,15 @@ from keras_ode.signature import mask_of
 class ODERNN(keras.Layer):
     """A recurrent layer for irregular times: the hidden state follows an ODE from one observation to the next.
 
-    At each time where something is observed, the cell takes it in; where nothing is, the state only flows on.
+    At each time where something is observed, the cell takes it in; where nothing is, the state only flows on. So states at
+    times of your own are those of a sequence that has these times too, masked.
 
     Args:
         cell: A cell of a Keras recurrent layer, such as `keras.layers.GRUCell(16)`. Of several states, the first flows.
         dynamics: The dynamics of the hidden state, a Keras layer `f(h)` or `f(t, h)` that keeps its shape.
         return_sequences: Whether to return the states after all times, or (the default) that after the last.
+        return_before: Whether to return the states right before each observation, which predict it, in place of those right
+            after. Defaults to `False`.
         return_state: Whether to return the cell's last states too, `(output, *states)`, to go on from. Defaults to `False`.
         go_backwards: Whether to begin with the last time and go back to the first, with sequences in that order. Defaults
             to `False`.
@@ -56,6 +59,7 @@ class ODERNN(keras.Layer):
         cell,
         dynamics,
         return_sequences=False,
+        return_before=False,
         return_state=False,
         go_backwards=False,
         t=None,
@@ -69,6 +73,7 @@ class ODERNN(keras.Layer):
             raise TypeError(f"cell must be a cell of a recurrent layer, such as keras.layers.GRUCell(16). Received: {cell!r}")
         self.cell, self.dynamics = cell, dynamics
         self.return_sequences, self.go_backwards = bool(return_sequences), bool(go_backwards)
+        self.return_before = bool(return_before)
         self.return_state, self.stateful = bool(return_state), False  # Keras' wrappers ask for both
         # States keep the precision of the variables; cell and dynamics cast their own copies.
         self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **({} if t is None else {"t": t}))
@@ -93,7 +98,7 @@ class ODERNN(keras.Layer):
         # In eager code one traced loop serves all steps and calls.
         compute = self._compiled if tf.executing_eagerly() else self._states
         hidden, last = compute(x, t, mask, training, start)
-        output = tf.transpose(hidden, [1, 0, 2]) if self.return_sequences else last[0]
+        output = tf.transpose(hidden, [1, 0, 2]) if self.return_sequences else hidden[-1]
         output, *last = (tf.cast(state, self.compute_dtype) for state in (output, *last))
         return (output, *last) if self.return_state else output
 
@@ -114,6 +119,7 @@ class ODERNN(keras.Layer):
             "cell": keras.saving.serialize_keras_object(self.cell),
             "dynamics": keras.saving.serialize_keras_object(self.dynamics),
             "return_sequences": self.return_sequences,
+            "return_before": self.return_before,
             "return_state": self.return_state,
             "go_backwards": self.go_backwards,
             "t": self.t,
@@ -126,18 +132,20 @@ class ODERNN(keras.Layer):
         return cls(**{**config, **parts})
 
     def _states(self, x, t, mask, training, start):
-        """The hidden states after all times, time first, like all sequences here, `[T, B, units]`; and the last of all."""
+        """The hidden states at all times, time first, like all sequences here, `[T, B, units]`; and the last of all states."""
         first = self._observe(start, x[0], mask[0], training)
+        shown = (start if self.return_before else first)[0][None]
 
-        def advance(states, step):
+        def advance(carry, step):
+            states, _ = carry
             before, now, x, mask = step
             flowed = self.ode(states[0], t=tf.stack([before, now], axis=-1))
-            return self._observe([flowed, *states[1:]], x, mask, training)
+            return self._observe([flowed, *states[1:]], x, mask, training), flowed
 
         if x.shape[0] == 1:
-            return first[0][None], first
-        later = tf.scan(advance, (t[:-1], t[1:], x[1:], mask[1:]), first)
-        return tf.concat([first[0][None], later[0]], axis=0), [states[-1] for states in later]
+            return shown, first
+        states, flowed = tf.scan(advance, (t[:-1], t[1:], x[1:], mask[1:]), (first, first[0]))
+        return tf.concat([shown, flowed if self.return_before else states[0]], axis=0), [state[-1] for state in states]
 
     def _observe(self, states, x, mask, training):
         """The states after the cell has seen an observation, in the rows where there is one."""

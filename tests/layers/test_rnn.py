@@ -165,3 +165,13 @@ def test_bidirectional_layer_reads_in_both_directions():
     forward, backward = both.forward_layer, both.backward_layer
     np.testing.assert_allclose(output[..., :3], forward(X), rtol=1e-5)
     np.testing.assert_allclose(output[..., 3:], backward(X)[:, ::-1], rtol=1e-5)
+
+
+def test_states_before_observations_are_those_that_flowed_there():
+    before, after = linear(return_sequences=True, return_before=True), linear(return_sequences=True)
+    before.set_weights(after.get_weights())
+    states, known = before(X, t=TIMES, initial_state=tf.ones([3, 3])), after(X, t=TIMES, initial_state=tf.ones([3, 3])).numpy()
+    np.testing.assert_array_equal(states[:, 0], np.ones([3, 3]))
+    expected = [known[:, i] @ scipy.linalg.expm(A * (TIMES[i + 1] - TIMES[i])) for i in range(4)]
+    np.testing.assert_allclose(states[:, 1:], np.stack(expected, axis=1), rtol=1e-3, atol=1e-5)
+    assert ODERNN.from_config(before.get_config()).return_before
