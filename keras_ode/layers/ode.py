@@ -162,7 +162,7 @@ class ODELayer(keras.Layer):
             y: The state at `t[0]`: `[B, ...]`, or a nest of tensors.
             t: Times to use instead of the layer's.
             training: Passed to the dynamics.
-            **options: Those of `keras_ode.solve`, in place of the layer's: `dense=True`, say, `args` or an `event`.
+            **options: Those of `keras_ode.solve`, in place of the layer's: `dense=True`, say, `args`, a `mask` or an `event`.
 
         Returns:
             The `Solution`: states of shape `[T, B, ...]`, time first, `status` and `stats`. Penalties of regularizers are
@@ -182,11 +182,12 @@ class ODELayer(keras.Layer):
             (y, t, options.get("args", ())),
             "Call the layer itself there. For status and statistics, call layer.solve in the call of a layer of your own.",
         )
-        mask, args = mask_of(y), tf.nest.map_structure(self._as_argument, _checked_args(options.pop("args", ())))
+        args = tf.nest.map_structure(self._as_argument, _checked_args(options.pop("args", ())))
+        options.setdefault("mask", mask_of(y))
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
         if not self.built:
             self.build(*(_shapes(x) for x in ((y, None, args) if args else (y,))))
-        return self._solve(y, t, training, args=args, mask=mask, **options)[0]
+        return self._solve(y, t, training, args=args, **options)[0]
 
     def _solve(self, y, t, training, **options):
         """The `Solution` and the penalties."""
