@@ -2,6 +2,8 @@
 
 import inspect
 
+import numpy as np
+
 
 class Configurable:
     """An object that its constructor's arguments describe. Each is kept in the attribute of its name."""
@@ -10,7 +12,7 @@ class Configurable:
         """The arguments of the constructor."""
         if type(self).__init__ is object.__init__:
             return {}
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
 
     @classmethod
     def from_config(cls, config):
@@ -49,6 +51,11 @@ def get(identifier, kind, base, known):
         f"{kind} must be one of {', '.join(map(repr, known))}, or a {base.__module__.split('.')[0]} {base.__name__} "
         f"object. Received: {kind}={identifier!r}"
     )
+
+
+def plain(value):
+    """A NumPy number as one of Python, which JSON knows; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def describe(value, known):

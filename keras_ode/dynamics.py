@@ -5,6 +5,7 @@ its closure) is found in that graph and becomes an explicit input, a *parameter*
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 from typing import NamedTuple
@@ -15,8 +16,18 @@ import tensorflow as tf
 from keras_ode import precision, tree
 from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient
-
-_NOT_ARGUMENTS = ("training", "mask")
+from keras_ode.signature import (
+    arguments_of,
+    describe,
+    how_to_stack,
+    is_functional,
+    keywords_of,
+    leaves_of,
+    name_of,
+    takes_time,
+    with_mask,
+)
+from keras_ode.xla import why_not_compiled
 
 
 class PureFunction:
@@ -39,7 +50,11 @@ class PureFunction:
 
     @property
     def fingerprint(self):
-        return *fingerprint(self._function), self.differentiable
+        return *self._digest, self.differentiable
+
+    @functools.cached_property
+    def _digest(self):
+        return fingerprint(self._function)
 
     def precisions(self, num_leaves):
         """The coarsest float type of what is computed from time and state, and that of the results."""
@@ -49,6 +64,11 @@ class PureFunction:
     @property
     def is_convolutional(self):
         return any("Conv" in op.type for op in self._function.graph.get_operations())
+
+    @property
+    def why_not_compiled(self):
+        """What XLA cannot compile, in words, or `None`."""
+        return why_not_compiled(self._function, self._digest[0])
 
 
 class VectorField(PureFunction):
@@ -186,7 +206,7 @@ class ScaledField:
         return derivative, tree.scale(1 / self.unit, products), integrand
 
 
-def close(dynamics, t, y, args=(), training=None, penalties=None):
+def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
     """Traces `dynamics` once and returns it as a `VectorField` on the leaves of the state.
 
     Args:
@@ -197,30 +217,34 @@ def close(dynamics, t, y, args=(), training=None, penalties=None):
         args: Further arguments, a tuple of nests of tensors.
         training: The mode to call a Keras layer in.
         penalties: `Penalties`, whose leaves the field has behind those of `y`.
+        mask: The Keras mask of the state: a nest like `y` of tensors or `None`.
     """
     leaves = tf.nest.flatten(y)
     if isinstance(dynamics, keras.Layer) and not dynamics.built:
-        build(dynamics, tree.expand(t, leaves[0]), y)
-    call = _Call(dynamics, y, args, training)
+        build(dynamics, tree.expand(t, leaves[0]), y, args)
+    call = _Call(dynamics, y, args, training, mask)
+    args = (args, call.masks)
     if penalties is not None:
         call = _PenalizedCall(call, penalties, len(tf.nest.flatten(args)))
         leaves, args = (*leaves, *penalties.leaves), (args, penalties.noise)
     return VectorField(*_closed(call, dynamics, tree.expand(t, leaves[0]), leaves, args))
 
 
-def build(layer, t, y):
-    """Builds a layer and all within it for a time and a state like these, by a symbolic call."""
+def build(layer, t, y, args=()):
+    """Builds a layer and all within it for a time, a state and further arguments like these, by a symbolic call."""
 
     def symbol(x):
         return keras.KerasTensor(tuple(x.shape), tf.as_dtype(x.dtype).name)
 
-    takes = takes_time(layer)
+    if is_functional(layer):
+        return  # built when it was made
+    takes = takes_time(layer, len(args), y)
     # Keras gives a build of one argument the shape of the first call argument, which may be the time's.
     own_build = not layer.built and not hasattr(layer.build, "_is_default")
     if takes and own_build and len(inspect.signature(layer.build).parameters) == 1:
         layer.build(tf.nest.map_structure(lambda x: tuple(x.shape), y))
-    y = tf.nest.map_structure(symbol, y)
-    layer(*((symbol(t), y) if takes else (y,)))
+    y, args = (tf.nest.map_structure(symbol, x) for x in (y, args))
+    layer(*arguments_of(layer, symbol(t), y, args))
 
 
 def close_map(function, t, y):
@@ -252,30 +276,35 @@ def _closed(call, dynamics, t, leaves, args):
 class _Call:
     """The user's dynamics as a function of flat tensors, with its signature understood and its output checked."""
 
-    def __init__(self, dynamics, y, args, training):
+    def __init__(self, dynamics, y, args, training, mask=None):
         if isinstance(dynamics, (str, bytes)) or not callable(dynamics):
             raise TypeError(
                 f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
             )
-        self._name = _name(dynamics)
-        self._dynamics = getattr(dynamics, "python_function", dynamics)
+        self._name = name_of(dynamics)
+        self._original, self._dynamics = dynamics, getattr(dynamics, "python_function", dynamics)
         self._structure = y
         self._args = args
-        self._takes_time = takes_time(dynamics, len(args))
-        self._keywords = {}
-        if isinstance(dynamics, keras.Layer) and "training" in inspect.signature(dynamics.call).parameters:
-            self._keywords = {"training": training}
+        takes_time(dynamics, len(args), y)  # refuses wrong arguments
+        self._mask, self.masks = mask, tuple(m for m in tf.nest.flatten(mask) if m is not None)
+        self._keywords = keywords_of(dynamics, training=training, mask=mask if self.masks else None)
         self._casts = isinstance(dynamics, keras.Layer) and any(
             layer.compute_dtype != layer.variable_dtype for layer in dynamics._flatten_layers()
         )
 
     def __call__(self, t, leaves, arguments, convert=False):
         y = tf.nest.pack_sequence_as(self._structure, leaves)
-        args = tf.nest.pack_sequence_as(self._args, arguments)
+        args, masks = tf.nest.pack_sequence_as((self._args, self.masks), arguments)
+        keywords = self._keywords
+        if masks:
+            found = iter(masks)
+            mask = tf.nest.map_structure(lambda m: m if m is None else next(found), self._mask)
+            y = with_mask(y, mask)
+            keywords = {**keywords, "mask": mask} if "mask" in keywords else keywords
         function = self._dynamics
         if convert:
             function = tf.function(function, autograph=True)
-        derivative = function(*((t, y) if self._takes_time else (y,)), *args, **self._keywords)
+        derivative = function(*arguments_of(self._original, t, y, args), **keywords)
         return self._checked(derivative, leaves)
 
     def num_leaves(self):
@@ -283,13 +312,13 @@ class _Call:
 
     def _checked(self, derivative, leaves):
         try:
-            tf.nest.assert_same_structure(self._structure, derivative)
+            found = leaves_of(derivative, self._structure)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"The dynamics '{self._name}' must return a nest like the state's. State: "
-                f"{_describe(self._structure)}. Received: {_describe(derivative)}"
+                f"{describe(self._structure)}. Received: {describe(derivative)}.{how_to_stack(derivative)}"
             ) from error
-        return [self._checked_leaf(d, y) for d, y in zip(tf.nest.flatten(derivative), leaves, strict=True)]
+        return [self._checked_leaf(d, y) for d, y in zip(found, leaves, strict=True)]
 
     def _checked_leaf(self, derivative, y):
         if isinstance(derivative, (tf.SparseTensor, tf.RaggedTensor)) or dataclasses.is_dataclass(derivative):
@@ -299,7 +328,8 @@ class _Call:
             )
         if derivative is None:
             raise ValueError(f"The dynamics '{self._name}' must return the derivative of the state. Received: None")
-        derivative = tf.convert_to_tensor(derivative)
+        # A Python number has no dtype of its own.
+        derivative = tf.convert_to_tensor(derivative, y.dtype if isinstance(derivative, (int, float)) else None)
         if self._casts and derivative.dtype.is_floating:
             derivative = tf.cast(derivative, y.dtype)
         if derivative.dtype != y.dtype:
@@ -375,37 +405,3 @@ def fingerprint(function):
     """A hashable value of a traced function, equal for two that do the same."""
     text = function.graph.as_graph_def().SerializeToString(deterministic=True)
     return hashlib.sha256(text).hexdigest(), tuple(id(tensor) for tensor in function.captured_inputs)
-
-
-def _describe(nest):
-    return tf.nest.map_structure(lambda x: f"{getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}", nest)
-
-
-def takes_time(dynamics, num_args=0):
-    """Tells `f(t, y)` from `f(y)` by the number of positional arguments besides `num_args` more."""
-    function = dynamics.call if isinstance(dynamics, keras.Layer) else getattr(dynamics, "python_function", dynamics)
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature
-        return True
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [p for p in parameters if p.kind in kinds and p.name not in _NOT_ARGUMENTS]
-    required = sum(p.default is inspect.Parameter.empty for p in positional)
-    most = len(positional)
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        most = max(most, num_args + 2)
-    if required <= num_args + 1 and most >= num_args + 2:
-        return required == 0 or positional[0].name in ("t", "time")
-    if required <= num_args + 2 <= most:
-        return True
-    if required <= num_args + 1 <= most and not (num_args and positional[0].name in ("t", "time")):
-        return False
-    extra = f" and {num_args} more for args" if num_args else ""
-    raise TypeError(
-        f"The dynamics '{_name(dynamics)}' must take the state, f(y), or the time and the state, f(t, y){extra}. "
-        f"Received a function with the arguments ({', '.join(p.name for p in parameters)})"
-    )
-
-
-def _name(dynamics):
-    return getattr(dynamics, "name", None) or getattr(dynamics, "__name__", type(dynamics).__name__)

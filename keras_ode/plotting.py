@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ode.dynamics import takes_time
 from keras_ode.layers import ODELayer
+from keras_ode.signature import arguments_of
 from keras_ode.solution import Solution
 from keras_ode.solve import solve
 
@@ -170,7 +170,7 @@ def _field_on_grid(model, xlim, ylim, t, num_points, batched):
     time = tf.constant(t, points.dtype)
 
     def derivative(states):
-        return dynamics(time, states) if takes_time(dynamics) else dynamics(states)
+        return dynamics(*arguments_of(dynamics, time, states))
 
     found = derivative(points) if batched else tf.map_fn(derivative, points)
     if found.shape != points.shape:

@@ -17,7 +17,9 @@ from keras_ode.on_step import OnStep
 from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
+from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
+from keras_ode.xla import is_compile_error
 
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
 _MOST_COMPILED = 256
@@ -85,8 +87,8 @@ def solve(
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
             for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
-            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs, or `on_step` is
-            given.
+            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs, or operations that XLA
+            does not have, or `on_step` is given. Where XLA fails all the same, the plain graph is used from then on.
         on_step: A function `on_step(info)` called with a `keras_ode.StepInfo` of tensors at each step that the forward
             solve tries, accepted or not: for `tf.print`, summaries, or a `tf.Variable` that adds something up. It is
             traced into the solve; use `tf.py_function` for Python code. Never called by a backward pass.
@@ -158,14 +160,16 @@ def solve_in_mode(
     on_failure,
     jit_compile,
     training,
+    mask=None,
     on_step=None,
     progress=False,
     regularizers=(),
     noise=(),
     recorder=None,
 ):
-    """`solve`, with the mode in which to call a Keras layer, the values of regularizers, a tuple, and with who is told of
-    it (see `Problem`)."""
+    """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
+    and with who is told of it (see `Problem`)."""
+    refuse_symbolic((y0, t, args), "Call a layer there: keras_ode.ODELayer(dynamics, t=...)(y0).")
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
@@ -176,7 +180,7 @@ def solve_in_mode(
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
-    field = _close(dynamics, times[0], y0, args, training, penalties)
+    field = _close(dynamics, times[0], y0, args, training, penalties, mask)
     method = arguments.resolved(method, rtol, atol, field, leaves)
     if penalties is not None:
         leaves = (*leaves, *penalties.leaves)
@@ -238,11 +242,11 @@ def _penalties(regularizers, noise, leaves, method, adjoint):
     return method, dynamics.Penalties(regularizers, totals, noise)
 
 
-def _close(function, t, y0, args, training, penalties):
+def _close(function, t, y0, args, training, penalties, mask):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
     try:
-        return dynamics.close(function, t, y0, tuple(args), training, penalties)
+        return dynamics.close(function, t, y0, tuple(args), training, penalties, mask)
     except NotImplementedError as error:
         if "numpy array" not in str(error):
             raise
@@ -297,8 +301,9 @@ def _run(adjoint, problem, segments, jit_compile):
     for watcher in problem.watchers:
         watcher.check_compiles(jit_compile is True)
     looped = segments is not None and is_looped(segments.event)
-    if jit_compile == "auto":
-        plain = segments is not None or problem.watchers or problem.field.is_convolutional
+    may_fall_back = jit_compile == "auto"
+    if may_fall_back:
+        plain = segments is not None or problem.watchers or problem.field.is_convolutional or problem.field.why_not_compiled
         if not plain:
             problem = adjoint.with_compiled_parts(problem)
         jit_compile = adjoint.pays_to_compile and not plain
@@ -308,6 +313,8 @@ def _run(adjoint, problem, segments, jit_compile):
             f"XLA cannot compile a solve with {what} alone, only together with its gradient: put both in a "
             f"tf.function(jit_compile=True) and leave jit_compile='auto' here. Received: jit_compile={jit_compile!r}"
         )
+    elif jit_compile:
+        _refuse_to_compile(problem.field.why_not_compiled)
     tensors = (problem.tensors(), () if segments is None else segments.tensors)
     if not tf.executing_eagerly():
         if not jit_compile:
@@ -321,7 +328,7 @@ def _run(adjoint, problem, segments, jit_compile):
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
         (problem.times_vary, problem.dense, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
-        jit_compile,
+        (jit_compile, may_fall_back),
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
     if key not in _compiled:
@@ -329,7 +336,23 @@ def _run(adjoint, problem, segments, jit_compile):
         if len(_compiled) > _MOST_COMPILED:
             _compiled.popitem(last=False)
     _compiled.move_to_end(key)
-    return _compiled[key](tensors)
+    try:
+        return _compiled[key](tensors)
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
+        if not (jit_compile and is_compile_error(error)):
+            raise
+        if not may_fall_back:
+            _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
+        _compiled[key] = _function(adjoint, problem, segments, tensors, False)  # in its place from now on
+        return _compiled[key](tensors)
+
+
+def _refuse_to_compile(reason, cause=None):
+    if reason:
+        raise ValueError(
+            f"XLA cannot compile this solve because of {reason}. Use jit_compile='auto' or False, or write the dynamics with "
+            "operations that XLA has. Received: jit_compile=True"
+        ) from cause
 
 
 def _solve(adjoint, problem, segments, tensors):

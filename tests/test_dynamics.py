@@ -367,7 +367,6 @@ SIGNATURES = [
     (lambda t, y: y, 0, True),
     (lambda state: state, 0, False),
     (lambda s, x: x, 0, True),
-    (lambda t: t, 0, False),
     (lambda y, k=1.0: y, 0, False),
     (lambda t, y, k=1.0: y, 0, True),
     (lambda t, y, *, k=1.0: y, 0, True),

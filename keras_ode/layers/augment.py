@@ -1,5 +1,7 @@
 """More dimensions for a state to flow through."""
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -30,9 +32,10 @@ class Augment(keras.Layer):
 
     def __init__(self, num_channels, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels < 0:
+        if not isinstance(num_channels, numbers.Integral) or isinstance(num_channels, bool) or num_channels < 0:
             raise ValueError(f"num_channels must be a whole number, zero or more. Received: num_channels={num_channels!r}")
-        self.num_channels = num_channels
+        self.num_channels = int(num_channels)
+        self.supports_masking = True
 
     def call(self, y):
         return ops.pad(y, [(0, 0)] * (len(y.shape) - 1) + [(0, self.num_channels)])

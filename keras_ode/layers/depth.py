@@ -1,11 +1,14 @@
 """Weights that vary with depth: residual blocks, and the differential equation that they are steps of."""
 
+import numbers
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_ode.dynamics import build as build_layer
-from keras_ode.layers.time import arguments_of, check_layer
+from keras_ode.layers.time import call_layer, check_layer
+from keras_ode.signature import arguments_of, with_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -47,24 +50,24 @@ class DepthVarying(keras.Layer):
     def __init__(self, layer, num_pieces, t=(0.0, 1.0), kind="constant", **kwargs):
         super().__init__(**kwargs)
         check_layer(layer)
-        _check_count("num_pieces", num_pieces)
         if kind not in ("constant", "linear"):
             raise ValueError(f"kind must be 'constant' or 'linear'. Received: kind={kind!r}")
         self.t = tuple(float(x) for x in t)
         if len(self.t) != 2 or not np.all(np.isfinite(self.t)) or not self.t[0] < self.t[1]:
             raise ValueError(f"t must be two increasing times. Received: t={t!r}")
-        self.num_pieces, self.kind = num_pieces, kind
-        self.knots = np.linspace(*self.t, num_pieces + 1)
-        self.layers = copies(layer, num_pieces + (kind == "linear"))
+        self.num_pieces, self.kind = _checked_count("num_pieces", num_pieces), kind
+        self.knots = np.linspace(*self.t, self.num_pieces + 1)
+        self.layers = copies(layer, self.num_pieces + (kind == "linear"))
 
     def build(self, t_shape, y_shape):
         build_all(self.layers, y_shape, self.compute_dtype)
 
     def call(self, t, y, training=None):
         if not len(t.shape):
-            return self._at(t, y)
+            return ops.cast(self._at(t, y), self.compute_dtype)
         times = ops.reshape(t, (-1,))
-        return ops.vectorized_map(lambda row: self._at(row[0], row[1][None])[0], (times, y))
+        rows = ops.vectorized_map(lambda row: self._at(row[0], row[1][None])[0], (times, y))
+        return ops.cast(rows, self.compute_dtype)
 
     def compute_output_shape(self, t_shape, y_shape):
         y = keras.KerasTensor(y_shape, self.compute_dtype)
@@ -93,7 +96,7 @@ class DepthVarying(keras.Layer):
         layer = self.layers[0]
         mapping += [(v, ops.convert_to_tensor(v)) for v in layer.non_trainable_variables]
         with keras.StatelessScope(state_mapping=mapping):
-            return layer(*arguments_of(layer, t, y))
+            return call_layer(layer, t, y)
 
     def _shares(self, t):
         """How much each layer's weights count at a time: a list of scalars that sum to one."""
@@ -139,17 +142,17 @@ class ResidualBlocks(keras.Layer):
     def __init__(self, layer, num_blocks, shared=False, **kwargs):
         super().__init__(**kwargs)
         check_layer(layer)
-        _check_count("num_blocks", num_blocks)
-        self.num_blocks, self.shared = num_blocks, bool(shared)
-        self.layers = copies(layer, 1 if shared else num_blocks)
+        self.num_blocks, self.shared = _checked_count("num_blocks", num_blocks), bool(shared)
+        self.supports_masking = True
+        self.layers = copies(layer, 1 if shared else self.num_blocks)
 
     def build(self, y_shape):
         build_all(self.layers, y_shape, self.compute_dtype)
 
-    def call(self, y, training=None):
+    def call(self, y, training=None, mask=None):
         for n in range(self.num_blocks):
-            layer = self.layers[0 if self.shared else n]
-            y = y + layer(*arguments_of(layer, ops.cast(n, y.dtype), y))
+            y = y if mask is None else with_mask(y, mask)
+            y = y + ops.cast(call_layer(self.layers[0 if self.shared else n], ops.cast(n, y.dtype), y), y.dtype)
         return y
 
     def compute_output_shape(self, y_shape):
@@ -182,6 +185,7 @@ def _scalar(dtype):
     return keras.KerasTensor((), dtype)
 
 
-def _check_count(name, count):
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+def _checked_count(name, count):
+    if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{name} must be a positive whole number. Received: {name}={count!r}")
+    return int(count)

@@ -5,12 +5,13 @@ import inspect
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from keras_ode import adjoints, configurable, controllers, regularizers, solvers, tree
 from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
 from keras_ode.dynamics import build as build_dynamics
-from keras_ode.dynamics import takes_time
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
+from keras_ode.signature import check_signature, mask_of, refuse_symbolic
 from keras_ode.solve import OPTIONS, solve_in_mode
 
 
@@ -22,9 +23,9 @@ class ODELayer(keras.Layer):
     the number of steps.
 
     Args:
-        dynamics: A `keras.Layer`, a `keras.Model` or a function `f(y)` or `f(t, y)`, told apart by the signature: it
-            returns the derivative of the state, in the state's shape. `t` is a scalar. Weights are found and saved in
-            layers and models only, and a function must be registered with
+        dynamics: A `keras.Layer`, a `keras.Model` or a function `f(y)` or `f(t, y)`, told apart by the signature, with
+            the call's `args` behind: it returns the derivative of the state, in the state's shape. `t` is a scalar.
+            Weights are found and saved in layers and models only, and a function must be registered with
             `keras.saving.register_keras_serializable` to be saved.
         t: Two or more strictly monotone times; the input is the state at `t[0]`. One number is the end of a solve from
             zero. Defaults to `(0.0, 1.0)`. With
@@ -53,7 +54,11 @@ class ODELayer(keras.Layer):
     Call arguments:
         y: The state at `t[0]`, or a nest of tensors.
         t: Times to use instead of the layer's, shape `[T]`, or `[B, T]` with `per_sample`.
+        args: A tuple of further arguments of the dynamics, `f(t, y, *args)`: nests of tensors, which have gradients. In
+            a functional model these may be Keras tensors.
         training: Passed to the dynamics.
+        mask: The mask of the state, by default the one that Keras sends with it, as after `Masking`. The dynamics gets it,
+            and the output has it.
 
     Input shape:
         `(batch, ...)`, or a nest of such shapes.
@@ -93,11 +98,12 @@ class ODELayer(keras.Layer):
     ):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
         super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
         if not callable(dynamics):
             raise TypeError(
                 f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
             )
-        takes_time(dynamics)  # refuses wrong arguments
+        check_signature(dynamics)
         self.dynamics = dynamics
         self.random_end_time = None
         if isinstance(t, (str, dict, regularizers.RandomEndTime)):
@@ -105,16 +111,15 @@ class ODELayer(keras.Layer):
             t = self.random_end_time.t
         self.t = tuple(float(x) for x in _checked_times(t))
         self.solver = solvers.get(solver)
-        self.rtol, self.atol = rtol, atol
+        self.rtol, self.atol = configurable.plain(rtol), configurable.plain(atol)
         self.adjoint = adjoints.get(adjoint)
         self.controller = None if controller is None else controllers.get(controller)
-        self.step_size = step_size
-        self.max_steps = max_steps
+        self.step_size, self.max_steps = configurable.plain(step_size), configurable.plain(max_steps)
         self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
         self.jump_times = None if jump_times is None else _checked_jumps(jump_times)
         check_jit_compile(jit_compile)
-        self.jit_compile = jit_compile
+        self.jit_compile = configurable.plain(jit_compile)
         self._recorder = None  # set while a callback records what the solver does
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
         self.regularizers = regularizers.get_all(regularizer)
@@ -123,32 +128,37 @@ class ODELayer(keras.Layer):
         if self._needs_noise or self.random_end_time is not None:
             self.seed_generator = keras.random.SeedGenerator()
 
-    def build(self, y_shape, t_shape=None):
+    def __call__(self, y, t=None, args=(), **options):
+        # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
+        args = keras.tree.map_structure(self._as_argument, _checked_args(args))
+        if args and not self.built:
+            self.build(*(_shapes(x) for x in (y, None, args)))
+        options |= ({} if t is None else {"t": times_in_one(t)}) | ({"args": args} if args else {})
+        return super().__call__(y, **options)
+
+    def build(self, y_shape, t_shape=None, args_shape=()):
         if not isinstance(self.dynamics, keras.Layer):
             return
-        y = keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, self.variable_dtype), y_shape)
+        y, *args = (
+            keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, self.variable_dtype), shape)
+            for shape in (y_shape, *args_shape)
+        )
         first = keras.tree.flatten(y)[0]
         t_shape = (first.shape[0], *[1] * (len(first.shape) - 1)) if self.per_sample else ()
         # A layer that loading calls built may hold layers that are not: so this is done in any case.
-        build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y)
+        build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y, tuple(args))
 
-    def __call__(self, y, *args, **kwargs):
-        # Keras refuses lists of numbers and tensors before the layer sees them.
-        if args:
-            args = (times_in_one(args[0]), *args[1:])
-        if "t" in kwargs:
-            kwargs["t"] = times_in_one(kwargs["t"])
-        return super().__call__(y, *args, **kwargs)
-
-    def call(self, y, t=None, training=None):
+    def call(self, y, t=None, args=(), training=None, mask=None):
+        mask = mask_of(y) if mask is None else mask
+        options = {"args": args, "mask": mask, "recorder": self._recorder}
         penalized = self.regularizers if training is not False else ()
         noise = self._noise(y) if penalized and self._needs_noise else ()
-        solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, recorder=self._recorder)
+        solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, **options)
         self._advance_seeds()
         for regularizer, penalty in zip(penalized, penalties, strict=True):
             # Along backward time, an integral is negative.
             self.add_loss(regularizer.weight * tf.reduce_mean(tf.abs(penalty)))
-        return tf.nest.map_structure(self._as_output, solution.ys)
+        return self._with_masks(tf.nest.map_structure(self._as_output, solution.ys), mask)
 
     def solve(self, y, t=None, training=None, **options):
         """The layer's solve with all that it can tell: `keras_ode.solve` with the layer's dynamics and options.
@@ -157,7 +167,7 @@ class ODELayer(keras.Layer):
             y: The state at `t[0]`: `[B, ...]`, or a nest of tensors.
             t: Times to use instead of the layer's.
             training: Passed to the dynamics.
-            **options: Those of `keras_ode.solve`, in place of the layer's: `dense=True`, say, or an `event`.
+            **options: Those of `keras_ode.solve`, in place of the layer's: `dense=True`, say, `args`, a `mask` or an `event`.
 
         Returns:
             The `Solution`: states of shape `[T, B, ...]`, time first, `status` and `stats`. Penalties of regularizers are
@@ -174,15 +184,20 @@ class ODELayer(keras.Layer):
         TensorShape([3, 8, 2])
         """
         refuse_unknown("ODELayer.solve", options, OPTIONS)
+        refuse_symbolic(
+            (y, t, options.get("args", ())),
+            "Call the layer itself there. For status and statistics, call layer.solve in the call of a layer of your own.",
+        )
+        args = tf.nest.map_structure(self._as_argument, _checked_args(options.pop("args", ())))
+        options.setdefault("mask", mask_of(y))
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
         if not self.built:
-            self.build(tf.nest.map_structure(lambda leaf: tuple(leaf.shape), y))
-        return self._solve(y, t, training, **options)[0]
+            self.build(*(_shapes(x) for x in ((y, None, args) if args else (y,))))
+        return self._solve(y, t, training, args=args, **options)[0]
 
     def _solve(self, y, t, training, **options):
         """The `Solution` and the penalties."""
         ours = {
-            "args": (),
             "solver": self.solver,
             "rtol": self.rtol,
             "atol": self.atol,
@@ -201,11 +216,20 @@ class ODELayer(keras.Layer):
         y = tf.nest.map_structure(self._as_state, y)
         return solve_in_mode(self.dynamics, y, t, training=training, **{**ours, **options})
 
-    def compute_output_shape(self, y_shape, t_shape=None):
+    def compute_output_shape(self, y_shape, t_shape=None, args_shape=()):
+        return self._output_shape(y_shape, len(self.t) if t_shape is None else t_shape[-1])
+
+    def compute_output_spec(self, y, t=None, args=(), training=None, mask=None):
+        num_times = len(self.t) if t is None else _num_times(t)
+        outputs = keras.tree.map_structure(
+            lambda leaf: keras.KerasTensor(self._output_shape(leaf.shape, num_times), self.compute_dtype), y
+        )
+        return self._with_masks(outputs, mask_of(y) if mask is None else mask)
+
+    def compute_mask(self, y, previous_mask):
         if not self.return_sequences:
-            return y_shape
-        length = len(self.t) if t_shape is None else t_shape[-1]
-        return keras.tree.map_shape_structure(lambda shape: (shape[0], length, *shape[1:]), y_shape)
+            return previous_mask
+        return keras.tree.map_structure(lambda mask: _repeated(mask, len(self.t)), previous_mask)
 
     def get_options(self):
         """The options of the solve, without the dynamics: keyword arguments for another `ODELayer`."""
@@ -235,6 +259,19 @@ class ODELayer(keras.Layer):
     def from_config(cls, config):
         return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})
 
+    def _output_shape(self, y_shape, num_times):
+        if not self.return_sequences:
+            return y_shape
+        return keras.tree.map_shape_structure(lambda shape: (shape[0], num_times, *shape[1:]), y_shape)
+
+    def _with_masks(self, outputs, masks):
+        """Outputs with the masks of the state, for each of their times."""
+        if self.return_sequences:
+            for output, mask in zip(keras.tree.flatten(outputs), keras.tree.flatten(masks), strict=True):
+                if mask is not None:
+                    output._keras_mask = _repeated(mask, output.shape[1] or ops.shape(output)[1])
+        return outputs
+
     def _times(self, training):
         """The layer's times, whose last may be random in training."""
         if self.random_end_time is None or not training:
@@ -252,6 +289,13 @@ class ODELayer(keras.Layer):
         y = tf.convert_to_tensor(y)
         return tf.cast(y, self.variable_dtype) if y.dtype.is_floating else y
 
+    def _as_argument(self, x):
+        """Further arguments have the precision of the state."""
+        if isinstance(x, keras.KerasTensor):
+            return x
+        x = tf.convert_to_tensor(x, self.variable_dtype if isinstance(x, float) else None)
+        return tf.cast(x, self.variable_dtype) if x.dtype.is_floating else x
+
     def _as_output(self, leaf):
         """A saved state, `[T, B, ...]`, batch first and in the layer's compute dtype."""
         leaf = tf.cast(leaf, self.compute_dtype)
@@ -266,6 +310,34 @@ class ODELayer(keras.Layer):
             for layer in self.dynamics._flatten_layers():
                 for generator in layer._seed_generators:
                     generator.next()
+
+
+def _checked_args(args):
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple of the dynamics' further arguments, such as args=(u,). Received: {args!r}")
+    return tuple(args)
+
+
+def _shapes(nest):
+    return None if nest is None else keras.tree.map_structure(lambda x: tuple(x.shape), nest)
+
+
+def _num_times(t):
+    """The number of times that a call is given, as far as it is known."""
+    if hasattr(t, "shape"):
+        return t.shape[-1]
+    is_row = isinstance(t[0], (list, tuple)) or len(getattr(t[0], "shape", ())) > 0
+    return _num_times(t[0]) if is_row else len(t)
+
+
+def _repeated(mask, num_times):
+    """A mask `[B, ...]` as that of states at all times, `[B, T, ...]`."""
+    if mask is None:
+        return None
+    if isinstance(mask, keras.KerasTensor):
+        known = num_times if isinstance(num_times, int) else None
+        return keras.KerasTensor((mask.shape[0], known, *mask.shape[1:]), "bool")
+    return tf.repeat(mask[:, None], num_times, axis=1)
 
 
 def _checked_times(t):

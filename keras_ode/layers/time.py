@@ -1,10 +1,11 @@
 """Layers that take the time beside the state, `layer(t, y)`: what a dynamics `f(t, y)` is made of."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_ode.dynamics import build as build_layer
-from keras_ode.dynamics import takes_time
+from keras_ode.signature import arguments_of, keywords_of, mask_of, takes_time, with_mask
 
 
 class _TimeAsChannel:
@@ -170,7 +171,7 @@ class TimeSequential(keras.Layer):
 
     def call(self, t, y, training=None):
         for layer in self.layers:
-            y = layer(*arguments_of(layer, t, y))
+            y = call_layer(layer, t, y)
         return y
 
     def get_config(self):
@@ -194,9 +195,13 @@ def append_time(t, y, axis=-1):
     return ops.concatenate([y, ops.broadcast_to(broadcastable(t, y), shape)], axis=axis)
 
 
-def arguments_of(layer, t, y):
-    """What to call a layer with: `(t, y)` or `(y,)`."""
-    return (t, y) if takes_time(layer) else (y,)
+def call_layer(layer, t, y):
+    """A layer's output, which keeps the mask of the state, where Keras would look for that of the time."""
+    mask = mask_of(y)
+    is_masked = not keras.tree.is_nested(y) and mask is not None
+    output = layer(*arguments_of(layer, t, y), **(keywords_of(layer, mask=mask) if is_masked else {}))
+    keeps = is_masked and layer.supports_masking and tf.is_tensor(output) and mask_of(output) is None
+    return with_mask(output, mask) if keeps else output
 
 
 def check_layer(layer):

@@ -8,7 +8,8 @@ from keras import ops
 from keras_ode import regularizers
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers import ODELayer
-from keras_ode.layers.time import arguments_of, check_layer
+from keras_ode.layers.time import check_layer
+from keras_ode.signature import arguments_of
 
 _DIVERGENCES = ("exact", "hutchinson")
 
@@ -61,7 +62,8 @@ class ContinuousNormalizingFlow(keras.Model):
     """
 
     def __init__(self, dynamics, base=None, divergence="exact", name=None, dtype=None, trainable=True, **ode):
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        # Log-densities keep the precision of the variables; the dynamics casts for itself.
+        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         if divergence not in _DIVERGENCES:
             raise ValueError(f"divergence must be one of {_DIVERGENCES}. Received: divergence={divergence!r}")
         self.dynamics = list(dynamics) if isinstance(dynamics, (list, tuple)) else [dynamics]
@@ -69,7 +71,8 @@ class ContinuousNormalizingFlow(keras.Model):
             raise ValueError(f"dynamics must be a Keras layer or a list of them. Received: dynamics={dynamics!r}")
         self.base, self.divergence = base, divergence
         ode["regularizer"] = [r.of_leaves(1) for r in regularizers.get_all(ode.get("regularizer"))]
-        self.flows = [ODELayer(WithLogDensity(f, divergence), dtype=self.dtype_policy, **ode) for f in self.dynamics]
+        precision = self.variable_dtype
+        self.flows = [ODELayer(WithLogDensity(f, divergence, dtype=precision), dtype=precision, **ode) for f in self.dynamics]
 
     def build(self, points_shape):
         self.event_shape = tuple(points_shape[1:])
@@ -82,6 +85,9 @@ class ContinuousNormalizingFlow(keras.Model):
 
     def compute_output_shape(self, points_shape):
         return points_shape[:1]
+
+    def compute_output_spec(self, points, training=None):
+        return keras.KerasTensor(points.shape[:1], self.variable_dtype)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = NegativeLogLikelihood()(y_pred, y_pred, sample_weight)

@@ -59,14 +59,15 @@ class LatentODE(keras.Model):
     def __init__(
         self, encoder, dynamics, decoder, latent_dim, noise=0.1, name=None, dtype=None, trainable=True, **ode
     ):
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        # Times and likelihoods keep the precision of the variables; the parts cast for themselves.
+        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         if not noise > 0:
             raise ValueError(f"noise must be a positive number. Received: noise={noise!r}")
         self.encoder, self.decoder = encoder, decoder
-        self.latent_dim, self.noise = latent_dim, noise
+        self.latent_dim, self.noise = int(latent_dim), float(noise)
         self.ode = ODELayer(dynamics, dtype=self.dtype_policy, **{**ode, "return_sequences": True})
         self.posterior = keras.layers.Dense(
-            2 * latent_dim, bias_initializer=_narrow, name="posterior", dtype=self.dtype_policy
+            2 * self.latent_dim, bias_initializer=_narrow, name="posterior", dtype=self.dtype_policy
         )
 
     def call(self, inputs, training=None):
@@ -81,7 +82,8 @@ class LatentODE(keras.Model):
         import tensorflow_probability as tfp
 
         values, _, mask = self._parts(x)
-        likelihood = tf.reduce_sum(tfp.distributions.Normal(y_pred, self.noise).log_prob(values), axis=2)
+        decoded = tfp.distributions.Normal(tf.cast(y_pred, values.dtype), self.noise)
+        likelihood = tf.reduce_sum(decoded.log_prob(values), axis=2)
         likelihood = tf.reduce_sum(tf.where(mask, likelihood, 0.0), axis=1)
         return super().compute_loss(x, y, y_pred, sample_weight, training) - tf.reduce_mean(likelihood)
 
@@ -128,13 +130,14 @@ class LatentODE(keras.Model):
         else:
             since = tf.broadcast_to(times - times[..., :1], tf.shape(mask))[..., None]
             features = self.encoder(tf.concat([values, since], axis=-1), mask=mask, training=training)
-        mean, spread = tf.split(self.posterior(features), 2, axis=-1)
+        mean, spread = tf.split(tf.cast(self.posterior(features), self.variable_dtype), 2, axis=-1)
         return tfp.distributions.MultivariateNormalDiag(mean, tf.nn.softplus(spread) + 1e-4)
 
     def _parts(self, inputs):
         """Values (zero where masked), times or `None`, and the mask."""
         parts = inputs if isinstance(inputs, dict) else {"values": inputs}
-        values, times, mask = tf.convert_to_tensor(parts["values"]), parts.get("times"), parts.get("mask")
+        values, times, mask = parts["values"], parts.get("times"), parts.get("mask")
+        values = tf.cast(tf.convert_to_tensor(values), self.variable_dtype)
         if times is not None and not self.ode.per_sample:
             raise ValueError("Series that bring their own times need LatentODE(..., per_sample=True).")
         if times is None and values.shape[1] != len(self.ode.t):
@@ -143,7 +146,7 @@ class LatentODE(keras.Model):
                 f"inputs['times']. Received: values of shape {values.shape} and {len(self.ode.t)} times"
             )
         mask = tf.ones(tf.shape(values)[:2], bool) if mask is None else tf.cast(mask, bool)
-        times = None if times is None else tf.convert_to_tensor(times)
+        times = None if times is None else tf.cast(tf.convert_to_tensor(times), self.variable_dtype)
         return tf.where(mask[..., None], values, tf.zeros_like(values)), times, mask
 
 

@@ -38,6 +38,7 @@ class ODENet(keras.Model):
 
     def __init__(self, num_classes, channels=64, dynamics=None, name=None, dtype=None, trainable=True, **ode):
         super().__init__(name=name, dtype=dtype, trainable=trainable)
+        num_classes, channels = int(num_classes), int(channels)
         policy, self.num_classes, self.channels = self.dtype_policy, num_classes, channels
         self.downsample = keras.Sequential([
             layers.Conv2D(channels, 3, strides=2, padding="same", activation="silu", dtype=policy),

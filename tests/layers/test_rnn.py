@@ -113,3 +113,72 @@ def test_times_far_from_zero_are_subtracted_before_they_are_rounded():
     layer = ODERNN(keras.layers.GRUCell(4), lambda y: -y / 100, rtol=1e-5, jit_compile=False)
     near, far = layer(x, t=tf.constant(times, tf.float32)), layer(x, t=1.7e9 + times)
     np.testing.assert_allclose(far, near, rtol=1e-4)
+
+
+def test_mask_of_the_input_is_that_of_the_observations():
+    """In the call, where nothing is observed, and of the output only where it is a sequence."""
+    padded = np.where(ONLY_FIRST[..., None], X, 0)
+    masked = keras.layers.Masking()(padded)
+    layer = linear(return_sequences=True)
+    states = layer(masked, t=TIMES)
+    np.testing.assert_allclose(states, layer(X, t=TIMES, mask=ONLY_FIRST), rtol=1e-5)
+    np.testing.assert_array_equal(states._keras_mask, ONLY_FIRST)
+    backward = linear(return_sequences=True, go_backwards=True)
+    np.testing.assert_array_equal(backward(masked, t=TIMES)._keras_mask, ONLY_FIRST[:, ::-1])
+
+
+def test_model_with_masking_before_trains():
+    inputs = keras.Input([5, 2])
+    model = keras.Model(inputs, linear(t=TIMES, solver="bosh3")(keras.layers.Masking()(inputs)))
+    model.compile("sgd", "mse", jit_compile=False)
+    assert np.isfinite(model.fit(X, np.zeros([3, 3]), verbose=0).history["loss"]).all()
+
+
+def test_series_goes_on_from_its_states():
+    """Two parts are the whole, if the state has been carried to where the second begins."""
+    for cell in (keras.layers.GRUCell(3), keras.layers.LSTMCell(3)):
+        layer = linear(cell, return_state=True)
+        _, *states = layer(X[:, :3], t=TIMES[:3])
+        flowed = layer.ode(states[0], t=TIMES[2:4])
+        output, *_ = layer(X[:, 3:], t=TIMES[3:], initial_state=[flowed, *states[1:]])
+        np.testing.assert_allclose(output, layer(X, t=TIMES)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_initial_state_gets_its_gradient():
+    layer, start = linear(), tf.ones([3, 3])
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        end = layer(X, t=TIMES, mask=np.zeros([3, 5], bool), initial_state=start)
+    # Nothing is observed: the end is start expm(A T).
+    np.testing.assert_allclose(tape.gradient(end, start)[0], scipy.linalg.expm(1.2 * A).sum(axis=1), rtol=1e-3)
+
+
+def test_states_that_the_cell_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="as many parts as the cell has states, 2. Received: 1"):
+        linear(keras.layers.LSTMCell(3))(X, t=TIMES, initial_state=tf.ones([3, 3]))
+
+
+def test_missing_times_are_asked_for():
+    with pytest.raises(ValueError, match="needs the times of the observations"):
+        linear()(X)
+    with pytest.raises(ValueError, match="one time for each observation. Received: 4 times"):
+        linear()(X, t=TIMES[:4])
+
+
+def test_bidirectional_layer_reads_in_both_directions():
+    layer = linear(return_sequences=True, t=TIMES)
+    both = keras.layers.Bidirectional(layer)
+    output = both(X)
+    forward, backward = both.forward_layer, both.backward_layer
+    np.testing.assert_allclose(output[..., :3], forward(X), rtol=1e-5)
+    np.testing.assert_allclose(output[..., 3:], backward(X)[:, ::-1], rtol=1e-5)
+
+
+def test_states_before_observations_are_those_that_flowed_there():
+    before, after = linear(return_sequences=True, return_before=True), linear(return_sequences=True)
+    before.set_weights(after.get_weights())
+    states, known = before(X, t=TIMES, initial_state=tf.ones([3, 3])), after(X, t=TIMES, initial_state=tf.ones([3, 3])).numpy()
+    np.testing.assert_array_equal(states[:, 0], np.ones([3, 3]))
+    expected = [known[:, i] @ scipy.linalg.expm(A * (TIMES[i + 1] - TIMES[i])) for i in range(4)]
+    np.testing.assert_allclose(states[:, 1:], np.stack(expected, axis=1), rtol=1e-3, atol=1e-5)
+    assert ODERNN.from_config(before.get_config()).return_before
