@@ -69,6 +69,37 @@ def network(xp, t, y, *weights):
     return y
 
 
+def fast(xp, t, y, p):
+    sin = np.sin if xp is np else tf.sin
+    return p[..., None] * sin(20 * t) ** 2 + 0 * y
+
+
+def signal(xp, t, y, values):
+    """A tabulated signal of 41 values on [0, 10], linear between them."""
+    maximum = np.maximum if xp is np else tf.maximum
+    hats = maximum(0 * KNOTS, 1 - abs(t - KNOTS) * 4)
+    return -y + xp.sum(hats * values)
+
+
+KNOTS = np.linspace(0, 10, 41)
+
+
+def of_fast(f, y0, times, parameters, loss):
+    """Closed form: the integral of sin(20 t)^2 over [0, 10]."""
+    return [np.ones(1), None, np.array(5 - np.sin(400) / 80)]
+
+
+def of_signal(f, y0, times, parameters, loss):
+    """Closed form: the integral of exp(t - 10) times each hat, by Gauss' rule between knots."""
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    by_value = np.zeros(41)
+    for k in range(40):
+        part = (1 + nodes) / 2
+        response = np.exp(KNOTS[k] + part / 4 - 10) * weights / 8
+        by_value[k : k + 2] += np.sum(response * (1 - part)), np.sum(response * part)
+    return [np.exp(-10) * np.ones(1), None, by_value]
+
+
 def relaxation_by_rate(f, y0, times, parameters, loss):
     """Closed form: the derivative of `y(2)` by the rate. That by the start is nothing, exp(-2 k)."""
     k = parameters[0] + 1e-30j
@@ -116,6 +147,19 @@ def cases():
             "van der Pol, mu = 5, [0, 20], 1e-9", van_der_pol, np.array([2.0, 0.0]), np.array([0.0, 20.0]),
             (np.array(5.0),), lambda xp, ys: xp.sum(ys[-1]), tight,
         ),
+        **{
+            f"{name}{tolerance:g}": Case(
+                f"{title}, {tolerance:g}", field, np.zeros(1), np.array([0.0, 10.0]), (parameter,),
+                lambda xp, ys: xp.sum(ys[-1]),
+                {"rtol": tolerance, "atol": 1e-3 * tolerance, "max_steps": 8192 if tolerance < 1e-3 else 256}, expected,
+            )
+            for name, title, field, parameter, expected in (
+                ("fast", "p sin(20 t)^2, p = 4.29", fast, np.array(4.29), of_fast),
+                ("zero", "p sin(20 t)^2, p = 0", fast, np.array(0.0), of_fast),
+                ("signal", "tabulated signal, 41 values", signal, np.random.default_rng(0).normal(size=41), of_signal),
+            )
+            for tolerance in (1e-3, 1e-6)
+        },
         "steps200": Case(
             "200 steps, 32,768 states", decay, many, np.array([0.0, 0.2]), (),
             lambda xp, ys: xp.sum(ys[-1] ** 2), steps, unknown,
