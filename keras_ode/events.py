@@ -211,24 +211,27 @@ class RootFinder:
 
     def _on_grid(self, trial):
         """The functions' values at all points of the grid: `[K, F]` or `[K, F, B]`."""
-        size = trial.interval.size
-        theta = tf.constant(self.grid.reshape([-1] + [1] * size.shape.rank), size.dtype) * tf.ones_like(size)
-        times, states = self._within(trial, theta)
-        count = len(self.grid)
-        points = zip(tf.unstack(times, num=count), *(tf.unstack(leaf, num=count) for leaf in states), strict=True)
-        return tf.stack([tf.stack([f(t, y) for f in self.functions]) for t, *y in points])
+        interval, step = trial.interval, trial.step
+        theta = tf.constant(self.grid, interval.size.dtype)
+        # Rows share the fractions, so that they are interpolated together: with steps of one and derivatives to match.
+        stages = [tree.scale(interval.size, stage) for stage in step.stages]
+        states = self.solver.interpolate(stages, tf.ones([], interval.size.dtype), step.start, theta)
+        inner = list(zip(*(tf.unstack(leaf, num=len(self.grid))[:-1] for leaf in states), strict=True))
+        points = zip(self.grid, [*inner, step.y], strict=True)
+        return tf.stack([
+            tf.stack([f(interval.start + fraction * interval.size, tuple(y)) for f in self.functions])
+            for fraction, y in points
+        ])
 
     def _each(self, trial, theta):
         """The value of each function at a fraction of its own: `[F]` or `[F, B]`."""
-        times, states = self._within(trial, theta)
-        return tf.stack([f(times[i], tuple(leaf[i] for leaf in states)) for i, f in enumerate(self.functions)])
-
-    def _within(self, trial, theta):
-        """Times and states at fractions of the step, `[K]` or `[K, B]`."""
         interval, step = trial.interval, trial.step
-        states = self.solver.interpolate(step.stages, interval.size, step.start, theta)
-        states = tree.where(theta >= 1, tuple(leaf[None] for leaf in step.y), states)
-        return interval.start + theta * interval.size, states
+        fractions, values = tf.unstack(theta, num=len(self.functions)), []
+        for function, fraction in zip(self.functions, fractions, strict=True):
+            y = self.solver.interpolate(step.stages, interval.size, step.start, fraction)
+            y = tree.where(fraction >= 1, step.y, y)
+            values.append(function(interval.start + fraction * interval.size, y))
+        return tf.stack(values)
 
     def _first_root(self, state, trial, values, before, leading, crossed):
         """The earliest root, as a fraction of the step, whose it is, and its function's sign behind it."""
