@@ -252,6 +252,8 @@ class RandomEndTime(configurable.Configurable):
 
     def drawn(self, shift):
         """The times, whose last is moved by `shift`, a number in [-1, 1], times the width."""
+        if not np.array_equal(np.asarray(self.t, shift.dtype.as_numpy_dtype), self.t):
+            shift = tf.cast(shift, tf.float64)  # times far from zero are rounded after they are subtracted
         return tf.concat([tf.constant(self.t[:-1], shift.dtype), [self.t[-1] + self.width * shift]], axis=0)
 
 

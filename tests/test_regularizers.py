@@ -233,6 +233,11 @@ def test_unknown_name_and_negative_weight_are_refused():
 # Random end times
 
 
+def test_random_end_time_far_from_zero_is_not_rounded():
+    drawn = regularizers.random_end_time((1.7e9, 1.7e9 + 60.0), width=10.0).drawn(tf.constant(0.5))
+    np.testing.assert_allclose(drawn[1] - drawn[0], 65)
+
+
 def test_end_times_are_uniform_in_training_and_fixed_otherwise():
     """With `y' = 1`, the output is the time that was solved for."""
     layer = ODELayer(tf.ones_like, t=regularizers.random_end_time((0.0, 1.0), width=0.5), jit_compile=False)

@@ -656,3 +656,14 @@ def test_layer_takes_times_that_learn_where_it_is_called_and_refuses_to_keep_the
     with tf.GradientTape() as tape:
         y = layer(tf.ones([1, 1]), t=[0.0, end])
     np.testing.assert_allclose(tape.gradient(y, end), -np.exp(-1.5), rtol=1e-4)
+
+
+@pytest.mark.parametrize("in_call", [False, True], ids=["of the layer", "of the call"])
+def test_times_far_from_zero_are_subtracted_before_they_are_rounded(in_call):
+    t = (1.7e9, 1.7e9 + 60, 1.7e9 + 150)
+    options = {"rtol": 1e-5, "return_sequences": True, "jit_compile": False}
+    if in_call:
+        y = keras_ode.ODELayer(lambda t, y: -y / 100, **options)(tf.ones([2, 1]), t=np.array(t))
+    else:
+        y = keras_ode.ODELayer(lambda t, y: -y / 100, t=t, **options)(tf.ones([2, 1]))
+    np.testing.assert_allclose(y[:, :, 0], np.exp([[0, -0.6, -1.5]] * 2), rtol=1e-4)
