@@ -128,6 +128,7 @@ class ODELayer(keras.Layer):
         if self._needs_noise or self.random_end_time is not None:
             self.seed_generator = keras.random.SeedGenerator()
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, y, t=None, args=(), **options):
         # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
         args = keras.tree.map_structure(self._as_argument, _checked_args(args))

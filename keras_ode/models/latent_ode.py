@@ -70,6 +70,22 @@ class LatentODE(keras.Model):
             2 * self.latent_dim, bias_initializer=_narrow, name="posterior", dtype=self.dtype_policy
         )
 
+    def build(self, inputs_shape):
+        shape = inputs_shape["values"] if isinstance(inputs_shape, dict) else inputs_shape
+        batch, length, num_features = shape
+
+        def symbol(*shape):
+            return keras.KerasTensor(shape, self.variable_dtype)
+
+        if isinstance(self.encoder, ODERNN):
+            times = symbol(batch, length) if self.encoder.ode.per_sample else symbol(length)
+            features = self.encoder(symbol(batch, length, num_features), t=times)
+        else:
+            features = self.encoder(symbol(batch, length, num_features + 1))
+        self.posterior(features)
+        self.ode.build((batch, self.latent_dim))
+        self.decoder(symbol(batch, length, self.latent_dim))
+
     def call(self, inputs, training=None):
         import tensorflow_probability as tfp
 
