@@ -206,7 +206,7 @@ class Rebuilder:
 
         @custom_gradient
         def pass_on(*tensors):
-            return tensors, gradient
+            return [tf.identity(x) for x in tensors], gradient  # tensors of this graph, as parameters need not be
 
         return pass_on(*inputs)
 
@@ -243,16 +243,25 @@ class Rebuilder:
                 passed.add(id(x))
             elif id(x) in self._is_source:
                 hidden = hidden or self._is_source[id(x)]
-            elif isinstance(x.graph, WhileBodyFuncGraph) and any(x is i for i in x.graph.inputs) and not _parents(x):
-                hidden = True  # what a loop changes
             else:
-                stack += _parents(x)
+                parents = _parents(x)
+                hidden = hidden or (not parents and _is_changed_by_loop(x))
+                stack += parents
         return hidden, passed
+
+
+def _is_changed_by_loop(tensor):
+    """Whether it is what a loop has reached."""
+    return not _is_eager(tensor) and isinstance(tensor.graph, WhileBodyFuncGraph) and tensor.op.type == "Placeholder"
+
+
+def _is_eager(tensor):
+    return isinstance(tensor, tf.__internal__.EagerTensor)
 
 
 def _parents(tensor):
     """The tensors that a tensor's derivative follows to."""
-    if isinstance(tensor, tf.__internal__.EagerTensor) or tensor.op.type == "StopGradient" or not backprop_util.IsTrainable(tensor):
+    if _is_eager(tensor) or tensor.op.type == "StopGradient" or not backprop_util.IsTrainable(tensor):
         return []
     if tensor.op.type == "Placeholder":
         return [outside for outside, inside in getattr(tensor.graph, "captures", ()) if inside is tensor]
