@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 
 import keras
 import tensorflow as tf
@@ -11,6 +10,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import initialize_all_variables
 from tensorflow.python.eager import record
 
+from keras_ode.fingerprints import fingerprint
 from keras_ode.rebuild import Environment, Rebuilder, Reference, inner_graphs, inner_uses, is_nesting, is_read, is_update, uses
 
 # Operations that draw other numbers every time they run.
@@ -19,6 +19,9 @@ _RANDOM = {
     "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "RngReadAndSkip", "RngSkip", "StatefulRandomBinomial",
     "StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform", "StatefulUniformInt", "TruncatedNormal",
 }  # fmt: skip
+# From so many numbers on, a tensor from outside a graph is a constant unless a tape watches it.
+_LARGE = 2**16
+_SHORT_SEARCH = 64
 # How Keras names the states of its random seeds.
 _SEED = "seed_generator_state"
 
@@ -142,9 +145,8 @@ class Closure:
 
     def fingerprint(self):
         """A hashable value, equal for two that do the same with the values of their members."""
-        text = self.graph.as_graph_def().SerializeToString(deterministic=True)
         captures = tuple(self._places.get(id(x), ("captured", id(x))) for x, _ in self.graph.captures)
-        return hashlib.sha256(text).hexdigest(), captures, len(self._places)
+        return fingerprint(self.graph, self._gradients), captures, len(self._places)
 
     def _check_functional(self):
         """What cannot be built again, or would not be a function, is refused."""
@@ -297,10 +299,37 @@ def spec(x):
 
 
 def may_need_gradient(tensor):
-    """Floats may, unless it is known already that no tape watches them."""
+    """Floats may, unless it is known already that no tape watches them.
+
+    In a graph a tape may come later, around the call of a function that is traced now. No tape comes to what the graph made of
+    constants alone; and large constants from outside are taken for what they are, as their gradients cost much.
+    """
     if not tensor.dtype.is_floating:
         return False
-    return not tf.executing_eagerly() or is_watched(tensor)
+    return is_watched(tensor) or (not tf.executing_eagerly() and not _is_constant(tensor))
+
+
+def _is_constant(tensor):
+    """Whether a tensor depends on constants only, as far as a short search shows."""
+    seen, stack = set(), [tensor]
+    while stack:
+        x = stack.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, tf.__internal__.EagerTensor):
+            if x.dtype in (tf.resource, tf.variant) or x.shape.num_elements() <= _LARGE:
+                return False
+        elif x.op.type == "Placeholder":
+            outside = [outside for outside, inside in getattr(x.graph, "captures", ()) if inside is x]
+            if not outside:
+                return False
+            stack += outside
+        elif len(seen) > _SHORT_SEARCH or x.op.op_def.is_stateful or x.dtype in (tf.resource, tf.variant):
+            return False
+        else:
+            stack += x.op.inputs
+    return True
 
 
 def is_watched(tensor):

@@ -5,7 +5,6 @@ its closure) is found in that graph and becomes an explicit input, a *parameter*
 """
 
 import functools
-import hashlib
 import inspect
 import warnings
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_ode import tree
+from keras_ode import fingerprints, tree
 from keras_ode.closure import Closure, current_report, may_need_gradient, no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient
 
@@ -395,8 +394,7 @@ def _as_argument(value, dtype):
 
 def fingerprint(function):
     """A hashable value of a traced function, equal for two that do the same."""
-    text = function.graph.as_graph_def().SerializeToString(deterministic=True)
-    return hashlib.sha256(text).hexdigest(), tuple(id(tensor) for tensor in function.captured_inputs)
+    return fingerprints.fingerprint(function.graph), tuple(id(tensor) for tensor in function.captured_inputs)
 
 
 def _describe(nest):

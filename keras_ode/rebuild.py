@@ -92,7 +92,7 @@ class Rebuilder:
 
         A graph that TensorFlow has differentiated can have more results than its callers know: those come last.
         """
-        for op in graph.get_operations():
+        for op in _in_order(graph):
             if op.outputs and op.outputs[0] in env:
                 continue  # an input
             inputs = [env[x] for x in op.inputs]
@@ -198,9 +198,7 @@ class Rebuilder:
 
     def _custom_gradient(self, op, inputs, env):
         def gradient(*cotangents):
-            if op not in self._gradients:
-                self._gradients[op] = CustomGradient(op)
-            found = self._gradients[op].rebuilt(self, env, cotangents)
+            found = gradient_of(op, self._gradients).rebuilt(self, env, cotangents)
             self._check_nothing_hidden(inputs, [x is not None for x in found])
             return found
 
@@ -285,6 +283,10 @@ class CustomGradient:
         with op.graph.as_default():
             self.graph = func_graph_from_py_func("gradient", gradient, specs, {})
 
+    def outside(self):
+        """What it reads besides cotangents."""
+        return [outside for outside, _ in self.graph.captures]
+
     def rebuilt(self, rebuilder, env, cotangents):
         """One gradient or `None` for each of the operation's inputs."""
         inner = Environment(env)
@@ -295,6 +297,13 @@ class CustomGradient:
             inner[inside] = env.stands_for(outside)
         found = iter(rebuilder.run(self.graph, inner))
         return [next(found) if exists else None for exists in self.exists]
+
+
+def gradient_of(op, gradients):
+    """The `CustomGradient` of an operation, from `gradients` or put there."""
+    if op not in gradients:
+        gradients[op] = CustomGradient(op)
+    return gradients[op]
 
 
 def inner_graphs(op):
@@ -312,6 +321,26 @@ def inner_graphs(op):
 
 def is_custom_gradient(op):
     return op.type == "IdentityN" and _has(op, "_gradient_op_type")
+
+
+def _in_order(graph):
+    """Operations in the order in which they were made, but after all that they take.
+
+    A loop that TensorFlow has differentiated takes lists which were made after it.
+    """
+    done = set()
+    for operation in graph.get_operations():
+        stack = [operation]
+        while stack:
+            op = stack[-1]
+            missing = [] if op in done else [x.op for x in op.inputs if x.op not in done]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if op not in done:
+                done.add(op)
+                yield op
 
 
 def _function(graph, name):

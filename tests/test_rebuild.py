@@ -171,10 +171,23 @@ def gradient_of_a_potential():
     return [w], run
 
 
+def gradient_of_a_loop():
+    k = variable(0.1, 0.2, 0.3)
+
+    def run(t, y):
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            z = tf.while_loop(lambda i, z: i < 2, lambda i, z: (i + 1, tf.sin(z * k)), (0, y), maximum_iterations=2)[1]
+        return tape.gradient(z, y)
+
+    return [k], run
+
+
 DYNAMICS = [
     inner_function, inner_function_that_is_compiled, module, gather, gather_nd, embedding, keras_embedding, read_value, branch,
     switch, loop, loop_in_a_branch_in_a_function, mapped, vectorized, recomputed, keras_remat, remat_scope,
     custom_gradient_with_variables, custom_gradient_in_a_function_and_a_loop, gradient_of_a_potential,
+    gradient_of_a_loop,
 ]  # fmt: skip
 
 
@@ -199,3 +212,40 @@ def test_field_has_the_value_and_the_derivatives_of_the_dynamics_itself(make):
     for gradient, right in zip(found[2], by_variables, strict=True):
         np.testing.assert_allclose(gradient, tf.convert_to_tensor(right), rtol=1e-12)
         assert np.any(gradient != 0)
+
+
+@pytest.mark.parametrize("make", [loop, inner_function, recomputed, gradient_of_a_potential], ids=lambda make: make.__name__)
+def test_traces_of_one_dynamics_have_one_fingerprint(make):
+    _, dynamics = make()
+    assert close(dynamics, T, Y).fingerprint == close(dynamics, T, Y).fingerprint
+
+
+def test_custom_gradients_that_differ_have_other_fingerprints():
+    @tf.custom_gradient
+    def straight(y):
+        return tf.sign(y), lambda g: g
+
+    @tf.custom_gradient
+    def clipped(y):
+        return tf.sign(y), lambda g: tf.clip_by_value(g, -1, 1)
+
+    assert close(lambda t, y: straight(y), T, Y).fingerprint != close(lambda t, y: clipped(y), T, Y).fingerprint
+
+
+@pytest.mark.parametrize("size, expected", [(10, True), (2**17, False)])
+def test_constants_of_a_graph_are_not_differentiated_and_large_ones_from_outside_neither(size, expected):
+    outside = tf.ones([size], tf.float64)
+    found = {}
+
+    @tf.function
+    def trace(x):
+        made = tf.cast(tf.range(3), tf.float64) * tf.constant(2.0, tf.float64)
+        with tf.GradientTape() as tape:
+            tape.watch(outside if not expected else x)
+            for name, tensor in {"made": made, "outside": outside, "argument": x}.items():
+                found[name] = any(close(lambda t, y, k=tensor: k[0] * y, T, Y).differentiable)
+        unwatched = close(lambda t, y: outside[0] * y, T, Y)
+        found["unwatched"] = any(unwatched.differentiable)
+
+    trace(tf.ones([3], tf.float64))
+    assert found == {"made": False, "outside": True, "argument": True, "unwatched": expected}
