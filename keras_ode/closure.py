@@ -6,21 +6,80 @@ import functools
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import initialize_all_variables
 from tensorflow.python.eager import record
 
+from keras_ode.fingerprints import fingerprint
+from keras_ode.rebuild import Environment, Rebuilder, Reference, inner_graphs, inner_uses, is_nesting, is_read, is_update, uses
+
+# Operations that draw other numbers every time they run.
+_RANDOM = {
+    "Multinomial", "ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomShuffle",
+    "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "RngReadAndSkip", "RngSkip", "StatefulRandomBinomial",
+    "StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform", "StatefulUniformInt", "TruncatedNormal",
+}  # fmt: skip
+# From so many numbers on, a tensor from outside a graph is a constant unless a tape watches it.
+_LARGE = 2**16
+_SHORT_SEARCH = 64
+# How Keras names the states of its random seeds.
+_SEED = "seed_generator_state"
+
 
 class Closure:
-    """What the dynamics reads from outside: Keras variables, `tf.Variable`s and tensors."""
+    """A function traced as it is, and its members: the variables and tensors that it reads from outside.
 
-    def __init__(self, dynamics):
-        self._layer = dynamics if isinstance(dynamics, keras.Layer) else None
-        self._keras_variables = list(dynamics.variables) if self._layer is not None else []
-        self._variables = []
-        self._tensors = []
+    Nothing is bound and nothing is written while the user's code is traced. What was traced is then built again, with the
+    values of its members as inputs, wherever it is needed (see `rebuild`).
+
+    Attributes:
+        graph: The traced graph.
+        num_losses: How many losses Keras layers added. They are the graph's last results.
+    """
+
+    def __init__(self, call, dynamics, specs):
+        self._name = call.name
+        self._num_arguments, self._gradients = len(specs), {}
+        self._function, scope = _traced(call, specs)
+        self.graph = self._function.graph
+        self.num_losses = len(scope.losses)
+        own = dynamics.variables if isinstance(dynamics, keras.Layer) else ()
+        self._num_own = len(own)
+        self._keras_variables = list({id(v): v for v in (*own, *scope.seen.values())}.values())
+        self._uses = _Uses(self.graph)
+        self._find_members()
+        self._check_functional()
+
+    def _find_members(self):
+        """Finds `tf.Variable`s and tensors among what the graph captured, and which capture belongs to which member."""
+        self._places = {}
+        for place, variable in enumerate(self._keras_variables):
+            self._places.update((id(raw.handle), place) for raw in _components(variable._value))
+        others = {id(v.handle): v for v in self.graph.variables if hasattr(v, "handle")}
+        captured = [outside for outside, _ in self.graph.captures]
+        found = [others[id(x)] for x in captured if id(x) in others and id(x) not in self._places]
+        self._variables = [v for v in found if not self._is_live(v)]
+        self._tensors = [x for x in captured if x.dtype not in (tf.resource, tf.variant)]
+        rest = (*(v.handle for v in self._variables), *self._tensors)
+        self._places.update((id(x), place) for place, x in enumerate(rest, len(self._keras_variables)))
+        self._assigned = sorted({self._places[x] for x in self._uses.assigned if x in self._places})
+
+    def _is_live(self, variable):
+        """Whether a variable changes at every evaluation, as a counter does: then it stays one."""
+        handle = id(variable.handle)
+        unusual = self._uses.unusual.get(handle)
+        if not (unusual or handle in self._uses.assigned) or _SEED in variable.name:
+            return False
+        if variable.trainable and variable.dtype.is_floating and handle in self._uses.read:
+            raise ValueError(
+                f"The dynamics '{self._name}' both reads and changes the trainable variable '{variable.name}'"
+                f"{f' (by {unusual})' if unusual else ''}, so that no gradient can follow. Create it with trainable=False, or "
+                "do not change it."
+            )
+        return True
 
     def values(self):
-        """The closure's values, as tensors that tapes around the solve can see."""
+        """The members' values, as tensors that tapes around the solve can see."""
         return [
             *(tf.convert_to_tensor(v.value) for v in self._keras_variables),
             *(v.read_value() for v in self._variables),
@@ -29,91 +88,195 @@ class Closure:
 
     def differentiable(self):
         return [
-            *(v.trainable and tf.as_dtype(v.dtype).is_floating for v in self._keras_variables),
-            *(True for _ in self._variables),
+            *(v.trainable and tf.as_dtype(v.dtype).is_floating for v in (*self._keras_variables, *self._variables)),
             *(may_need_gradient(tensor) for tensor in self._tensors),
         ]
 
-    def trace(self, call, specs):
-        """Traces the call with the closure's known members as explicit inputs."""
-        members = [spec(x) for x in self.values()]
-        num_leaves, num_specs = call.num_leaves(), len(specs)
-        self._seen = {}
+    def build(self, inputs, differentiable):
+        """The results for the values of arguments and members, built in the current graph; and the members' references.
 
-        def flat(convert, t, *rest):
-            leaves, arguments = rest[:num_leaves], rest[num_leaves : num_specs - 1]
-            with self._bound(rest[num_specs - 1 :]):
-                return call(t, leaves, arguments, convert)
+        Args:
+            inputs: The tensors.
+            differentiable: For each of them, whether a gradient by it is asked for.
+        """
+        arguments, members = inputs[: self._num_arguments], inputs[self._num_arguments :]
+        num_variables = len(self._keras_variables) + len(self._variables)
+        references = [Reference(v) for v in members[:num_variables]]
+        stand_ins = [*references, *members[num_variables:]]
+        env = Environment()
+        for placeholder, value in zip(self.graph.inputs, arguments, strict=False):
+            env[placeholder] = value
+        for outside, inside in self.graph.captures:
+            place = self._places.get(id(outside))
+            env[inside] = env[outside] = outside if place is None else stand_ins[place]
+        sources = [x for x, wanted in zip(inputs, differentiable, strict=True) if wanted]
+        return Rebuilder(self._gradients, sources, inputs).run(self.graph, env), references
 
-        self.python = functools.partial(flat, False)
-        try:
-            return trace(self.python, specs + members)
-        except tf.errors.OperatorNotAllowedInGraphError:
-            self.python = functools.partial(flat, True)
-            return trace(self.python, specs + members)
+    def has_effects(self):
+        """Whether an evaluation does more than give results: it adds losses, or assigns to seeds or moving statistics."""
+        return bool(self.num_losses or self._assigned)
 
-    def extend(self, function):
-        """Adds what a trace captured besides the known members; whether there was anything."""
-        seen = list(self._seen.values())
-        if any(variable._value is None for variable in seen):  # made by a layer that the trace was the first to call
-            initialize_all_variables()
-        raw = {id(v._value) for v in (*self._keras_variables, *seen)}
-        self._keras_variables += seen
-        self._variables = [
-            v for v in function.graph.variables if id(v) not in raw and v.trainable and v.dtype.is_floating
-        ]
-        self._tensors = [x for x in function.graph.external_captures if x.dtype not in (tf.resource, tf.variant)]
-        return bool(seen or self._variables or self._tensors)
+    def effects(self, inputs, differentiable):
+        """The losses, and behind them what an evaluation assigns, built in the current graph."""
+        results, references = self.build(inputs, differentiable)
+        losses = results[len(results) - self.num_losses :]
+        return [*losses, *(references[place].value for place in self._assigned)]
 
-    def check(self, function):
-        """No trainable variable may still be read behind our back: its gradient would be lost."""
-        handles = {id(x) for x in function.graph.external_captures}
-        hidden = [v.name for v in self._variables if id(v.handle) in handles]
-        if hidden:
+    def apply(self, effects):
+        """Assigns what an evaluation assigns, and returns the losses."""
+        variables = (*self._keras_variables, *self._variables)
+        for place, value in zip(self._assigned, effects[self.num_losses :], strict=True):
+            variables[place].assign(value)
+        return effects[: self.num_losses]
+
+    def weights_of_functions(self):
+        """The trainable variables that are read and belong to no layer that is the dynamics."""
+        of_functions = self._keras_variables[self._num_own :]
+        return [v for v in (*of_functions, *self._variables) if v.trainable and tf.as_dtype(v.dtype).is_floating]
+
+    def operations(self):
+        """All operations, those of inner functions too."""
+        graphs = [self.graph]
+        while graphs:
+            for op in graphs.pop().get_operations():
+                yield op
+                if is_nesting(op):
+                    graphs += inner_graphs(op)
+
+    def fingerprint(self):
+        """A hashable value, equal for two that do the same with the values of their members."""
+        captures = tuple(self._places.get(id(x), ("captured", id(x))) for x, _ in self.graph.captures)
+        return fingerprint(self.graph, self._gradients), captures, len(self._places)
+
+    def _check_functional(self):
+        """What cannot be built again, or would not be a function, is refused."""
+        for place, variable in enumerate(self._keras_variables):
+            kinds = [kind for handle, kind in self._uses.unusual.items() if self._places.get(handle) == place]
+            if kinds:
+                raise ValueError(
+                    f"The dynamics '{self._name}' uses the variable '{variable.path}' in an operation that a gradient cannot "
+                    f"follow, {kinds[0]}. Read it with keras.ops.convert_to_tensor(variable) and go on with the tensor."
+                )
+        if self._uses.random:
             raise ValueError(
-                f"The dynamics reads the trainable variables {hidden} where a gradient cannot follow (by a sparse "
-                "read, read_value() or an assignment). Read them with tf.convert_to_tensor(variable) in the dynamics, "
-                "or create them with trainable=False."
+                f"The dynamics '{self._name}' draws other random numbers at each evaluation ({', '.join(self._uses.random)}), "
+                "so that it is no function of the time and the state, and no step size is small enough for it. Draw them before "
+                "the solve and pass them in args, or use keras.random or a Keras layer, whose numbers stay the same within a "
+                "solve."
             )
 
-    @contextlib.contextmanager
-    def _bound(self, values):
-        """Inside, reading a member gives its explicit value."""
-        num_keras, num_variables = len(self._keras_variables), len(self._variables)
-        keras_values, values = values[:num_keras], values[num_keras:]
-        variable_values, tensor_values = values[:num_variables], values[num_variables:]
-        graph = tf.compat.v1.get_default_graph()
-        captured = [graph._function_captures.by_val_internal.get(id(tensor)) for tensor in self._tensors]
-        for tensor, value in zip(self._tensors, tensor_values, strict=True):
-            graph.replace_capture(tensor, value)
-        cached = [variable._cached_value for variable in self._variables]
-        for variable, value in zip(self._variables, variable_values, strict=True):
-            variable._cached_value = value
-        try:
-            with _RecordingScope(zip(self._keras_variables, keras_values, strict=True), self._seen):
-                yield
-        finally:
-            for variable, value in zip(self._variables, cached, strict=True):
-                variable._cached_value = value
-            for tensor, before in zip(self._tensors, captured, strict=True):
-                if before is None:
-                    graph._function_captures.pop(id(tensor))
-                else:
-                    graph.replace_capture(tensor, before)
+
+class _Uses:
+    """What a graph, with all that it calls, does with the handles that it captured.
+
+    Attributes:
+        read, assigned: The ids of the handles that are read, and assigned to.
+        unusual: The type of an operation that is neither, by the handle's id.
+        random: The types of operations that draw other numbers every time.
+    """
+
+    def __init__(self, graph):
+        self.read, self.assigned, self.unusual, self.random = set(), set(), {}, []
+        self._look_at(graph, {id(inside): id(outside) for outside, inside in graph.captures if outside.dtype == tf.resource})
+
+    def _look_at(self, graph, keys):
+        self.random += sorted({op.type for op in graph.get_operations()} & _RANDOM - set(self.random))
+        for op, handles in uses(graph, keys):
+            if is_nesting(op):
+                for inner, inner_keys in inner_uses(op, keys):
+                    self._look_at(inner, inner_keys)
+            elif is_update(op):
+                self.assigned.update(handles)
+            elif is_read(op):
+                self.read.update(handles)
+            elif handles:
+                self.unusual.update((handle, op.type) for handle in handles)
 
 
-class _RecordingScope(keras.StatelessScope):
-    """Binds variables to values and notes the variables that are read without one."""
+class _Scope(keras.StatelessScope):
+    """Notes the variables that are read and the losses that are added; assignments go into the graph.
 
-    def __init__(self, mapping, seen):
-        super().__init__(mapping, initialize_variables=False)
-        self._seen = seen
+    Without it, layers would keep tensors of the traced graph as their losses.
+    """
+
+    def __init__(self):
+        super().__init__(collect_losses=True, initialize_variables=False)
+        self.seen = {}
 
     def get_current_value(self, variable):
-        value = super().get_current_value(variable)
-        if value is None:
-            self._seen[id(variable)] = variable
-        return value
+        self.seen[id(variable)] = variable
+        return None
+
+    def add_update(self, update):
+        variable, value = update
+        self.seen[id(variable)] = variable
+        if variable._value is not None:
+            variable._direct_assign(value)
+
+
+def _traced(call, specs):
+    """The user's code as a concrete function, and the scope that it ran in."""
+    function, scope = _traced_once(call, specs)
+    if not in_stateless_scope() and any(
+        v._value is None for v in scope.seen.values()
+    ):  # made by a layer that the trace was the first to call
+        initialize_all_variables()
+        function, scope = _traced_once(call, specs)
+    return function, scope
+
+
+def _traced_once(call, specs):
+    scope = _Scope()
+    num_leaves = call.num_leaves()
+
+    def flat(convert, t, *rest):
+        scope.losses = []
+        results = call(t, rest[:num_leaves], rest[num_leaves:], convert)
+        graph = tf.compat.v1.get_default_graph()
+        if any(loss.graph is not graph for loss in scope.losses):
+            raise ValueError(
+                f"The dynamics '{call.name}' adds a loss (by add_loss or activity_regularizer) inside a tf.function, a branch "
+                "or a loop, where it cannot be taken out. Add it in the layer's own call."
+            )
+        return [*results, *scope.losses]
+
+    with scope, reporting(None):
+        try:
+            return trace(functools.partial(flat, False), specs), scope
+        except tf.errors.OperatorNotAllowedInGraphError:
+            return trace(functools.partial(flat, True), specs), scope
+
+
+class Report:
+    """What a solve tells the layer that asked for it, beside the solution.
+
+    Attributes:
+        losses: The losses that layers in the dynamics added at the start of the solve.
+        weights_of_functions: See `Closure`.
+    """
+
+    def __init__(self):
+        self.losses, self.weights_of_functions = [], []
+
+
+@contextlib.contextmanager
+def reporting(report):
+    """Inside, in this thread, solves report to `report`."""
+    before = global_state.get_global_attribute("keras_ode_report")
+    global_state.set_global_attribute("keras_ode_report", report)
+    try:
+        yield report
+    finally:
+        global_state.set_global_attribute("keras_ode_report", before)
+
+
+def current_report():
+    return global_state.get_global_attribute("keras_ode_report")
+
+
+def _components(variable):
+    """A `tf.Variable`, or those that a distributed one consists of."""
+    return () if variable is None else getattr(variable, "_values", None) or (variable,)
 
 
 @contextlib.contextmanager
@@ -136,10 +299,37 @@ def spec(x):
 
 
 def may_need_gradient(tensor):
-    """Floats may, unless it is known already that no tape watches them."""
+    """Floats may, unless it is known already that no tape watches them.
+
+    In a graph a tape may come later, around the call of a function that is traced now. No tape comes to what the graph made of
+    constants alone; and large constants from outside are taken for what they are, as their gradients cost much.
+    """
     if not tensor.dtype.is_floating:
         return False
-    return not tf.executing_eagerly() or is_watched(tensor)
+    return is_watched(tensor) or (not tf.executing_eagerly() and not _is_constant(tensor))
+
+
+def _is_constant(tensor):
+    """Whether a tensor depends on constants only, as far as a short search shows."""
+    seen, stack = set(), [tensor]
+    while stack:
+        x = stack.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, tf.__internal__.EagerTensor):
+            if x.dtype in (tf.resource, tf.variant) or x.shape.num_elements() <= _LARGE:
+                return False
+        elif x.op.type == "Placeholder":
+            outside = [outside for outside, inside in getattr(x.graph, "captures", ()) if inside is x]
+            if not outside:
+                return False
+            stack += outside
+        elif len(seen) > _SHORT_SEARCH or x.op.op_def.is_stateful or x.dtype in (tf.resource, tf.variant):
+            return False
+        else:
+            stack += x.op.inputs
+    return True
 
 
 def is_watched(tensor):

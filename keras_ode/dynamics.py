@@ -6,15 +6,15 @@ its closure) is found in that graph and becomes an explicit input, a *parameter*
 
 import dataclasses
 import functools
-import hashlib
 import inspect
+import warnings
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_ode import precision, tree
-from keras_ode.closure import Closure, may_need_gradient, no_autocast, spec, trace
+from keras_ode import fingerprints, precision, tree
+from keras_ode.closure import Closure, current_report, may_need_gradient, no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient
 from keras_ode.signature import (
     arguments_of,
@@ -29,6 +29,10 @@ from keras_ode.signature import (
 )
 from keras_ode.xla import why_not_compiled
 
+# Traced effects of evaluations in eager code, by what they compute; the oldest go first.
+_MOST_EFFECTS = 64
+_effects = {}
+
 
 class PureFunction:
     """A traced function of tensors with nothing hidden: `f(t, y, parameters)`, its results a tuple.
@@ -40,35 +44,58 @@ class PureFunction:
         is_convolutional: Whether the graph holds a convolution.
     """
 
-    def __init__(self, function, python, parameters, differentiable):
-        self._function, self._python = function, python
+    def __init__(self, closure, specs, parameters, differentiable):
+        self._closure, self._specs = closure, specs
         self.parameters = tuple(parameters)
         self.differentiable = tuple(differentiable)
 
     def __call__(self, t, y, parameters):
         return tuple(self._function(t, *y, *parameters))
 
-    @property
-    def fingerprint(self):
-        return *self._digest, self.differentiable
-
     @functools.cached_property
-    def _digest(self):
-        return fingerprint(self._function)
+    def _function(self):
+        return trace(lambda *inputs: self._build(*inputs), [*self._specs, *map(spec, self.parameters)])
 
     def precisions(self, num_leaves):
         """The coarsest float type of what is computed from time and state, and that of the results."""
-        graph = self._function.graph
+        graph = self._closure.graph
         return precision.within(graph, graph.inputs[: 1 + num_leaves]), precision.of_results(graph)
 
-    @property
+    def _build(self, *inputs):
+        """The results, built in the current graph."""
+        results = self._closure.build(inputs, self._sources())[0]
+        return tuple(results[: len(results) - self._closure.num_losses])
+
+    def _sources(self):
+        """Which inputs a gradient must not be lost by; by the time, it follows what the user's code shows."""
+        return (False, *(True for _ in self._specs[1:]), *self.differentiable)
+
+    def take_effects(self, t, y):
+        """Does once what an evaluation at `t` and `y` does besides giving a derivative: updates of state; losses, returned."""
+        inputs = (tree.expand(t, y[0]), *y, *self.parameters)
+        key = (self.fingerprint, tuple((x.dtype, tuple(x.shape)) for x in inputs))
+        effects = _effects.get(key) if tf.executing_eagerly() else None
+        if effects is None:
+            effects = trace(lambda *inputs: self._closure.effects(inputs, self._sources()), [spec(x) for x in inputs])
+            if tf.executing_eagerly():
+                _effects[key] = effects
+                for oldest in list(_effects)[:-_MOST_EFFECTS]:
+                    _effects.pop(oldest, None)
+        with no_autocast():
+            return self._closure.apply(effects(*inputs))
+
+    @functools.cached_property
+    def fingerprint(self):
+        return *self._closure.fingerprint(), self.differentiable
+
+    @functools.cached_property
     def is_convolutional(self):
-        return any("Conv" in op.type for op in self._function.graph.get_operations())
+        return any("Conv" in op.type for op in self._closure.operations())
 
     @property
     def why_not_compiled(self):
         """What XLA cannot compile, in words, or `None`."""
-        return why_not_compiled(self._function, self._digest[0])
+        return why_not_compiled(self._closure.graph, self.fingerprint)
 
 
 class VectorField(PureFunction):
@@ -91,16 +118,16 @@ class VectorField(PureFunction):
         return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
 
     def inlined(self):
-        """The same field for loops that are differentiated; each call is the user's code once more, in the caller's graph.
+        """The same field for loops that are differentiated; each call is built once more, in the caller's graph.
 
         The gradient of a call of a function in a loop keeps all that the function was given, weights too, for every call;
         that of operations only what their own gradients need.
         """
-        return _InlinedField(self._function, self._python, self.parameters, self.differentiable)
+        return _InlinedField(self._closure, self._specs, self.parameters, self.differentiable)
 
     def compiled(self):
         """The same field, of which XLA compiles every call and its gradient, each alone."""
-        return _CompiledField(self._function, self._python, self.parameters, self.differentiable)
+        return _CompiledField(self._closure, self._specs, self.parameters, self.differentiable)
 
     def select(self, parameters):
         """The differentiable ones among `parameters`."""
@@ -113,11 +140,9 @@ class VectorField(PureFunction):
             y, rest = rest[:num_leaves], rest[num_leaves:]
             parameters, cotangent = rest[:num_parameters], rest[num_parameters:]
             sources = (*y, *self.select(parameters))
-            # The user's code once more, not a call of its trace: what a call returns, XLA takes for constant where a
-            # shape depends on it, and would compile anew for every value of the weights. And no tape: it loses what an
-            # inner tf.function reads.
-            with no_autocast():
-                derivative = tuple(self._python(t, *y, *parameters))
+            # Built once more, not a call of the traced function: what a call returns, XLA takes for constant where a
+            # shape depends on it, and would compile anew for every value of the weights.
+            derivative = self._build(t, *y, *parameters)
             gradients = tf.gradients(derivative, sources, cotangent, unconnected_gradients="zero")
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
@@ -128,10 +153,7 @@ class _InlinedField(VectorField):
     """See `VectorField.inlined`."""
 
     def __call__(self, t, y, parameters):
-        # Tensors of the caller's graph, as what the user's code reads is bound to them there.
-        parameters = [tf.identity(parameter) for parameter in parameters]
-        with no_autocast():
-            return tuple(self._python(tree.expand(t, y[0]), *y, *parameters))
+        return self._build(tree.expand(t, y[0]), *y, *parameters)
 
 
 class _CompiledField(VectorField):
@@ -168,19 +190,15 @@ class _CompiledField(VectorField):
     def _trace_calls(self, num_leaves, specs):
         num_arguments = len(specs)
 
-        def evaluate(*arguments):
-            with no_autocast():
-                return tuple(self._python(*arguments))
-
         def differentiate(*inputs):
             arguments, cotangent = inputs[:num_arguments], inputs[num_arguments:]
             sources = (*arguments[: 1 + num_leaves], *self.select(arguments[1 + num_leaves :]))
-            gradients = tf.gradients(evaluate(*arguments), sources, cotangent, unconnected_gradients="zero")
+            gradients = tf.gradients(self._build(*arguments), sources, cotangent, unconnected_gradients="zero")
             return tuple(tf.convert_to_tensor(gradient) for gradient in gradients)
 
         specs_of_leaves = specs[1 : 1 + num_leaves]
         return (
-            trace(evaluate, specs, jit_compile=True),
+            trace(lambda *arguments: self._build(*arguments), specs, jit_compile=True),
             trace(differentiate, specs + specs_of_leaves, jit_compile=True),
         )
 
@@ -211,13 +229,16 @@ def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
 
     Args:
         dynamics: A Keras layer or model, or a function: `f(y)`, `f(t, y)`, with `args` behind.
-        t: A time, scalar or `[B]`; only its shape and dtype count. With `[B]`, the dynamics sees `[B, 1, ..., 1]`, which
+        t: The first time, scalar or `[B]`. With `[B]`, the dynamics sees `[B, 1, ..., 1]`, which
             broadcasts against the first leaf.
-        y: The state, a nest of float tensors.
+        y: The first state, a nest of float tensors.
         args: Further arguments, a tuple of nests of tensors.
         training: The mode to call a Keras layer in.
         penalties: `Penalties`, whose leaves the field has behind those of `y`.
         mask: The Keras mask of the state: a nest like `y` of tensors or `None`.
+
+    What an evaluation does besides, at this time and state, is done once: seeds and moving statistics of layers are updated,
+    and losses go to the `Report` of who asked for the solve.
     """
     leaves = tf.nest.flatten(y)
     if isinstance(dynamics, keras.Layer) and not dynamics.built:
@@ -227,7 +248,20 @@ def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
     if penalties is not None:
         call = _PenalizedCall(call, penalties, len(tf.nest.flatten(args)))
         leaves, args = (*leaves, *penalties.leaves), (args, penalties.noise)
-    return VectorField(*_closed(call, dynamics, tree.expand(t, leaves[0]), leaves, args))
+    closure, *rest = _closed(call, dynamics, tree.expand(t, leaves[0]), leaves, args)
+    field = VectorField(closure, *rest)
+    report = current_report()
+    losses = field.take_effects(t, leaves) if closure.has_effects() else ()
+    if report is not None:
+        report.losses += losses
+        report.weights_of_functions += closure.weights_of_functions()
+    elif losses:
+        warnings.warn(
+            f"The dynamics '{call.name}' adds losses (by add_loss or activity_regularizer), which a solve does not return: they "
+            "are left out. An ODELayer adds them to its own.",
+            stacklevel=4,
+        )
+    return field
 
 
 def build(layer, t, y, args=()):
@@ -261,16 +295,12 @@ def close_scalar(function, t, y):
 def _closed(call, dynamics, t, leaves, args):
     """What a `PureFunction` is made of."""
     arguments = [_as_argument(leaf, t.dtype) for leaf in tf.nest.flatten(args)]
-    closure = Closure(dynamics)
     specs = [spec(x) for x in (t, *leaves, *arguments)]
     with no_autocast():
-        function = closure.trace(call, specs)
-        if closure.extend(function):
-            function = closure.trace(call, specs)
-            closure.check(function)
+        closure = Closure(call, dynamics, specs)
         parameters = (*arguments, *closure.values())
     differentiable = [*(may_need_gradient(a) for a in arguments), *closure.differentiable()]
-    return function, closure.python, parameters, differentiable
+    return closure, specs[: 1 + len(leaves)], parameters, differentiable
 
 
 class _Call:
@@ -281,7 +311,7 @@ class _Call:
             raise TypeError(
                 f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
             )
-        self._name = name_of(dynamics)
+        self.name = name_of(dynamics)
         self._original, self._dynamics = dynamics, getattr(dynamics, "python_function", dynamics)
         self._structure = y
         self._args = args
@@ -315,7 +345,7 @@ class _Call:
             found = leaves_of(derivative, self._structure)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"The dynamics '{self._name}' must return a nest like the state's. State: "
+                f"The dynamics '{self.name}' must return a nest like the state's. State: "
                 f"{describe(self._structure)}. Received: {describe(derivative)}.{how_to_stack(derivative)}"
             ) from error
         return [self._checked_leaf(d, y) for d, y in zip(found, leaves, strict=True)]
@@ -323,24 +353,24 @@ class _Call:
     def _checked_leaf(self, derivative, y):
         if isinstance(derivative, (tf.SparseTensor, tf.RaggedTensor)) or dataclasses.is_dataclass(derivative):
             raise TypeError(
-                f"The dynamics '{self._name}' must return dense tensors, or a nest of them like the state. Received: "
+                f"The dynamics '{self.name}' must return dense tensors, or a nest of them like the state. Received: "
                 f"{derivative!r}"
             )
         if derivative is None:
-            raise ValueError(f"The dynamics '{self._name}' must return the derivative of the state. Received: None")
+            raise ValueError(f"The dynamics '{self.name}' must return the derivative of the state. Received: None")
         # A Python number has no dtype of its own.
         derivative = tf.convert_to_tensor(derivative, y.dtype if isinstance(derivative, (int, float)) else None)
         if self._casts and derivative.dtype.is_floating:
             derivative = tf.cast(derivative, y.dtype)
         if derivative.dtype != y.dtype:
             raise ValueError(
-                f"The dynamics '{self._name}' must return the state's dtype, {y.dtype.name}. Received: "
+                f"The dynamics '{self.name}' must return the state's dtype, {y.dtype.name}. Received: "
                 f"{derivative.dtype.name}. Build a Keras dynamics with dtype='{y.dtype.name}', or cast the state."
             )
         same_rank = derivative.shape.rank is None or derivative.shape.rank == y.shape.rank
         if not same_rank or not derivative.shape.is_compatible_with(y.shape):
             raise ValueError(
-                f"The dynamics '{self._name}' must return the shape of the state, {y.shape}. Received: {derivative.shape}"
+                f"The dynamics '{self.name}' must return the shape of the state, {y.shape}. Received: {derivative.shape}"
             )
         return tf.ensure_shape(derivative, y.shape)
 
@@ -364,6 +394,7 @@ class _PenalizedCall:
 
     def __init__(self, call, penalties, num_arguments):
         self._call, self._regularizers, self._num_arguments = call, penalties.regularizers, num_arguments
+        self.name = call.name
 
     def __call__(self, t, leaves, arguments, convert=False):
         count = self._call.num_leaves()
@@ -390,7 +421,7 @@ class _ScalarCall(_Call):
         wanted = self._t.shape
         if not value.dtype.is_floating or not value.shape.is_compatible_with(wanted):
             raise ValueError(
-                f"The function '{self._name}' must return a float or a bool of shape {wanted} (one number"
+                f"The function '{self.name}' must return a float or a bool of shape {wanted} (one number"
                 f"{' a sample' if wanted.rank else ''}). Received: {value.dtype.name} of shape {value.shape}"
             )
         return [tf.ensure_shape(tf.cast(value, self._t.dtype), wanted)]
@@ -403,5 +434,4 @@ def _as_argument(value, dtype):
 
 def fingerprint(function):
     """A hashable value of a traced function, equal for two that do the same."""
-    text = function.graph.as_graph_def().SerializeToString(deterministic=True)
-    return hashlib.sha256(text).hexdigest(), tuple(id(tensor) for tensor in function.captured_inputs)
+    return fingerprints.fingerprint(function.graph), tuple(id(tensor) for tensor in function.captured_inputs)

@@ -11,32 +11,35 @@ _LOOPS = ("While", "StatelessWhile")
 
 
 _MOST_REMEMBERED = 1024
-_reasons = {}  # by digest: looking takes as long as a small solve does
+_reasons = {}  # by fingerprint: looking takes as long as a small solve does
 
 
-def why_not_compiled(function, digest):
-    """Why XLA cannot compile a concrete function or its gradient: words, or `None` if nothing is known to be in the way.
+def why_not_compiled(graph, fingerprint):
+    """Why XLA cannot compile a function or its gradient: words, or `None` if nothing is known to be in the way.
 
     Args:
-        function: A concrete function.
-        digest: A hash of its graph, under which the answer is remembered.
+        graph: The graph of the function.
+        fingerprint: A hashable value of the graph, under which the answer is remembered.
     """
     missing = object()
-    reason = _reasons.get(digest, missing)
+    reason = _reasons.get(fingerprint, missing)
     if reason is missing:
-        reason = _look(function)
+        reason = _look(graph)
         if len(_reasons) >= _MOST_REMEMBERED:
             _reasons.clear()
-        _reasons[digest] = reason
+        _reasons[fingerprint] = reason
     return reason
 
 
-def _look(function):
-    if any(x.dtype == tf.string for x in function.graph.inputs):
+def _look(graph):
+    if any(x.dtype == tf.string for x in graph.inputs):
         return "a tensor of strings among its arguments"
-    graph = function.graph.as_graph_def()
-    reached = _reached(function.graph)
-    nodes = [[node for node in graph.node if node.name in reached], *(f.node_def for f in graph.library.function)]
+    definition = graph.as_graph_def()
+    reached = _reached(graph)
+    nodes = [
+        [node for node in definition.node if node.name in reached],
+        *(f.node_def for f in definition.library.function),
+    ]
     unknown = sorted({node.op for part in nodes for node in part if not _is_known(node)})
     if unknown:
         return f"what it has no kernels for: {', '.join(unknown[:4])}"

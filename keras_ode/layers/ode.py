@@ -1,6 +1,7 @@
 """The differential equation as a layer."""
 
 import inspect
+import warnings
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import ops
 
 from keras_ode import adjoints, configurable, controllers, regularizers, solvers, tree
 from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
+from keras_ode.closure import Report, reporting
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
 from keras_ode.signature import check_signature, mask_of, refuse_symbolic
@@ -120,6 +122,7 @@ class ODELayer(keras.Layer):
         self.jump_times = None if jump_times is None else _checked_jumps(jump_times)
         check_jit_compile(jit_compile)
         self.jit_compile = configurable.plain(jit_compile)
+        self._warned = False
         self._recorder = None  # set while a callback records what the solver does
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
         self.regularizers = regularizers.get_all(regularizer)
@@ -154,8 +157,9 @@ class ODELayer(keras.Layer):
         options = {"args": args, "mask": mask, "recorder": self._recorder}
         penalized = self.regularizers if training is not False else ()
         noise = self._noise(y) if penalized and self._needs_noise else ()
-        solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, **options)
-        self._advance_seeds()
+        with reporting(Report()) as report:
+            solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, **options)
+        self._take(report)
         for regularizer, penalty in zip(penalized, penalties, strict=True):
             # Along backward time, an integral is negative.
             self.add_loss(regularizer.weight * tf.reduce_mean(tf.abs(penalty)))
@@ -304,13 +308,19 @@ class ODELayer(keras.Layer):
             return leaf[-1]
         return tf.transpose(leaf, [1, 0, *range(2, leaf.shape.rank)])
 
-    def _advance_seeds(self):
-        """Inside a solve, random numbers stay what they are, so that the dynamics is a function; from call to call
-        they change."""
-        if isinstance(self.dynamics, keras.Layer):
-            for layer in self.dynamics._flatten_layers():
-                for generator in layer._seed_generators:
-                    generator.next()
+    def _take(self, report):
+        """Adds the losses of layers in the dynamics, and says which weights this layer does not know of."""
+        for loss in report.losses:
+            self.add_loss(loss)
+        unknown = [getattr(v, "path", v.name) for v in report.weights_of_functions]
+        if unknown and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The dynamics of '{self.name}' is a function that reads the trainable weights {unknown} from outside. The layer "
+                "does not know them: they are missing in its trainable_weights and in its saved file, and are trained only if "
+                "your model holds them in another way. Pass the dynamics as a Keras layer or a keras.Model subclass.",
+                stacklevel=2,
+            )
 
 
 def _checked_args(args):

@@ -1,0 +1,466 @@
+"""Builds a traced graph again, inside another graph, where variables are tensors.
+
+So a function of variables becomes a function of their values, whatever way it reads them: in an inner `tf.function`, in
+a branch, in a loop, by a gather, under a custom gradient. Nothing is changed but the graph that is built.
+"""
+
+import contextlib
+import functools
+
+import tensorflow as tf
+from tensorflow.python.eager import backprop_util, execute
+from tensorflow.python.framework import ops
+from tensorflow.python.framework.func_graph import func_graph_from_py_func
+from tensorflow.python.ops import handle_data_util
+from tensorflow.python.ops.control_flow_v2_func_graphs import WhileBodyFuncGraph
+
+from keras_ode.custom_gradient import custom_gradient
+
+_CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
+_BRANCHES = {"If": 2, "StatelessIf": 2, "Case": None, "StatelessCase": None}
+_LOOPS = {"While", "StatelessWhile"}
+_NESTING = {*_CALLS, *_BRANCHES, *_LOOPS}
+_UPDATES = {
+    "AssignVariableOp": lambda old, new: new,
+    "AssignAddVariableOp": lambda old, new: old + new,
+    "AssignSubVariableOp": lambda old, new: old - new,
+}
+_READS = {
+    "ReadVariableOp": lambda op, value: value,
+    "ResourceGather": lambda op, value, indices: tf.gather(value, indices, batch_dims=op.get_attr("batch_dims")),
+    "ResourceGatherNd": lambda op, value, indices: tf.gather_nd(value, indices),
+    "VariableShape": lambda op, value: tf.shape(value, out_type=op.get_attr("out_type")),
+    "VarIsInitializedOp": lambda op, value: tf.constant(True),
+}
+
+
+class Reference:
+    """A variable in a graph that is built again: its value, which assignments replace.
+
+    As in TensorFlow, what reads the variable after an assignment has a gradient by the variable, not by what was assigned.
+    """
+
+    def __init__(self, value):
+        self.value = self._start = value
+
+    def assign(self, value):
+        self.value = _replaced(self._start, value) if backprop_util.IsTrainable(value) else value
+
+
+@custom_gradient
+def _replaced(old, new):
+    return tf.identity(new), lambda g: (g, None)
+
+
+class Environment:
+    """What stands for the tensors of a source graph: tensors, or references for the handles of variables."""
+
+    def __init__(self, outer=None):
+        self._outer, self._found, self.operations = outer, {}, {}
+
+    def __setitem__(self, tensor, value):
+        self._found[id(tensor)] = value
+
+    def __contains__(self, tensor):
+        return id(tensor) in self._found or (self._outer is not None and tensor in self._outer)
+
+    def __getitem__(self, tensor):
+        return self._found[id(tensor)] if id(tensor) in self._found else self._outer[tensor]
+
+    def stands_for(self, tensor):
+        """What stands for a tensor, or else the tensor itself."""
+        if tensor in self:
+            return self[tensor]
+        return tensor
+
+
+class Rebuilder:
+    """Builds a source graph again in the graph that is the default.
+
+    Args:
+        gradients: The traced gradients of the source's custom gradients, by operation; they outlive a rebuilder.
+        sources: The tensors that gradients are asked by.
+        others: Further tensors that the source reads.
+    """
+
+    def __init__(self, gradients, sources=(), others=()):
+        self._gradients = gradients
+        self._is_source = {**{id(x): False for x in others}, **{id(x): True for x in sources}}
+
+    def run(self, graph, env):
+        """The results of a graph, whose inputs `env` holds.
+
+        A graph that TensorFlow has differentiated can have more results than its callers know: those come last.
+        """
+        for op in _in_order(graph):
+            if op.outputs and op.outputs[0] in env:
+                continue  # an input
+            inputs = [env[x] for x in op.inputs]
+            before = [env.operations[x] for x in op.control_inputs if x in env.operations]
+            with _after(before):
+                outputs = self._build(op, inputs, env)
+            for old, new in zip(op.outputs, outputs, strict=False):
+                env[old] = new
+        return [env[x] for x in graph.outputs]
+
+    def _inline(self, graph, inputs, env):
+        inner = Environment(env)
+        for old, new in zip(graph.inputs, inputs, strict=True):
+            inner[old] = new
+        return self.run(graph, inner)
+
+    def _build(self, op, inputs, env):
+        if op.type in _CALLS:
+            return self._call(op, inputs, env)
+        if op.type in _BRANCHES:
+            return self._branch(op, inputs, env)
+        if op.type in _LOOPS:
+            return self._loop(op, inputs, env)
+        if is_custom_gradient(op):
+            return self._custom_gradient(op, inputs, env)
+        if inputs and isinstance(inputs[0], Reference):
+            return _use(op, *inputs)
+        copy = _copy(op, inputs)
+        env.operations[op] = copy
+        return copy.outputs
+
+    def _call(self, op, inputs, env):
+        (graph,) = inner_graphs(op)
+        is_compiled = _has(op, "_XlaMustCompile") and op.get_attr("_XlaMustCompile")
+        if not is_compiled or _assigned_among(graph, inputs):
+            return self._inline(graph, inputs, env)
+        tensors = [x for x in inputs if not isinstance(x, Reference)]
+
+        def compiled(*tensors):
+            given = iter(tensors)
+            return self._inline(graph, [x if isinstance(x, Reference) else next(given) for x in inputs], env)
+
+        return tf.function(compiled, autograph=False, jit_compile=True)(*tensors)
+
+    def _branch(self, op, inputs, env):
+        choice, inputs = inputs[0], inputs[1:]
+        graphs = inner_graphs(op)
+        assigned = _unique(r for graph in graphs for r in _assigned_among(graph, inputs))
+
+        def branch(graph):
+            with _restored(assigned):
+                # A branch without results is there for what it does.
+                results = [*self._inline(graph, inputs, env), *(r.value for r in assigned)]
+                return results or [tf.constant(0)]
+
+        functions = [functools.partial(branch, graph) for graph in graphs]
+        if op.type.endswith("If"):
+            results = tf.cond(choice if choice.dtype == tf.bool else tf.cast(choice, tf.bool), *functions)
+        else:
+            results = tf.switch_case(choice, functions)
+        for reference, value in zip(assigned, results[len(op.outputs) :], strict=False):
+            reference.value = value
+        return results[: len(op.outputs)]
+
+    def _loop(self, op, inputs, env):
+        condition, body = inner_graphs(op)
+        assigned = _assigned_among(body, inputs)
+        varying = [i for i, x in enumerate(body.outputs) if x is not body.inputs[i] and not isinstance(inputs[i], Reference)]
+        count = len(varying)
+
+        def run(graph, state):
+            for reference, value in zip(assigned, state[count:], strict=True):
+                reference.value = value
+            now = list(inputs)
+            for i, value in zip(varying, state, strict=False):
+                now[i] = value
+            return self._inline(graph, now, env)
+
+        def keeps_on(*state):
+            with _restored(assigned):
+                return run(condition, state)[0]
+
+        def once_more(*state):
+            with _restored(assigned):
+                results = run(body, state)
+                return (*(results[i] for i in varying), *(r.value for r in assigned))
+
+        limit = tf.get_static_value(inputs[1])
+        results = tf.while_loop(
+            keeps_on,
+            once_more,
+            (*(inputs[i] for i in varying), *(r.value for r in assigned)),
+            shape_invariants=(*(op.outputs[i].shape for i in varying), *(r.value.shape for r in assigned)),
+            parallel_iterations=op.get_attr("parallel_iterations"),
+            maximum_iterations=None if limit is None or limit < 0 else int(limit),
+        )
+        outputs = list(inputs)
+        for i, value in zip(varying, results, strict=False):
+            outputs[i] = value
+        for reference, value in zip(assigned, results[count:], strict=True):
+            reference.value = value
+        return outputs
+
+    def _custom_gradient(self, op, inputs, env):
+        def gradient(*cotangents):
+            found = gradient_of(op, self._gradients).rebuilt(self, env, cotangents)
+            self._check_nothing_hidden(inputs, [x is not None for x in found])
+            return found
+
+        @custom_gradient
+        def pass_on(*tensors):
+            return [tf.identity(x) for x in tensors], gradient  # tensors of this graph, as parameters need not be
+
+        return pass_on(*inputs)
+
+    def _check_nothing_hidden(self, inputs, has_gradient):
+        """The results of a function with a custom gradient may depend on sources by its arguments only.
+
+        Args:
+            inputs: What its operation got: the results, the arguments, and the values of variables.
+            has_gradient: Which of them its gradient knows.
+        """
+        known = {id(x) for x in inputs}
+        within, reached = set(), []
+        for x, has in zip(inputs, has_gradient, strict=True):
+            hidden, passed = self._ancestors(x, known)
+            within |= passed
+            reached += [] if has else [(x, hidden)]
+        # An argument that the gradient leaves out has its results behind it: that is the user's word.
+        if any(hidden for x, hidden in reached if id(x) not in within):
+            raise ValueError(
+                "A function with a custom gradient in the dynamics (tf.custom_gradient, tf.recompute_grad, keras.remat) reads a "
+                "tensor from outside that its gradient does not know of, so that this part of the derivative would be lost. "
+                "Pass that tensor as an argument of the function, or wrap it in tf.stop_gradient if it needs no gradient."
+            )
+
+    def _ancestors(self, tensor, known):
+        """Whether a tensor depends on sources other than by known tensors, and the ids of those that it depends on."""
+        hidden, passed, seen, stack = False, set(), {id(tensor)}, list(_parents(tensor))
+        while stack:
+            x = stack.pop()
+            if id(x) in seen:
+                continue
+            seen.add(id(x))
+            if id(x) in known:
+                passed.add(id(x))
+            elif id(x) in self._is_source:
+                hidden = hidden or self._is_source[id(x)]
+            else:
+                parents = _parents(x)
+                hidden = hidden or (not parents and _is_changed_by_loop(x))
+                stack += parents
+        return hidden, passed
+
+
+def _is_changed_by_loop(tensor):
+    """Whether it is what a loop has reached."""
+    return not _is_eager(tensor) and isinstance(tensor.graph, WhileBodyFuncGraph) and tensor.op.type == "Placeholder"
+
+
+def _is_eager(tensor):
+    return isinstance(tensor, tf.__internal__.EagerTensor)
+
+
+def _parents(tensor):
+    """The tensors that a tensor's derivative follows to."""
+    if _is_eager(tensor) or tensor.op.type == "StopGradient" or not backprop_util.IsTrainable(tensor):
+        return []
+    if tensor.op.type == "Placeholder":
+        return [outside for outside, inside in getattr(tensor.graph, "captures", ()) if inside is tensor]
+    return list(tensor.op.inputs)
+
+
+class CustomGradient:
+    """The gradient function of a custom gradient, traced where its operation stands."""
+
+    def __init__(self, op):
+        function = ops.gradient_registry.lookup(op.get_attr("_gradient_op_type"))
+        self._seen = [backprop_util.IsTrainable(x) for x in op.outputs]
+        specs = [tf.TensorSpec(x.shape, x.dtype) for x, seen in zip(op.outputs, self._seen, strict=True) if seen]
+
+        def gradient(*cotangents):
+            given = iter(cotangents)
+            found = function(op, *(next(given) if seen else None for seen in self._seen))
+            self.exists = [x is not None for x in found]
+            return [tf.convert_to_tensor(x) for x in found if x is not None]
+
+        with op.graph.as_default():
+            self.graph = func_graph_from_py_func("gradient", gradient, specs, {})
+
+    def outside(self):
+        """What it reads besides cotangents."""
+        return [outside for outside, _ in self.graph.captures]
+
+    def rebuilt(self, rebuilder, env, cotangents):
+        """One gradient or `None` for each of the operation's inputs."""
+        inner = Environment(env)
+        given = [g for g, seen in zip(cotangents, self._seen, strict=True) if seen]
+        for old, new in zip(self.graph.inputs, given, strict=False):
+            inner[old] = new
+        for outside, inside in self.graph.captures:
+            inner[inside] = env.stands_for(outside)
+        found = iter(rebuilder.run(self.graph, inner))
+        return [next(found) if exists else None for exists in self.exists]
+
+
+def gradient_of(op, gradients):
+    """The `CustomGradient` of an operation, from `gradients` or put there."""
+    if op not in gradients:
+        gradients[op] = CustomGradient(op)
+    return gradients[op]
+
+
+def inner_graphs(op):
+    """The graphs of the functions that an operation calls: one, those of its branches, or a loop's condition and body."""
+    if op.type in _CALLS:
+        names = [op.get_attr("f").name]
+    elif op.type in _LOOPS:
+        names = [op.get_attr("cond").name, op.get_attr("body").name]
+    elif _BRANCHES[op.type]:
+        names = [op.get_attr("then_branch").name, op.get_attr("else_branch").name]
+    else:
+        names = [branch.name for branch in op.get_attr("branches")]
+    return [_function(op.graph, name).graph for name in names]
+
+
+def is_custom_gradient(op):
+    return op.type == "IdentityN" and _has(op, "_gradient_op_type")
+
+
+def _in_order(graph):
+    """Operations in the order in which they were made, but after all that they take.
+
+    A loop that TensorFlow has differentiated takes lists which were made after it.
+    """
+    done = set()
+    for operation in graph.get_operations():
+        stack = [operation]
+        while stack:
+            op = stack[-1]
+            missing = [] if op in done else [x.op for x in op.inputs if x.op not in done]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if op not in done:
+                done.add(op)
+                yield op
+
+
+def _function(graph, name):
+    while graph is not None:
+        function = graph._get_function(name)
+        if function is not None:
+            return function
+        graph = getattr(graph, "outer_graph", None)
+    raise KeyError(name)
+
+
+def _has(op, attribute):
+    try:
+        op.get_attr(attribute)
+    except ValueError:
+        return False
+    return True
+
+
+def _use(op, reference, *arguments):
+    """What an operation makes of a variable."""
+    if op.type == "Identity":
+        return [reference]
+    if op.type in _READS:
+        return [_READS[op.type](op, reference.value, *arguments)]
+    reference.assign(_UPDATES[op.type](reference.value, *arguments))
+    return []
+
+
+def _copy(op, inputs):
+    """The same operation on other inputs, in the default graph."""
+    graph = ops.get_default_graph()
+    attributes = {name: value for name, value in op.node_def.attr.items() if name != "_class"}
+    for value in attributes.values():
+        for function in (value.func, *value.list.func):
+            if function.name:
+                graph._add_function_recursive(_function(op.graph, function.name))
+    with graph.device(op.device) if op.device else contextlib.nullcontext():
+        copy = graph._create_op_internal(
+            op.type, inputs, [x.dtype for x in op.outputs], name=op.type, attrs=attributes, op_def=op.op_def
+        )
+    for old, new in zip(op.outputs, copy.outputs, strict=True):
+        new.set_shape(old.shape)
+        handle_data_util.copy_handle_data(old, new)
+    if execute.must_record_gradient():
+        known = [x for attribute in op.op_def.attr for x in (attribute.name, op.get_attr(attribute.name))]
+        execute.record_gradient(op.type, inputs, tuple(known), copy.outputs)
+    return copy
+
+
+@contextlib.contextmanager
+def _restored(references):
+    """What is assigned inside, as in a branch, is not seen outside."""
+    before = [r.value for r in references]
+    try:
+        yield
+    finally:
+        for reference, value in zip(references, before, strict=True):
+            reference.value = value
+
+
+def _after(operations):
+    return tf.control_dependencies(operations) if operations else contextlib.nullcontext()
+
+
+def _unique(items):
+    return list(dict.fromkeys(items))
+
+
+def _assigned_among(graph, inputs):
+    """The references among a graph's inputs that it assigns to."""
+    keys = {id(x): i for x, i in zip(graph.inputs, inputs, strict=True) if isinstance(i, Reference)}
+    return _unique(assigned(graph, keys)) if keys else []
+
+
+def assigned(graph, keys):
+    """The variables that a graph assigns to.
+
+    Args:
+        keys: What stands for the handles of variables that are inputs of the graph, by the tensors' ids.
+    """
+    for op, handles in uses(graph, keys):
+        if op.type in _UPDATES:
+            yield from handles
+        elif op.type in _NESTING:
+            for inner, inner_keys in inner_uses(op, keys):
+                yield from assigned(inner, inner_keys)
+
+
+def uses(graph, keys):
+    """The operations that take handles, with what stands for these; `keys` grows by the handles that they pass on."""
+    for op in graph.get_operations():
+        if not _may_take_handles(op):
+            continue
+        handles = [keys[id(x)] for x in op.inputs if id(x) in keys]
+        if op.type == "Identity" and handles:
+            keys[id(op.outputs[0])] = handles[0]
+        elif handles or op.type in _UPDATES or op.type in _NESTING:
+            yield op, handles
+
+
+def inner_uses(op, keys):
+    """The graphs that an operation calls, each with what stands for the handles among its inputs."""
+    inputs = list(op.inputs)[1:] if op.type in _BRANCHES else list(op.inputs)
+    for graph in inner_graphs(op):
+        pairs = zip(graph.inputs, inputs, strict=False)
+        yield graph, {id(inside): keys[id(given)] for inside, given in pairs if id(given) in keys}
+
+
+def is_read(op):
+    return op.type in _READS
+
+
+def is_update(op):
+    return op.type in _UPDATES
+
+
+def is_nesting(op):
+    return op.type in _NESTING
+
+
+def _may_take_handles(op):
+    return op.type in _NESTING or any(x.dtype == tf.resource for x in op.inputs)
