@@ -216,12 +216,10 @@ class RootFinder:
         # Rows share the fractions, so that they are interpolated together: with steps of one and derivatives to match.
         stages = [tree.scale(interval.size, stage) for stage in step.stages]
         states = self.solver.interpolate(stages, tf.ones([], interval.size.dtype), step.start, theta)
-        inner = list(zip(*(tf.unstack(leaf, num=len(self.grid))[:-1] for leaf in states), strict=True))
-        points = zip(self.grid, [*inner, step.y], strict=True)
-        return tf.stack([
-            tf.stack([f(interval.start + fraction * interval.size, tuple(y)) for f in self.functions])
-            for fraction, y in points
-        ])
+        inner = zip(*(tf.unstack(leaf, num=len(self.grid))[:-1] for leaf in states), strict=True)
+        times = tf.unstack(tree.expand(theta[:-1], interval.size[None]) * interval.size + interval.start, num=len(self.grid) - 1)
+        points = zip([*times, interval.end], [*inner, step.y], strict=True)
+        return tf.stack([tf.stack([f(t, tuple(y)) for f in self.functions]) for t, y in points])
 
     def _each(self, trial, theta):
         """The value of each function at a fraction of its own: `[F]` or `[F, B]`."""
@@ -230,7 +228,8 @@ class RootFinder:
         for function, fraction in zip(self.functions, fractions, strict=True):
             y = self.solver.interpolate(step.stages, interval.size, step.start, fraction)
             y = tree.where(fraction >= 1, step.y, y)
-            values.append(function(interval.start + fraction * interval.size, y))
+            t = tf.where(fraction >= 1, interval.end, interval.start + fraction * interval.size)
+            values.append(function(t, y))
         return tf.stack(values)
 
     def _first_root(self, state, trial, values, before, leading, crossed):

@@ -281,12 +281,13 @@ class _Segments:
         detect = progress.active & ~self._has_all(progress.num_events)
         start, stop, y = tf.nest.map_structure(tf.stop_gradient, (start, limit, progress.y))
         parameters, event_parameters = tf.nest.map_structure(tf.stop_gradient, (problem.parameters, self.parameters))
+        clock = Clock(start, stop)
         finder = RootFinder(
             self.event.bound(event_parameters[0]),
             self.event.directions,
             self.event.probes,
             problem.method.solver,
-            Clock(start, stop),
+            clock,
             y,
             tf.stop_gradient(progress.sides),
             progress.handled,
@@ -303,7 +304,7 @@ class _Segments:
         )
         state = tf.nest.map_structure(tf.stop_gradient, result.observed[-1])
         found, broken = state.found & detect, state.broken & detect
-        time = start + self.clock.direction * state.since
+        time = clock.time(state.since)
         # An event at the very end leaves the end its derivative.
         time = tf.where((found | broken) & (time != stop), time, limit)
         evaluations = tf.where(detect, result.num_evaluations, 0)
