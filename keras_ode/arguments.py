@@ -15,6 +15,8 @@ from keras_ode.precision import resolution
 
 # Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
 _RESOLUTIONS = 2
+# The largest change by rounding, as a fraction of the duration, of times that are subtracted afterwards.
+_MOST_MOVED = 1e-3
 _ON_FAILURE = ("auto", "raise", "nan")
 
 
@@ -68,17 +70,35 @@ def check_times(t, per_sample=False):
         raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
 
 
-def check_rounded(times):
-    """Refuses `Times` of which rounding makes some equal, for solves that subtract them afterwards."""
-    known = [tf.get_static_value(x) for x in (times.times, times.elapsed)]
-    if any(x is None for x in known):
-        return
-    rounded, elapsed = (x[..., 1:] == x[..., :-1] for x in known)
-    if np.any(rounded & ~elapsed):
+def checked_jumps(jump_times, dtype):
+    """Jump times `[J]` as a tensor, and what rounding took from them."""
+    jumps = _exact_times(jump_times, "jump_times", dtype)
+    known = None if tree.holds_tensors(jump_times) else tf.get_static_value(jumps)
+    if jumps.shape.rank != 1 or jumps.shape[0] is None:
+        raise ValueError(f"jump_times must have a known shape [J]. Received: {jump_times!r}")
+    return tree.rounded(jumps if known is None else known, dtype)
+
+
+def times_of_segments(asked, lost_of_jumps):
+    """The times for a solve that subtracts them after they are rounded, as those with an event or jumps do.
+
+    Where that would move them by more than a thousandth of the duration they are refused; NaN, where only the graph knows.
+    """
+    duration = tf.abs(asked.elapsed[..., -1])
+    change = tf.reduce_max(tf.abs(asked.times - asked.times[..., :1] - asked.elapsed), axis=-1)
+    of_jumps = tf.reduce_max(tf.abs(tf.concat([tf.zeros([1], lost_of_jumps.dtype), lost_of_jumps], axis=0)))
+    change = tf.maximum(change, tf.where(duration > 0, of_jumps, 0))
+    rounded, elapsed = (x[..., 1:] == x[..., :-1] for x in (asked.times, asked.elapsed))
+    moved = tf.reduce_any(rounded & ~elapsed) | tf.reduce_any(change > _MOST_MOVED * duration)
+    if not tf.executing_eagerly():
+        return tf.where(moved, tf.constant(np.nan, asked.times.dtype), asked.times)
+    if moved:
         raise ValueError(
-            f"With event or jump_times, the times must differ in {times.times.dtype.name}: count them from the start of the "
-            f"solve, or solve in float64. Received: t={known[0]!r}, with differences {np.diff(known[1])!r}"
+            f"With event or jump_times, times are rounded to {asked.times.dtype.name} before they are subtracted, which "
+            "would change these by too much: count them from a time nearby, or solve in float64. "
+            f"Received: t={asked.times.numpy()!r}, since the first {asked.elapsed.numpy()!r}"
         )
+    return asked.times
 
 
 def _are_monotone(t, xp):
@@ -144,11 +164,11 @@ class Times(NamedTuple):
 
     def of_rows(self, leaves):
         """Those of each row of a state with its own steps: `[T, B]`, and `[B]`."""
-        times, elapsed = _of_rows(self.times, leaves), _of_rows(self.elapsed, leaves)
+        times, elapsed = of_rows(self.times, leaves), of_rows(self.elapsed, leaves)
         return self._replace(times=times, elapsed=elapsed, lost=self.lost + tf.zeros_like(times[0]))
 
 
-def _of_rows(times, leaves):
+def of_rows(times, leaves):
     """Times `[T, B]`: every row its own, or all the same."""
     batch = tf.shape(leaves[0])[0]
     if times.shape.rank == 2:
@@ -216,11 +236,6 @@ def checked_times(t, dtype, per_sample):
     high, lost = tree.rounded(times, dtype)
     elapsed, _ = tree.rounded(times - times[..., :1], dtype)
     return Times(high, elapsed, lost[..., 0], vary, single)
-
-
-def as_times(t, name, dtype):
-    """Times as a tensor."""
-    return tf.cast(_exact_times(t, name, dtype), dtype)
 
 
 def times_in_one(t):

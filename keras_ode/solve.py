@@ -194,12 +194,9 @@ def solve_in_mode(
         bool(dense),
         num_penalties=len(regularizers),
         recorder=recorder,
+        elapsed=elapsed,
     )
-    segments = _segments(event, jump_times, problem, y0)
-    if segments is None:
-        problem = problem._replace(elapsed=elapsed)
-    else:
-        arguments.check_rounded(asked)
+    problem, segments = _segments(event, jump_times, problem, y0, asked)
     outcome, events = _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress)
     if on_failure == "raise" or (on_failure == "auto" and tf.executing_eagerly()):
         raise_on_failure(problem, outcome, events)
@@ -266,21 +263,23 @@ class _SegmentsOf(NamedTuple):
         return None if self.event is None else self.event.key()
 
 
-def _segments(event, jump_times, problem, y0):
-    """What divides the solve, or `None`."""
+def _segments(event, jump_times, problem, y0, asked):
+    """The problem, and what divides its solve or `None`."""
     if event is None and jump_times is None:
-        return None
+        return problem, None
     if problem.dense:
         raise ValueError("dense=True cannot be combined with event or jump_times: solve the segments one by one.")
-    jumps = ()
+    jumps, lost = (), tf.zeros([0], problem.times.dtype)
     if jump_times is not None:
-        jumps = (arguments.as_times(jump_times, "jump_times", problem.times.dtype),)
-        if jumps[0].shape.rank != 1 or jumps[0].shape[0] is None:
-            raise ValueError(f"jump_times must have a known shape [J]. Received: {jump_times!r}")
+        jump_times, lost = arguments.checked_jumps(jump_times, problem.times.dtype)
+        jumps = (jump_times,)
+    rounded = arguments.times_of_segments(asked, lost)
+    rounded = arguments.of_rows(rounded, problem.y) if problem.method.per_sample else rounded
+    problem = problem._replace(times=rounded, elapsed=())
     closed = None
     if event is not None:
         closed = close_events(event, problem.times[0], y0)
-    return _SegmentsOf(closed, (closed.tensors() if closed else (), jumps))
+    return problem, _SegmentsOf(closed, (closed.tensors() if closed else (), jumps))
 
 
 def _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress):

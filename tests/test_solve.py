@@ -187,10 +187,15 @@ def test_dense_output_of_late_times_is_that_of_the_closed_form(make):
     assert np.isnan(solution.evaluate(LATE[1] + 151.0)).all()
 
 
-def test_late_times_that_a_segment_would_make_equal_are_refused():
-    t = LATE[1] + np.array([0.0, 60.0, 150.0])
-    with pytest.raises(ValueError, match="(?s)float32.*differences.*60"):
-        solve(decay, tf.constant([1.0]), t, jump_times=[LATE[1] + 75.0])
+@pytest.mark.parametrize("start", LATE)
+@pytest.mark.parametrize("options", [{"jump_times": [75.0]}, {"event": keras_ode.Event(lambda y: y[0] - 0.5)}], ids=str)
+def test_late_times_that_rounding_would_change_are_refused_with_jumps_and_events(start, options):
+    t = start + np.array([0.0, 60.0, 150.0])
+    options = {**options, **({"jump_times": [start + 75.0]} if "jump_times" in options else {})}
+    with pytest.raises(ValueError, match="(?s)rounded to float32.*float64.*60"):
+        solve(decay, tf.constant([1.0]), t, **options)
+    in_graph = tf.function(lambda t: solve(decay, tf.constant([1.0]), t, **options).ys)
+    assert np.isnan(in_graph(tf.constant(t))[1:]).all()
 
 
 END, KERAS_END, CONSTANT_TIMES = tf.Variable(1.5), keras.Variable(1.5), tf.constant([0.0, 1.5])
