@@ -51,16 +51,7 @@ def takes_time(dynamics, num_args=0, state=None):
         return True
     if required <= num_args + 1 <= most and not timed:
         return False
-    extra = f" and {num_args} more for args" if num_args else ""
-    hint = ""
-    if timed and len(names) == num_args + 1:
-        hint = f" If it depends on the time alone, take the state as well: (t, y{''.join(', ' + n for n in names[1:])})."
-    elif required > num_args + 2:
-        hint = " Give the further arguments as args=(...)."
-    raise TypeError(
-        f"The dynamics '{name_of(dynamics)}' must take the state, f(y), or the time and the state, f(t, y){extra}. "
-        f"Received a function with the arguments ({', '.join(p.name for p in parameters)}).{hint}"
-    )
+    raise _wrong_number(dynamics, parameters, num_args, required)
 
 
 def check_signature(dynamics):
@@ -190,6 +181,21 @@ def _callee(dynamics):
     """What to write for the dynamics in a message."""
     name = name_of(dynamics)
     return name if name.isidentifier() else "f"
+
+
+def _wrong_number(dynamics, parameters, num_args, required):
+    """The error for a dynamics of too few or too many arguments."""
+    names = [p.name for p in parameters]
+    extra = f" and {num_args} more for args" if num_args else ""
+    hint = ""
+    if names and names[0] in _TIMES and len(names) == num_args + 1:
+        hint = f" If it depends on the time alone, take the state as well: (t, y{''.join(', ' + n for n in names[1:])})."
+    elif required > num_args + 2:
+        hint = " Give the further arguments as args=(...)."
+    return TypeError(
+        f"The dynamics '{name_of(dynamics)}' must take the state, f(y), or the time and the state, f(t, y){extra}. "
+        f"Received a function with the arguments ({', '.join(names)}).{hint}"
+    )
 
 
 def _check_order(dynamics, names):
