@@ -157,8 +157,8 @@ def test_path_made_in_a_compiled_function_is_that_of_eager_code():
     def read(times, values, t):
         with tf.GradientTape() as tape:
             tape.watch(values)
-            paths = [make(times, values) for make in MAKERS.values()]
-            results = [path.evaluate(t) + path.derivative(t) for path in paths]
+            path = CubicPath(times, values)
+            results = path.evaluate(t) + path.derivative(t)
         return results, tape.gradient(results, values)
 
     arguments = [tf.constant(x, tf.float32) for x in (KNOTS, GAPS, ASKED)]
@@ -217,3 +217,83 @@ def test_what_a_graph_cannot_refuse_is_nan():
 def test_keras_tensors_are_refused():
     with pytest.raises(TypeError, match="within the call of a layer"):
         LinearPath(KNOTS, keras.Input([5, 2]))
+
+
+def forced(t, y, path):
+    return tf.stack([y[1], path.evaluate(t) - y[0]])
+
+
+def forced_end(times, values, make):
+    """The end of `y'' = u(t) - y` from `(1, 0)`, from SciPy, piece by piece."""
+    curve, y = reference(make, times, values), np.array([1.0, 0.0])
+    for piece in zip(times[:-1], times[1:], strict=True):
+        y = solve_ivp(lambda t, y: [y[1], curve(t) - y[0]], piece, y, rtol=1e-10, atol=1e-12).y[:, -1]
+    return y
+
+
+def test_forced_oscillator_ends_as_with_scipy():
+    y0 = tf.constant([1.0, 0.0], tf.float64)
+    path = LinearPath(KNOTS, VALUES[:, 0])
+    solution = keras_ode.solve(
+        forced, y0, [0.0, 2.0], args=(path,), jump_times=path.knots, rtol=1e-9, atol=1e-9, jit_compile=False
+    )
+    np.testing.assert_allclose(solution.ys[-1], forced_end(KNOTS, VALUES[:, 0], "linear"), atol=1e-8)
+
+
+def test_gradient_of_a_solve_by_the_values_is_that_of_the_linear_equation():
+    """The end is linear in the values, so that differences are exact."""
+    y0, values = tf.constant([1.0, 0.0], tf.float64), tf.constant(VALUES[:, 0])
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        args = (CubicPath(KNOTS, values),)
+        end = keras_ode.solve(forced, y0, [0.0, 2.0], args=args, rtol=1e-7, atol=1e-7, jit_compile=False).ys[-1, 0]
+    ends = [forced_end(KNOTS, VALUES[:, 0] + move, "natural")[0] for move in np.eye(5)]
+    expected = np.array(ends) - forced_end(KNOTS, VALUES[:, 0], "natural")[0]
+    np.testing.assert_allclose(tape.gradient(end, values), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_controlled_equation_has_its_closed_form_in_every_row(jit_compile):
+    """`dz = a z dX` ends at `z(0) exp(a (X(T) - X(0)))`, whatever the path in between; rows have their own times."""
+    times = tf.constant(KNOTS + np.array([[0.0], [1.0], [-2.0]]), tf.float32)
+    values, rate = tf.constant(BATCH[..., :1], tf.float32), tf.Variable(0.7)
+    spans = tf.stack([times[:, 0], times[:, -1]], axis=1)
+
+    @tf.function(jit_compile=jit_compile)
+    def run(times, values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            args = (CubicPath(times, values),)
+            field = lambda t, z, path: rate * z * path.derivative(t)
+            end = keras_ode.solve(field, tf.ones([3, 1]), spans, args=args, per_sample=True, rtol=1e-5, jit_compile=False).ys[-1]
+        return end, tape.gradient(end, (values, rate))
+
+    end, (by_values, by_rate) = run(times, values)
+    change = values[:, -1] - values[:, 0]
+    expected = tf.exp(0.7 * change)
+    np.testing.assert_allclose(end, expected, rtol=1e-3)
+    np.testing.assert_allclose(by_rate, tf.reduce_sum(change * expected), rtol=3e-3)
+    inner = tf.zeros([3, 3, 1])
+    exact = tf.concat([-0.7 * expected[:, None], inner, 0.7 * expected[:, None]], axis=1)
+    np.testing.assert_allclose(by_values, exact, atol=5e-3)
+
+
+class Controlled(keras.layers.Layer):
+    """`dz = W z dX` as a layer."""
+
+    def build(self, shape):
+        self.dense = keras.layers.Dense(2, use_bias=False)
+        self.dense.build(shape)
+
+    def call(self, t, z, path):
+        return self.dense(z) * path.derivative(t)
+
+
+def test_layer_takes_a_path_in_its_args():
+    layer = keras_ode.ODELayer(Controlled(), t=[0.0, 2.0], rtol=1e-5, jit_compile=False)
+    path = CubicPath(KNOTS.astype("float32"), BATCH[..., :1].astype("float32"))
+    z0 = tf.ones([3, 2])
+    change = path.evaluate(2.0) - path.evaluate(0.0)
+    end = layer(z0, args=(path,))
+    matrix = tf.linalg.expm(change[:, None] * layer.dynamics.dense.kernel)
+    np.testing.assert_allclose(end, tf.linalg.matvec(matrix, z0, transpose_a=True), atol=2e-3)
