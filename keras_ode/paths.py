@@ -61,52 +61,40 @@ class Path(_Fields):
         return self._read(t, _slope)
 
     def _read(self, t, read):
-        """What `read` makes of the pieces at times `t`, with zero as slope outside the knots."""
+        """What `read` makes of the pieces at times `t`."""
         is_tensor = tree.holds_tensors(t)
         t = _as_real(t, "t", self.times.dtype)
         t = t if is_tensor else tf.cast(t, self.times.dtype)
         dtype = max(t.dtype, self.times.dtype, key=lambda d: d.size)
-        asked = self._in_rows(tf.cast(t, dtype))
-        times = tf.cast(self.times, dtype)
-        first, last = times[..., :1], times[..., -1:]
-        # Unlike a minimum and a maximum, this keeps NaN.
-        inside = tf.where(asked < first, first, tf.where(asked > last, last, asked))
-        index = _piece(times, inside)[..., None] + [0, 1]
-        ends = tf.gather(times, index, axis=-1, batch_dims=times.shape.rank - 1)
+        asked, times = self._in_rows(tf.cast(t, dtype)), tf.cast(self.times, dtype)
+        index = _piece(times, asked)
+        ends = _at(times, index, times.shape.rank > 1)
+        nodes = tf.cast(_at(self.nodes, index, self.nodes.shape.rank > 3), dtype)
         start, length = ends[..., 0], ends[..., 1] - ends[..., 0]
-        nodes = tf.cast(tf.gather(self.nodes, index, axis=asked.shape.rank - 1, batch_dims=asked.shape.rank - 1), dtype)
-        one = [1] * (self.nodes.shape.rank - 1 - asked.shape.rank)
-        since, length, outside = (
-            tf.reshape(x, tf.concat([tf.shape(x), one], axis=0)) for x in (inside - start, length, asked != inside)
-        )
-        left, right = tf.unstack(nodes, axis=asked.shape.rank)
-        result = read(tf.unstack(left, axis=-1), tf.unstack(right, axis=-1), since, length)
-        if read is _slope:
-            result = tf.where(outside, 0 * since, result)  # NaN for a time that is NaN
+        if self.nodes.shape.rank > 2:
+            asked, start, length = (x[..., None] for x in (asked, start, length))
+        left, right = tf.unstack(nodes, axis=index.shape.rank)
+        result = read(tf.unstack(left, axis=-1), tf.unstack(right, axis=-1), (asked - start) / length, length)
         return tf.cast(tf.reshape(result, self._result_shape(t)), t.dtype)
 
     def _in_rows(self, t):
-        """Times as `[N]`, or `[B, K]` where the values have rows."""
+        """Times as `[N]`, or `[B, K]` or `[1, K]` where the values have rows."""
         if self.nodes.shape.rank < 4:
             return tf.reshape(t, [-1])
-        if t.shape.rank and not t.shape[:1].is_compatible_with(self.nodes.shape[:1]) and t.shape[0] != 1:
+        if t.shape.rank and t.shape[0] != 1 and not t.shape[:1].is_compatible_with(self.nodes.shape[:1]):
             raise ValueError(
                 f"The path has values for {self.nodes.shape[0]} rows, so t must be one number, or have a first axis of that "
                 f"length, or of one: t[None, :] for the same times in every row. Received: t of shape {t.shape}"
             )
-        rows = tf.reshape(t, tf.stack([tf.shape(t)[0], -1]) if t.shape.rank else [1, 1])
-        return tf.broadcast_to(rows, tf.stack([tf.shape(self.nodes)[0], tf.shape(rows)[1]]))
+        return tf.reshape(t, [_sizes(t)[0], -1] if t.shape.rank else [1, 1])
 
     def _result_shape(self, t):
-        shape, rank = tf.shape(t), t.shape.rank
-        if self.nodes.shape.rank == 2:
+        shape, nodes = _sizes(t), _sizes(self.nodes)
+        if len(nodes) == 2:
             return shape
-        if rank > 1 and t.shape[-1] == 1:
+        if len(shape) > 1 and t.shape[-1] == 1:
             shape = shape[:-1]
-        shape = tf.concat([shape, tf.shape(self.nodes)[-2:-1]], axis=0)
-        if self.nodes.shape.rank == 4:
-            shape = tf.concat([tf.shape(self.nodes)[:1], shape[1:] if rank else shape], axis=0)
-        return shape
+        return [*shape, nodes[-2]] if len(nodes) == 3 else [nodes[0], *shape[1:], nodes[-2]]
 
 
 class LinearPath(Path):
@@ -189,33 +177,49 @@ class _CubicPath(CubicPath):
 
 
 def _piece(times, asked):
-    """The index of the piece in which each time lies."""
+    """The index of the piece in which each time lies: the nearest one where it lies in none."""
     if times.shape.rank == 1:
-        flat = tf.searchsorted(times, tf.reshape(asked, [-1]), side="right")
-        after = tf.reshape(flat, tf.shape(asked))
+        after = tf.reshape(tf.searchsorted(times, tf.reshape(asked, [-1]), side="right"), _sizes(asked))
     else:
-        after = tf.searchsorted(times, asked, side="right")
-    return tf.clip_by_value(after - 1, 0, tf.shape(times)[-1] - 2)
+        rows = tf.broadcast_to(asked, [_sizes(times)[0], _sizes(asked)[1]])
+        after = tf.searchsorted(times, rows, side="right")
+    return tf.clip_by_value(after - 1, 0, _sizes(times)[-1] - 2)
 
 
-def _value(left, right, since, length):
-    """The value of a piece, from the value (and the slope) at both ends."""
-    rate = (right[0] - left[0]) / length
+def _at(x, index, by_row):
+    """Both ends of each piece, `[*index.shape, 2, ...]`; with `by_row`, each row of indices is for a row of `x`."""
+    if by_row:  # one flat axis: the gradient of a gather with a batch is many operations
+        rows, count, *others = _sizes(x)
+        index += tf.range(rows)[:, None] * count
+        x = tf.reshape(x, [rows * count, *others])
+    return tf.gather(x, index[..., None] + [0, 1])
+
+
+def _sizes(x):
+    """The lengths of the axes: numbers where they are known."""
+    if x.shape.is_fully_defined():
+        return x.shape.as_list()
+    sizes = tf.unstack(tf.shape(x))
+    return [size if known is None else known for size, known in zip(sizes, x.shape, strict=True)]
+
+
+def _value(left, right, part, length):
+    """The value at a part of a piece, from the value (and the slope) at both ends; held outside."""
+    part = tf.where(part < 0, tf.zeros_like(part), tf.where(part > 1, tf.ones_like(part), part))  # NaN stays
     if len(left) == 1:
-        return left[0] + since * rate
+        return left[0] + part * (right[0] - left[0])
+    rate = (right[0] - left[0]) / length
     second, third = _bends(left[1], right[1], rate)
-    part = since / length
-    return left[0] + since * (left[1] + part * (second + part * third))
+    return left[0] + length * part * (left[1] + part * (second + part * third))
 
 
-def _slope(left, right, since, length):
+def _slope(left, right, part, length):
     """Its derivative by time."""
-    rate = (right[0] - left[0]) / length
-    if len(left) == 1:
-        return rate
-    second, third = _bends(left[1], right[1], rate)
-    part = since / length
-    return left[1] + part * (2 * second + 3 * part * third)
+    slope = (right[0] - left[0]) / length
+    if len(left) == 2:
+        second, third = _bends(left[1], right[1], slope)
+        slope = left[1] + part * (2 * second + 3 * part * third)
+    return tf.where((part >= 0) & (part <= 1), slope, 0 * part)  # NaN stays
 
 
 def _bends(left, right, rate):
@@ -254,12 +258,13 @@ def _at_knots(times, values, kind):
     def at_piece(x):
         return tf.gather(x, piece, axis=-1, batch_dims=batch)
 
-    since = times - at_piece(start)
+    length_there = at_piece(length)
+    part = (times - at_piece(start)) / length_there
     left, right = [at_piece(value)], [at_piece(_next(value))]
     if kind is not None:
         slopes = _natural(length, rate, is_piece, place < count) if kind == "natural" else _previous(rate, rate[..., :1])
         left, right = [*left, at_piece(slopes)], [*right, at_piece(_next(slopes))]
-    return [read(left, right, since, at_piece(length)) for read in ((_value,) if kind is None else (_value, _slope))]
+    return [read(left, right, part, length_there) for read in ((_value,) if kind is None else (_value, _slope))]
 
 
 def _with_ends(values):
