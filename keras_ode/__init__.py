@@ -8,7 +8,7 @@ if keras.backend.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow before importing keras."
     )
 
-from keras_ode import adjoints, callbacks, controllers, datasets, layers, models, plotting, regularizers, solvers
+from keras_ode import adjoints, callbacks, controllers, datasets, layers, models, paths, plotting, regularizers, solvers
 from keras_ode.errors import SolveError, Status
 from keras_ode.events import Event
 from keras_ode.gradient_check import check_gradients
