@@ -9,9 +9,11 @@ from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import initialize_all_variables
 from tensorflow.python.eager import record
+from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from keras_ode.fingerprints import fingerprint
-from keras_ode.rebuild import Environment, Rebuilder, Reference, inner_graphs, inner_uses, is_nesting, is_read, is_update, uses
+from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
+from keras_ode.rebuild import Environment, Rebuilder, Reference
 
 # Operations that draw other numbers every time they run.
 _RANDOM = {
@@ -40,8 +42,7 @@ class Closure:
     def __init__(self, call, dynamics, specs):
         self._name = call.name
         self._num_arguments, self._gradients = len(specs), {}
-        self._function, scope = _traced(call, specs)
-        self.graph = self._function.graph
+        self.graph, scope = _traced(call, specs)
         self.num_losses = len(scope.losses)
         own = dynamics.variables if isinstance(dynamics, keras.Layer) else ()
         self._num_own = len(own)
@@ -55,7 +56,7 @@ class Closure:
         self._places = {}
         for place, variable in enumerate(self._keras_variables):
             self._places.update((id(raw.handle), place) for raw in _components(variable._value))
-        others = {id(v.handle): v for v in self.graph.variables if hasattr(v, "handle")}
+        others = {id(raw.handle): v for v in self.graph.variables for raw in _components(v)}
         captured = [outside for outside, _ in self.graph.captures]
         found = [others[id(x)] for x in captured if id(x) in others and id(x) not in self._places]
         self._variables = [v for v in found if not self._is_live(v)]
@@ -110,7 +111,7 @@ class Closure:
             place = self._places.get(id(outside))
             env[inside] = env[outside] = outside if place is None else stand_ins[place]
         sources = [x for x, wanted in zip(inputs, differentiable, strict=True) if wanted]
-        return Rebuilder(self._gradients, sources, inputs).run(self.graph, env), references
+        return Rebuilder(self._gradients, sources, inputs, references).run(self.graph, env), references
 
     def has_effects(self):
         """Whether an evaluation does more than give results: it adds losses, or assigns to seeds or moving statistics."""
@@ -185,9 +186,9 @@ class _Uses:
             if is_nesting(op):
                 for inner, inner_keys in inner_uses(op, keys):
                     self._look_at(inner, inner_keys)
-            elif is_update(op):
+            elif op.type in UPDATES:
                 self.assigned.update(handles)
-            elif is_read(op):
+            elif op.type in READS:
                 self.read.update(handles)
             elif handles:
                 self.unusual.update((handle, op.type) for handle in handles)
@@ -215,14 +216,14 @@ class _Scope(keras.StatelessScope):
 
 
 def _traced(call, specs):
-    """The user's code as a concrete function, and the scope that it ran in."""
-    function, scope = _traced_once(call, specs)
+    """The graph of the user's code, and the scope that it ran in."""
+    graph, scope = _traced_once(call, specs)
     if not in_stateless_scope() and any(
         v._value is None for v in scope.seen.values()
     ):  # made by a layer that the trace was the first to call
         initialize_all_variables()
-        function, scope = _traced_once(call, specs)
-    return function, scope
+        graph, scope = _traced_once(call, specs)
+    return graph, scope
 
 
 def _traced_once(call, specs):
@@ -242,9 +243,9 @@ def _traced_once(call, specs):
 
     with scope, reporting(None):
         try:
-            return trace(functools.partial(flat, False), specs), scope
+            return func_graph_from_py_func("dynamics", functools.partial(flat, False), specs, {}), scope
         except tf.errors.OperatorNotAllowedInGraphError:
-            return trace(functools.partial(flat, True), specs), scope
+            return func_graph_from_py_func("dynamics", functools.partial(flat, True), specs, {}), scope
 
 
 class Report:

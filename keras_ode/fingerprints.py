@@ -2,9 +2,8 @@
 
 import hashlib
 
-from keras_ode.rebuild import gradient_of, inner_graphs, is_custom_gradient, is_nesting
-
-_GRADIENT = "_gradient_op_type"
+from keras_ode.graphs import GRADIENT, inner_graphs, is_custom_gradient, is_nesting
+from keras_ode.rebuild import gradient_of
 
 
 def fingerprint(graph, gradients=None):
@@ -33,7 +32,7 @@ def _add(digest, graph, gradients):
             _forget_functions(node)
         gradient, has_name = _traced(op, gradients) if is_custom_gradient(op) else (None, not inner)
         if not has_name:
-            node.attr.pop(_GRADIENT, None)
+            node.attr.pop(GRADIENT, None)
         _rename(node, numbers)
         digest.update(node.SerializeToString(deterministic=True))
         for function in inner:
