@@ -47,16 +47,21 @@ class PureFunction:
     def take_effects(self, t, y):
         """Does once what an evaluation at `t` and `y` does besides giving a derivative: updates of state; losses, returned."""
         inputs = (tree.expand(t, y[0]), *y, *self.parameters)
-        key = (self.fingerprint, tuple((x.dtype, tuple(x.shape)) for x in inputs))
-        effects = _effects.get(key) if tf.executing_eagerly() else None
-        if effects is None:
-            effects = trace(lambda *inputs: self._closure.effects(inputs, self._sources()), [spec(x) for x in inputs])
-            if tf.executing_eagerly():
-                _effects[key] = effects
-                for oldest in list(_effects)[:-_MOST_EFFECTS]:
-                    _effects.pop(oldest, None)
+        effects = self._known_effects(inputs) if tf.executing_eagerly() else self._trace_effects(inputs)
         with no_autocast():
             return self._closure.apply(effects(*inputs))
+
+    def _known_effects(self, inputs):
+        key = (self.fingerprint, tuple((x.dtype, tuple(x.shape)) for x in inputs))
+        effects = _effects.get(key)
+        if effects is None:
+            effects = _effects[key] = self._trace_effects(inputs)
+            for oldest in list(_effects)[:-_MOST_EFFECTS]:
+                _effects.pop(oldest, None)
+        return effects
+
+    def _trace_effects(self, inputs):
+        return trace(lambda *inputs: self._closure.effects(inputs, self._sources()), [spec(x) for x in inputs])
 
     @functools.cached_property
     def fingerprint(self):
