@@ -9,9 +9,11 @@ from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import initialize_all_variables
 from tensorflow.python.eager import record
+from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
-from keras_ode.fingerprints import fingerprint
-from keras_ode.rebuild import Environment, Rebuilder, Reference, inner_graphs, inner_uses, is_nesting, is_read, is_update, uses
+from keras_ode.fingerprints import fingerprint, scalars
+from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
+from keras_ode.rebuild import Environment, Rebuilder, Reference
 
 # Operations that draw other numbers every time they run.
 _RANDOM = {
@@ -22,6 +24,9 @@ _RANDOM = {
 # From so many numbers on, a tensor from outside a graph is a constant unless a tape watches it.
 _LARGE = 2**16
 _SHORT_SEARCH = 64
+# The numbers of eager dynamics, by what these compute: those seen first, and which of them have changed since.
+_MOST_SEEN = 1024
+_seen_numbers = {}
 # How Keras names the states of its random seeds.
 _SEED = "seed_generator_state"
 
@@ -40,22 +45,38 @@ class Closure:
     def __init__(self, call, dynamics, specs):
         self._name = call.name
         self._num_arguments, self._gradients = len(specs), {}
-        self._function, scope = _traced(call, specs)
-        self.graph = self._function.graph
+        self.graph, scope = _traced(call, specs)
         self.num_losses = len(scope.losses)
         own = dynamics.variables if isinstance(dynamics, keras.Layer) else ()
         self._num_own = len(own)
         self._keras_variables = list({id(v): v for v in (*own, *scope.seen.values())}.values())
+        self._find_numbers()
         self._uses = _Uses(self.graph)
         self._find_members()
         self._check_functional()
+
+    def _find_numbers(self):
+        """Python numbers that have changed since an earlier solve are members, for which nothing is compiled anew."""
+        self._numbers, self._identity = [], None
+        if not tf.executing_eagerly():
+            return
+        constants = scalars(self.graph)
+        values = [float(tf.get_static_value(op.outputs[0])) for op in constants]
+        structure = fingerprint(self.graph, self._gradients, constants)
+        first, varying = _seen_numbers.setdefault(structure, (values, set()))
+        varying.update(i for i, (a, b) in enumerate(zip(first, values, strict=True)) if a != b)
+        self._numbers = [constants[i].outputs[0] for i in sorted(varying)]
+        fixed = tuple((i, value) for i, value in enumerate(values) if i not in varying)
+        self._identity = (structure, fixed)
+        for oldest in list(_seen_numbers)[:-_MOST_SEEN]:
+            _seen_numbers.pop(oldest, None)
 
     def _find_members(self):
         """Finds `tf.Variable`s and tensors among what the graph captured, and which capture belongs to which member."""
         self._places = {}
         for place, variable in enumerate(self._keras_variables):
             self._places.update((id(raw.handle), place) for raw in _components(variable._value))
-        others = {id(v.handle): v for v in self.graph.variables if hasattr(v, "handle")}
+        others = {id(raw.handle): v for v in self.graph.variables for raw in _components(v)}
         captured = [outside for outside, _ in self.graph.captures]
         found = [others[id(x)] for x in captured if id(x) in others and id(x) not in self._places]
         self._variables = [v for v in found if not self._is_live(v)]
@@ -84,12 +105,14 @@ class Closure:
             *(tf.convert_to_tensor(v.value) for v in self._keras_variables),
             *(v.read_value() for v in self._variables),
             *self._tensors,
+            *(tf.constant(tf.get_static_value(x)) for x in self._numbers),
         ]
 
     def differentiable(self):
         return [
             *(v.trainable and tf.as_dtype(v.dtype).is_floating for v in (*self._keras_variables, *self._variables)),
             *(may_need_gradient(tensor) for tensor in self._tensors),
+            *(False for _ in self._numbers),
         ]
 
     def build(self, inputs, differentiable):
@@ -109,8 +132,10 @@ class Closure:
         for outside, inside in self.graph.captures:
             place = self._places.get(id(outside))
             env[inside] = env[outside] = outside if place is None else stand_ins[place]
+        for number, value in zip(reversed(self._numbers), reversed(inputs), strict=False):
+            env[number] = value
         sources = [x for x, wanted in zip(inputs, differentiable, strict=True) if wanted]
-        return Rebuilder(self._gradients, sources, inputs).run(self.graph, env), references
+        return Rebuilder(self._gradients, sources, inputs, references).run(self.graph, env), references
 
     def has_effects(self):
         """Whether an evaluation does more than give results: it adds losses, or assigns to seeds or moving statistics."""
@@ -146,7 +171,7 @@ class Closure:
     def fingerprint(self):
         """A hashable value, equal for two that do the same with the values of their members."""
         captures = tuple(self._places.get(id(x), ("captured", id(x))) for x, _ in self.graph.captures)
-        return fingerprint(self.graph, self._gradients), captures, len(self._places)
+        return self._identity or fingerprint(self.graph, self._gradients), captures, len(self._places)
 
     def _check_functional(self):
         """What cannot be built again, or would not be a function, is refused."""
@@ -185,9 +210,9 @@ class _Uses:
             if is_nesting(op):
                 for inner, inner_keys in inner_uses(op, keys):
                     self._look_at(inner, inner_keys)
-            elif is_update(op):
+            elif op.type in UPDATES:
                 self.assigned.update(handles)
-            elif is_read(op):
+            elif op.type in READS:
                 self.read.update(handles)
             elif handles:
                 self.unusual.update((handle, op.type) for handle in handles)
@@ -215,14 +240,14 @@ class _Scope(keras.StatelessScope):
 
 
 def _traced(call, specs):
-    """The user's code as a concrete function, and the scope that it ran in."""
-    function, scope = _traced_once(call, specs)
+    """The graph of the user's code, and the scope that it ran in."""
+    graph, scope = _traced_once(call, specs)
     if not in_stateless_scope() and any(
         v._value is None for v in scope.seen.values()
     ):  # made by a layer that the trace was the first to call
         initialize_all_variables()
-        function, scope = _traced_once(call, specs)
-    return function, scope
+        graph, scope = _traced_once(call, specs)
+    return graph, scope
 
 
 def _traced_once(call, specs):
@@ -242,9 +267,9 @@ def _traced_once(call, specs):
 
     with scope, reporting(None):
         try:
-            return trace(functools.partial(flat, False), specs), scope
+            return func_graph_from_py_func("dynamics", functools.partial(flat, False), specs, {}), scope
         except tf.errors.OperatorNotAllowedInGraphError:
-            return trace(functools.partial(flat, True), specs), scope
+            return func_graph_from_py_func("dynamics", functools.partial(flat, True), specs, {}), scope
 
 
 class Report:

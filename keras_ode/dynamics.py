@@ -5,7 +5,6 @@ its closure) is found in that graph and becomes an explicit input, a *parameter*
 """
 
 import dataclasses
-import functools
 import inspect
 import warnings
 from typing import NamedTuple
@@ -13,9 +12,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_ode import fingerprints, precision, tree
-from keras_ode.closure import Closure, current_report, may_need_gradient, no_autocast, spec, trace
-from keras_ode.custom_gradient import custom_gradient
+from keras_ode import fingerprints, tree
+from keras_ode.closure import Closure, current_report, may_need_gradient, no_autocast, spec
 from keras_ode.signature import (
     arguments_of,
     describe,
@@ -27,201 +25,7 @@ from keras_ode.signature import (
     takes_time,
     with_mask,
 )
-from keras_ode.xla import why_not_compiled
-
-# Traced effects of evaluations in eager code, by what they compute; the oldest go first.
-_MOST_EFFECTS = 64
-_effects = {}
-
-
-class PureFunction:
-    """A traced function of tensors with nothing hidden: `f(t, y, parameters)`, its results a tuple.
-
-    Attributes:
-        parameters: The tensors to pass: the leaves of `args`, then what the function reads from outside.
-        differentiable: A bool for each parameter: whether it can have a gradient.
-        fingerprint: A hashable value, equal for two that compute the same function.
-        is_convolutional: Whether the graph holds a convolution.
-    """
-
-    def __init__(self, closure, specs, parameters, differentiable):
-        self._closure, self._specs = closure, specs
-        self.parameters = tuple(parameters)
-        self.differentiable = tuple(differentiable)
-
-    def __call__(self, t, y, parameters):
-        return tuple(self._function(t, *y, *parameters))
-
-    @functools.cached_property
-    def _function(self):
-        return trace(lambda *inputs: self._build(*inputs), [*self._specs, *map(spec, self.parameters)])
-
-    def precisions(self, num_leaves):
-        """The coarsest float type of what is computed from time and state, and that of the results."""
-        graph = self._closure.graph
-        return precision.within(graph, graph.inputs[: 1 + num_leaves]), precision.of_results(graph)
-
-    def _build(self, *inputs):
-        """The results, built in the current graph."""
-        results = self._closure.build(inputs, self._sources())[0]
-        return tuple(results[: len(results) - self._closure.num_losses])
-
-    def _sources(self):
-        """Which inputs a gradient must not be lost by; by the time, it follows what the user's code shows."""
-        return (False, *(True for _ in self._specs[1:]), *self.differentiable)
-
-    def take_effects(self, t, y):
-        """Does once what an evaluation at `t` and `y` does besides giving a derivative: updates of state; losses, returned."""
-        inputs = (tree.expand(t, y[0]), *y, *self.parameters)
-        key = (self.fingerprint, tuple((x.dtype, tuple(x.shape)) for x in inputs))
-        effects = _effects.get(key) if tf.executing_eagerly() else None
-        if effects is None:
-            effects = trace(lambda *inputs: self._closure.effects(inputs, self._sources()), [spec(x) for x in inputs])
-            if tf.executing_eagerly():
-                _effects[key] = effects
-                for oldest in list(_effects)[:-_MOST_EFFECTS]:
-                    _effects.pop(oldest, None)
-        with no_autocast():
-            return self._closure.apply(effects(*inputs))
-
-    @functools.cached_property
-    def fingerprint(self):
-        return *self._closure.fingerprint(), self.differentiable
-
-    @functools.cached_property
-    def is_convolutional(self):
-        return any("Conv" in op.type for op in self._closure.operations())
-
-    @property
-    def why_not_compiled(self):
-        """What XLA cannot compile, in words, or `None`."""
-        return why_not_compiled(self._closure.graph, self.fingerprint)
-
-
-class VectorField(PureFunction):
-    """A pure vector field and its vector-Jacobian products."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._vjp = None
-
-    def __call__(self, t, y, parameters):
-        """The derivative at `(t, y)`: a tuple of leaves like `y`; `t` is a scalar, or `[B]`."""
-        return super().__call__(tree.expand(t, y[0]), y, parameters)
-
-    def vjp(self, t, y, parameters, cotangent):
-        """The derivative, and `cotangent`'s products with the Jacobians by `y` and by the differentiable parameters."""
-        if self._vjp is None:
-            self._vjp = self._trace_vjp(t, y, parameters)
-        num_leaves = len(y)
-        results = self._vjp(tree.expand(t, y[0]), *y, *parameters, *cotangent)
-        return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
-
-    def inlined(self):
-        """The same field for loops that are differentiated; each call is built once more, in the caller's graph.
-
-        The gradient of a call of a function in a loop keeps all that the function was given, weights too, for every call;
-        that of operations only what their own gradients need.
-        """
-        return _InlinedField(self._closure, self._specs, self.parameters, self.differentiable)
-
-    def compiled(self):
-        """The same field, of which XLA compiles every call and its gradient, each alone."""
-        return _CompiledField(self._closure, self._specs, self.parameters, self.differentiable)
-
-    def select(self, parameters):
-        """The differentiable ones among `parameters`."""
-        return tuple(p for p, keep in zip(parameters, self.differentiable, strict=True) if keep)
-
-    def _trace_vjp(self, t, y, parameters):
-        num_leaves, num_parameters = len(y), len(parameters)
-
-        def vjp(t, *rest):
-            y, rest = rest[:num_leaves], rest[num_leaves:]
-            parameters, cotangent = rest[:num_parameters], rest[num_parameters:]
-            sources = (*y, *self.select(parameters))
-            # Built once more, not a call of the traced function: what a call returns, XLA takes for constant where a
-            # shape depends on it, and would compile anew for every value of the weights.
-            derivative = self._build(t, *y, *parameters)
-            gradients = tf.gradients(derivative, sources, cotangent, unconnected_gradients="zero")
-            return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
-
-        return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
-
-
-class _InlinedField(VectorField):
-    """See `VectorField.inlined`."""
-
-    def __call__(self, t, y, parameters):
-        return self._build(tree.expand(t, y[0]), *y, *parameters)
-
-
-class _CompiledField(VectorField):
-    """See `VectorField.compiled`. A gradient evaluates the field again: for it only the arguments are kept."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._calls = None
-
-    @property
-    def fingerprint(self):
-        return *super().fingerprint, "compiled"
-
-    def inlined(self):
-        # Where all is compiled, single calls need not be.
-        return super().inlined() if tree.is_compiled() else self
-
-    def __call__(self, t, y, parameters):
-        t = tree.expand(t, y[0])
-        if self._calls is None:
-            self._calls = self._trace_calls(len(y), [spec(x) for x in (t, *y, *parameters)])
-        evaluate, differentiate = self._calls
-
-        @custom_gradient
-        def call(*arguments):
-            def gradient(*cotangent):
-                found = iter(differentiate(*arguments, *cotangent))
-                return [next(found) if d else None for d in (True, *(True for _ in y), *self.differentiable)]
-
-            return evaluate(*arguments), gradient
-
-        return tuple(call(t, *y, *parameters))
-
-    def _trace_calls(self, num_leaves, specs):
-        num_arguments = len(specs)
-
-        def differentiate(*inputs):
-            arguments, cotangent = inputs[:num_arguments], inputs[num_arguments:]
-            sources = (*arguments[: 1 + num_leaves], *self.select(arguments[1 + num_leaves :]))
-            gradients = tf.gradients(self._build(*arguments), sources, cotangent, unconnected_gradients="zero")
-            return tuple(tf.convert_to_tensor(gradient) for gradient in gradients)
-
-        specs_of_leaves = specs[1 : 1 + num_leaves]
-        return (
-            trace(lambda *arguments: self._build(*arguments), specs, jit_compile=True),
-            trace(differentiate, specs + specs_of_leaves, jit_compile=True),
-        )
-
-
-class ScaledField:
-    """A vector field whose cotangents of states, given and returned, are in a unit of their own; those of parameters in one.
-
-    Args:
-        field: A `VectorField`.
-        unit: A scalar, or `[B]`: a unit for each row.
-        integral_weights: For each differentiable parameter a scalar, times which its cotangent compares with `atol`.
-    """
-
-    def __init__(self, field, unit, integral_weights):
-        self.field, self.unit, self.integral_weights = field, unit, integral_weights
-        self.differentiable, self.select = field.differentiable, field.select
-
-    def __call__(self, t, y, parameters):
-        return self.field(t, y, parameters)
-
-    def vjp(self, t, y, parameters, cotangent):
-        derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))
-        return derivative, tree.scale(1 / self.unit, products), integrand
+from keras_ode.vector_field import PureFunction, VectorField
 
 
 def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):

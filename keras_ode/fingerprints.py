@@ -1,13 +1,16 @@
 """Hashable values of traced graphs, equal for two that compute the same."""
 
 import hashlib
+import types
 
-from keras_ode.rebuild import gradient_of, inner_graphs, is_custom_gradient, is_nesting
+import tensorflow as tf
+from tensorflow.python.framework import ops
 
-_GRADIENT = "_gradient_op_type"
+from keras_ode.graphs import GRADIENT, inner_graphs, is_custom_gradient, is_nesting
+from keras_ode.rebuild import gradient_of
 
 
-def fingerprint(graph, gradients=None):
+def fingerprint(graph, gradients=None, open_values=()):
     """A hashable value of a graph with all that it calls, but for what it captured.
 
     TensorFlow gives inner functions and custom gradients another name in every trace, so that it is what they compute that
@@ -16,13 +19,20 @@ def fingerprint(graph, gradients=None):
     Args:
         graph: A traced graph.
         gradients: A dictionary of the traced gradients of its custom gradients, by operation; it grows.
+        open_values: Constants whose values do not count.
     """
     digest = hashlib.sha256()
-    _add(digest, graph, {} if gradients is None else gradients)
+    _add(digest, graph, {} if gradients is None else gradients, set(open_values))
     return digest.hexdigest()
 
 
-def _add(digest, graph, gradients):
+def scalars(graph):
+    """The constants of a graph that are one float each."""
+    constants = (op for op in graph.get_operations() if op.type == "Const")
+    return [op for op in constants if op.outputs[0].dtype.is_floating and op.outputs[0].shape.rank == 0]
+
+
+def _add(digest, graph, gradients, open_values=frozenset()):
     operations = graph.get_operations()
     numbers = {op.name: str(number) for number, op in enumerate(operations)}
     for op in operations:
@@ -31,10 +41,15 @@ def _add(digest, graph, gradients):
         if is_nesting(op):
             inner = inner_graphs(op)
             _forget_functions(node)
-        gradient, has_name = _traced(op, gradients) if is_custom_gradient(op) else (None, not inner)
-        if not has_name:
-            node.attr.pop(_GRADIENT, None)
+        known = _of_library(op, numbers) if is_custom_gradient(op) else None
+        gradient, has_name = _traced(op, gradients) if is_custom_gradient(op) and known is None else (None, not inner)
+        if known is not None or not has_name:
+            node.attr.pop(GRADIENT, None)
+        digest.update(repr(known).encode())
+        if op in open_values:
+            node.attr.pop("value")
         _rename(node, numbers)
+        digest.update(repr([x.shape for x in op.outputs]).encode())
         digest.update(node.SerializeToString(deterministic=True))
         for function in inner:
             _add(digest, function, gradients)
@@ -64,8 +79,38 @@ def _rename(node, numbers):
     node.attr.pop("_user_specified_name", None)
 
 
+def _of_library(op, numbers):
+    """What tells a custom gradient of TensorFlow or Keras themselves from others, as that of swish: its code, and what it reads."""
+    try:
+        return _description(_function(op), numbers)
+    except (LookupError, ValueError):
+        return None
+
+
+def _function(op):
+    return ops.gradient_registry.lookup(op.get_attr(GRADIENT))
+
+
+def _description(value, numbers):
+    if isinstance(value, types.FunctionType):
+        if value.__module__.partition(".")[0] not in ("tensorflow", "keras"):
+            raise LookupError
+        code = value.__code__
+        cells = [_description(cell.cell_contents, numbers) for cell in value.__closure__ or ()]
+        return code.co_filename, code.co_firstlineno, code.co_name, cells
+    if isinstance(value, (list, tuple)):
+        return [_description(x, numbers) for x in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if tf.is_tensor(value) and hasattr(value, "op"):
+        return _position(value, numbers)
+    raise LookupError
+
+
 def _traced(op, gradients):
     """The traced gradient of a custom gradient, and whether it is known by its name only."""
+    if _function(op).__module__.startswith("keras_ode"):  # a solve within the dynamics, whose gradient takes long to trace
+        return None, True
     try:
         return gradient_of(op, gradients), False
     except NotImplementedError:  # there is none

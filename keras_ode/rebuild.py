@@ -15,17 +15,25 @@ from tensorflow.python.ops import handle_data_util
 from tensorflow.python.ops.control_flow_v2_func_graphs import WhileBodyFuncGraph
 
 from keras_ode.custom_gradient import custom_gradient
+from keras_ode.graphs import (
+    BRANCHES,
+    CALLS,
+    GRADIENT,
+    LOOPS,
+    assigned,
+    function_of,
+    has_attribute,
+    in_order,
+    inner_graphs,
+    is_custom_gradient,
+)
 
-_CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
-_BRANCHES = {"If": 2, "StatelessIf": 2, "Case": None, "StatelessCase": None}
-_LOOPS = {"While", "StatelessWhile"}
-_NESTING = {*_CALLS, *_BRANCHES, *_LOOPS}
-_UPDATES = {
+_UPDATE = {
     "AssignVariableOp": lambda old, new: new,
     "AssignAddVariableOp": lambda old, new: old + new,
     "AssignSubVariableOp": lambda old, new: old - new,
 }
-_READS = {
+_READ = {
     "ReadVariableOp": lambda op, value: value,
     "ResourceGather": lambda op, value, indices: tf.gather(value, indices, batch_dims=op.get_attr("batch_dims")),
     "ResourceGatherNd": lambda op, value, indices: tf.gather_nd(value, indices),
@@ -42,8 +50,10 @@ class Reference:
 
     def __init__(self, value):
         self.value = self._start = value
+        self.history = ()  # the values before each assignment
 
     def assign(self, value):
+        self.history = (*self.history, self.value)
         self.value = _replaced(self._start, value) if backprop_util.IsTrainable(value) else value
 
 
@@ -81,10 +91,11 @@ class Rebuilder:
         gradients: The traced gradients of the source's custom gradients, by operation; they outlive a rebuilder.
         sources: The tensors that gradients are asked by.
         others: Further tensors that the source reads.
+        references: Those that stand for its variables.
     """
 
-    def __init__(self, gradients, sources=(), others=()):
-        self._gradients = gradients
+    def __init__(self, gradients, sources, others, references):
+        self._gradients, self._references = gradients, references
         self._is_source = {**{id(x): False for x in others}, **{id(x): True for x in sources}}
 
     def run(self, graph, env):
@@ -92,7 +103,7 @@ class Rebuilder:
 
         A graph that TensorFlow has differentiated can have more results than its callers know: those come last.
         """
-        for op in _in_order(graph):
+        for op in in_order(graph):
             if op.outputs and op.outputs[0] in env:
                 continue  # an input
             inputs = [env[x] for x in op.inputs]
@@ -110,11 +121,11 @@ class Rebuilder:
         return self.run(graph, inner)
 
     def _build(self, op, inputs, env):
-        if op.type in _CALLS:
+        if op.type in CALLS:
             return self._call(op, inputs, env)
-        if op.type in _BRANCHES:
+        if op.type in BRANCHES:
             return self._branch(op, inputs, env)
-        if op.type in _LOOPS:
+        if op.type in LOOPS:
             return self._loop(op, inputs, env)
         if is_custom_gradient(op):
             return self._custom_gradient(op, inputs, env)
@@ -126,7 +137,7 @@ class Rebuilder:
 
     def _call(self, op, inputs, env):
         (graph,) = inner_graphs(op)
-        is_compiled = _has(op, "_XlaMustCompile") and op.get_attr("_XlaMustCompile")
+        is_compiled = has_attribute(op, "_XlaMustCompile") and op.get_attr("_XlaMustCompile")
         if not is_compiled or _assigned_among(graph, inputs):
             return self._inline(graph, inputs, env)
         tensors = [x for x in inputs if not isinstance(x, Reference)]
@@ -197,8 +208,11 @@ class Rebuilder:
         return outputs
 
     def _custom_gradient(self, op, inputs, env):
+        values = {r: (*r.history, r.value) for r in self._references if r.history}
+
         def gradient(*cotangents):
-            found = gradient_of(op, self._gradients).rebuilt(self, env, cotangents)
+            with _restored(values):
+                found = gradient_of(op, self._gradients).rebuilt(self, env, cotangents, values)
             self._check_nothing_hidden(inputs, [x is not None for x in found])
             return found
 
@@ -217,10 +231,10 @@ class Rebuilder:
         """
         known = {id(x) for x in inputs}
         within, reached = set(), []
-        for x, has in zip(inputs, has_gradient, strict=True):
+        for x in (x for x, has in zip(inputs, has_gradient, strict=True) if not has):
             hidden, passed = self._ancestors(x, known)
             within |= passed
-            reached += [] if has else [(x, hidden)]
+            reached.append((x, hidden))
         # An argument that the gradient leaves out has its results behind it: that is the user's word.
         if any(hidden for x, hidden in reached if id(x) not in within):
             raise ValueError(
@@ -270,7 +284,7 @@ class CustomGradient:
     """The gradient function of a custom gradient, traced where its operation stands."""
 
     def __init__(self, op):
-        function = ops.gradient_registry.lookup(op.get_attr("_gradient_op_type"))
+        function = ops.gradient_registry.lookup(op.get_attr(GRADIENT))
         self._seen = [backprop_util.IsTrainable(x) for x in op.outputs]
         specs = [tf.TensorSpec(x.shape, x.dtype) for x, seen in zip(op.outputs, self._seen, strict=True) if seen]
 
@@ -287,14 +301,22 @@ class CustomGradient:
         """What it reads besides cotangents."""
         return [outside for outside, _ in self.graph.captures]
 
-    def rebuilt(self, rebuilder, env, cotangents):
-        """One gradient or `None` for each of the operation's inputs."""
+    def rebuilt(self, rebuilder, env, cotangents, values):
+        """One gradient or `None` for each of the operation's inputs.
+
+        Args:
+            values: The values that references had, up to that at the operation. What computes anew and draws random numbers
+                starts from the seed that the first computation started from.
+        """
         inner = Environment(env)
         given = [g for g, seen in zip(cotangents, self._seen, strict=True) if seen]
         for old, new in zip(self.graph.inputs, given, strict=False):
             inner[old] = new
         for outside, inside in self.graph.captures:
             inner[inside] = env.stands_for(outside)
+        drawn = list(assigned(self.graph, {id(i): inner[i] for i in self.graph.inputs if isinstance(inner[i], Reference)}))
+        for reference, known in values.items():
+            reference.value = known[-1 - min(drawn.count(reference), len(known) - 1)]
         found = iter(rebuilder.run(self.graph, inner))
         return [next(found) if exists else None for exists in self.exists]
 
@@ -306,67 +328,13 @@ def gradient_of(op, gradients):
     return gradients[op]
 
 
-def inner_graphs(op):
-    """The graphs of the functions that an operation calls: one, those of its branches, or a loop's condition and body."""
-    if op.type in _CALLS:
-        names = [op.get_attr("f").name]
-    elif op.type in _LOOPS:
-        names = [op.get_attr("cond").name, op.get_attr("body").name]
-    elif _BRANCHES[op.type]:
-        names = [op.get_attr("then_branch").name, op.get_attr("else_branch").name]
-    else:
-        names = [branch.name for branch in op.get_attr("branches")]
-    return [_function(op.graph, name).graph for name in names]
-
-
-def is_custom_gradient(op):
-    return op.type == "IdentityN" and _has(op, "_gradient_op_type")
-
-
-def _in_order(graph):
-    """Operations in the order in which they were made, but after all that they take.
-
-    A loop that TensorFlow has differentiated takes lists which were made after it.
-    """
-    done = set()
-    for operation in graph.get_operations():
-        stack = [operation]
-        while stack:
-            op = stack[-1]
-            missing = [] if op in done else [x.op for x in op.inputs if x.op not in done]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
-            if op not in done:
-                done.add(op)
-                yield op
-
-
-def _function(graph, name):
-    while graph is not None:
-        function = graph._get_function(name)
-        if function is not None:
-            return function
-        graph = getattr(graph, "outer_graph", None)
-    raise KeyError(name)
-
-
-def _has(op, attribute):
-    try:
-        op.get_attr(attribute)
-    except ValueError:
-        return False
-    return True
-
-
 def _use(op, reference, *arguments):
     """What an operation makes of a variable."""
     if op.type == "Identity":
         return [reference]
-    if op.type in _READS:
-        return [_READS[op.type](op, reference.value, *arguments)]
-    reference.assign(_UPDATES[op.type](reference.value, *arguments))
+    if op.type in _READ:
+        return [_READ[op.type](op, reference.value, *arguments)]
+    reference.assign(_UPDATE[op.type](reference.value, *arguments))
     return []
 
 
@@ -377,7 +345,7 @@ def _copy(op, inputs):
     for value in attributes.values():
         for function in (value.func, *value.list.func):
             if function.name:
-                graph._add_function_recursive(_function(op.graph, function.name))
+                graph._add_function_recursive(function_of(op.graph, function.name))
     with graph.device(op.device) if op.device else contextlib.nullcontext():
         copy = graph._create_op_internal(
             op.type, inputs, [x.dtype for x in op.outputs], name=op.type, attrs=attributes, op_def=op.op_def
@@ -394,12 +362,12 @@ def _copy(op, inputs):
 @contextlib.contextmanager
 def _restored(references):
     """What is assigned inside, as in a branch, is not seen outside."""
-    before = [r.value for r in references]
+    before = [(r.value, r.history) for r in references]
     try:
         yield
     finally:
-        for reference, value in zip(references, before, strict=True):
-            reference.value = value
+        for reference, (value, history) in zip(references, before, strict=True):
+            reference.value, reference.history = value, history
 
 
 def _after(operations):
@@ -416,51 +384,3 @@ def _assigned_among(graph, inputs):
     return _unique(assigned(graph, keys)) if keys else []
 
 
-def assigned(graph, keys):
-    """The variables that a graph assigns to.
-
-    Args:
-        keys: What stands for the handles of variables that are inputs of the graph, by the tensors' ids.
-    """
-    for op, handles in uses(graph, keys):
-        if op.type in _UPDATES:
-            yield from handles
-        elif op.type in _NESTING:
-            for inner, inner_keys in inner_uses(op, keys):
-                yield from assigned(inner, inner_keys)
-
-
-def uses(graph, keys):
-    """The operations that take handles, with what stands for these; `keys` grows by the handles that they pass on."""
-    for op in graph.get_operations():
-        if not _may_take_handles(op):
-            continue
-        handles = [keys[id(x)] for x in op.inputs if id(x) in keys]
-        if op.type == "Identity" and handles:
-            keys[id(op.outputs[0])] = handles[0]
-        elif handles or op.type in _UPDATES or op.type in _NESTING:
-            yield op, handles
-
-
-def inner_uses(op, keys):
-    """The graphs that an operation calls, each with what stands for the handles among its inputs."""
-    inputs = list(op.inputs)[1:] if op.type in _BRANCHES else list(op.inputs)
-    for graph in inner_graphs(op):
-        pairs = zip(graph.inputs, inputs, strict=False)
-        yield graph, {id(inside): keys[id(given)] for inside, given in pairs if id(given) in keys}
-
-
-def is_read(op):
-    return op.type in _READS
-
-
-def is_update(op):
-    return op.type in _UPDATES
-
-
-def is_nesting(op):
-    return op.type in _NESTING
-
-
-def _may_take_handles(op):
-    return op.type in _NESTING or any(x.dtype == tf.resource for x in op.inputs)

@@ -530,9 +530,16 @@ def test_fields_that_compute_the_same_have_one_fingerprint():
     assert make().fingerprint == make().fingerprint
 
 
-@pytest.mark.parametrize("other", [lambda t, y: 3 * y, lambda t, y: 2 * y * y, lambda t, y: 2 * y + 0 * t])
+@pytest.mark.parametrize("other", [lambda t, y: 2 / y, lambda t, y: 2 * y * y, lambda t, y: 2 * y + 0 * t])
 def test_fields_that_compute_something_else_have_another_fingerprint(other):
     assert field_of(lambda t, y: 2 * y).fingerprint != field_of(other).fingerprint
+
+
+def test_python_numbers_that_change_are_not_compiled_anew():
+    fields = [field_of(lambda t, y, k=k: tf.sin(3 * y) * k) for k in (0.1, 0.2, 0.3, 0.1)]
+    assert len({field.fingerprint for field in fields}) == 2  # once as a constant, then as a parameter
+    values = [field(tf.constant(0.0, tf.float64), (ONE,), field.parameters)[0] for field in fields]
+    np.testing.assert_allclose(np.ravel(values), np.sin(3) * np.array([0.1, 0.2, 0.3, 0.1]))
 
 
 def test_convolution_is_known_as_one():

@@ -236,6 +236,19 @@ def test_random_numbers_stay_within_a_solve_and_change_from_call_to_call(make, h
     assert not np.array_equal(first, second)
 
 
+def test_recomputation_under_a_custom_gradient_draws_the_same_numbers():
+    """y' = mask * w from 0 is mask * w, so that the gradient by w is the mask that the output shows."""
+    dropout, w = keras.layers.Dropout(0.5), tf.Variable(tf.ones([32]))
+    draw = lambda y: dropout(tf.ones_like(y), training=True) * w
+    recomputed = tf.recompute_grad(draw)
+    with tf.GradientTape() as tape:
+        # What is drawn before and behind moves the seed too.
+        y = solve(lambda t, y: recomputed(y + 0 * draw(y)) + 0 * draw(y), tf.zeros([1, 32])).ys[-1]
+        loss = tf.reduce_sum(y)
+    np.testing.assert_allclose(tape.gradient(loss, w), y[0], atol=1e-5)
+    assert set(np.round(y[0], 4)) == {0.0, 2.0}
+
+
 def test_two_dropouts_of_one_seed_have_different_masks():
     generator = keras.random.SeedGenerator(3)
 

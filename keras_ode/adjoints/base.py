@@ -11,11 +11,11 @@ from keras_ode import tree
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient
-from keras_ode.dynamics import ScaledField, VectorField
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
 from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
 from keras_ode.solvers.base import Stage
+from keras_ode.vector_field import ScaledField, VectorField
 
 
 class Problem(NamedTuple):

@@ -1,0 +1,106 @@
+"""Looks at traced graphs: what they call, and what they do with the variables that they are given."""
+
+import tensorflow as tf
+
+CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
+BRANCHES = {"If", "StatelessIf", "Case", "StatelessCase"}
+LOOPS = {"While", "StatelessWhile"}
+READS = {"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"}
+UPDATES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
+GRADIENT = "_gradient_op_type"
+
+
+def inner_graphs(op):
+    """The graphs of the functions that an operation calls: one, those of its branches, or a loop's condition and body."""
+    if op.type in CALLS:
+        names = [op.get_attr("f").name]
+    elif op.type in LOOPS:
+        names = [op.get_attr("cond").name, op.get_attr("body").name]
+    elif op.type.endswith("If"):
+        names = [op.get_attr("then_branch").name, op.get_attr("else_branch").name]
+    else:
+        names = [branch.name for branch in op.get_attr("branches")]
+    return [function_of(op.graph, name).graph for name in names]
+
+
+def is_custom_gradient(op):
+    return op.type == "IdentityN" and has_attribute(op, GRADIENT)
+
+
+def is_nesting(op):
+    return op.type in CALLS or op.type in BRANCHES or op.type in LOOPS
+
+
+def in_order(graph):
+    """Operations in the order in which they were made, but after all that they take.
+
+    A loop that TensorFlow has differentiated takes lists which were made after it.
+    """
+    done = set()
+    for operation in graph.get_operations():
+        stack = [operation]
+        while stack:
+            op = stack[-1]
+            missing = [] if op in done else [x.op for x in op.inputs if x.op not in done]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if op not in done:
+                done.add(op)
+                yield op
+
+
+def function_of(graph, name):
+    while graph is not None:
+        function = graph._get_function(name)
+        if function is not None:
+            return function
+        graph = getattr(graph, "outer_graph", None)
+    raise KeyError(name)
+
+
+def has_attribute(op, attribute):
+    try:
+        op.get_attr(attribute)
+    except ValueError:
+        return False
+    return True
+
+
+def assigned(graph, keys):
+    """The variables that a graph assigns to.
+
+    Args:
+        keys: What stands for the handles of variables that are inputs of the graph, by the tensors' ids.
+    """
+    for op, handles in uses(graph, keys):
+        if op.type in UPDATES:
+            yield from handles
+        elif is_nesting(op):
+            for inner, inner_keys in inner_uses(op, keys):
+                yield from assigned(inner, inner_keys)
+
+
+def uses(graph, keys):
+    """The operations that take handles, with what stands for these; `keys` grows by the handles that they pass on."""
+    for op in graph.get_operations():
+        if not _may_take_handles(op):
+            continue
+        handles = [keys[id(x)] for x in op.inputs if id(x) in keys]
+        if op.type == "Identity" and handles:
+            keys[id(op.outputs[0])] = handles[0]
+        elif handles or op.type in UPDATES or is_nesting(op):
+            yield op, handles
+
+
+def inner_uses(op, keys):
+    """The graphs that an operation calls, each with what stands for the handles among its inputs."""
+    inputs = list(op.inputs)[1:] if op.type in BRANCHES else list(op.inputs)
+    for graph in inner_graphs(op):
+        pairs = zip(graph.inputs, inputs, strict=False)
+        yield graph, {id(inside): keys[id(given)] for inside, given in pairs if id(given) in keys}
+
+
+def _may_take_handles(op):
+    return is_nesting(op) or any(x.dtype == tf.resource for x in op.inputs)
