@@ -13,7 +13,7 @@ from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from keras_ode.fingerprints import fingerprint, scalars
 from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
-from keras_ode.rebuild import Environment, Rebuilder, Reference
+from keras_ode.rebuild import Environment, Gradients, Rebuilder, Reference
 
 # Operations that draw other numbers every time they run.
 _RANDOM = {
@@ -44,7 +44,7 @@ class Closure:
 
     def __init__(self, call, dynamics, specs):
         self._name = call.name
-        self._num_arguments, self._gradients = len(specs), {}
+        self._num_arguments, self._gradients = len(specs), Gradients(no_autocast)
         self.graph, scope = _traced(call, specs)
         self.num_losses = len(scope.losses)
         own = dynamics.variables if isinstance(dynamics, keras.Layer) else ()
