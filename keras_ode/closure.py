@@ -267,9 +267,21 @@ def _traced_once(call, specs):
 
     with scope, reporting(None):
         try:
-            return func_graph_from_py_func("dynamics", functools.partial(flat, False), specs, {}), scope
+            return _graph(functools.partial(flat, False), specs), scope
         except tf.errors.OperatorNotAllowedInGraphError:
-            return func_graph_from_py_func("dynamics", functools.partial(flat, True), specs, {}), scope
+            return _graph(functools.partial(flat, True), specs), scope
+
+
+def _graph(function, specs):
+    try:
+        return func_graph_from_py_func("dynamics", function, specs, {})
+    except ValueError as error:
+        if "init_scope" not in str(error):
+            raise
+        # It makes its variables in its first call, and from tensors: tf.function takes these out of the graph.
+        concrete = trace(function, specs)
+        concrete.graph.keras_ode_function = concrete  # takes its graph apart when it goes
+        return concrete.graph
 
 
 class Report:
