@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import threading
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -20,6 +21,7 @@ from keras_ode.solution import Solution
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
 _MOST_COMPILED = 256
 _compiled = collections.OrderedDict()
+_compiled_lock = threading.Lock()
 
 
 @tf.autograph.experimental.do_not_convert
@@ -297,12 +299,18 @@ def _run(adjoint, problem, segments, jit_compile):
         jit_compile,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
-    if key not in _compiled:
-        _compiled[key] = _function(adjoint, problem, segments, tensors, jit_compile)
-        if len(_compiled) > _MOST_COMPILED:
-            _compiled.popitem(last=False)
-    _compiled.move_to_end(key)
-    return _compiled[key](tensors)
+    return _kept(key, lambda: _function(adjoint, problem, segments, tensors, jit_compile))(tensors)
+
+
+def _kept(key, make):
+    """The compiled solve of a key, for all threads."""
+    with _compiled_lock:
+        if key not in _compiled:
+            _compiled[key] = make()
+            if len(_compiled) > _MOST_COMPILED:
+                _compiled.popitem(last=False)
+        _compiled.move_to_end(key)
+        return _compiled[key]
 
 
 def _solve(adjoint, problem, segments, tensors):
