@@ -13,7 +13,7 @@ from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from keras_ode.fingerprints import fingerprint, scalars
 from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
-from keras_ode.rebuild import Environment, Rebuilder, Reference
+from keras_ode.rebuild import Environment, Gradients, Rebuilder, Reference
 
 # Operations that draw other numbers every time they run.
 _RANDOM = {
@@ -44,7 +44,7 @@ class Closure:
 
     def __init__(self, call, dynamics, specs):
         self._name = call.name
-        self._num_arguments, self._gradients = len(specs), {}
+        self._num_arguments, self._gradients = len(specs), Gradients(no_autocast)
         self.graph, scope = _traced(call, specs)
         self.num_losses = len(scope.losses)
         own = dynamics.variables if isinstance(dynamics, keras.Layer) else ()
@@ -267,9 +267,21 @@ def _traced_once(call, specs):
 
     with scope, reporting(None):
         try:
-            return func_graph_from_py_func("dynamics", functools.partial(flat, False), specs, {}), scope
+            return _graph(functools.partial(flat, False), specs), scope
         except tf.errors.OperatorNotAllowedInGraphError:
-            return func_graph_from_py_func("dynamics", functools.partial(flat, True), specs, {}), scope
+            return _graph(functools.partial(flat, True), specs), scope
+
+
+def _graph(function, specs):
+    try:
+        return func_graph_from_py_func("dynamics", function, specs, {})
+    except ValueError as error:
+        if "init_scope" not in str(error):
+            raise
+        # It makes its variables in its first call, and from tensors: tf.function takes these out of the graph.
+        concrete = trace(function, specs)
+        concrete.graph.keras_ode_function = concrete  # takes its graph apart when it goes
+        return concrete.graph
 
 
 class Report:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from keras_ode.graphs import GRADIENT, inner_graphs, is_custom_gradient, is_nesting
-from keras_ode.rebuild import gradient_of
+from keras_ode.rebuild import Gradients
 
 
 def fingerprint(graph, gradients=None, open_values=()):
@@ -18,11 +18,11 @@ def fingerprint(graph, gradients=None, open_values=()):
 
     Args:
         graph: A traced graph.
-        gradients: A dictionary of the traced gradients of its custom gradients, by operation; it grows.
+        gradients: The `Gradients` of the graph.
         open_values: Constants whose values do not count.
     """
     digest = hashlib.sha256()
-    _add(digest, graph, {} if gradients is None else gradients, set(open_values))
+    _add(digest, graph, Gradients() if gradients is None else gradients, set(open_values))
     return digest.hexdigest()
 
 
@@ -112,7 +112,7 @@ def _traced(op, gradients):
     if _function(op).__module__.startswith("keras_ode"):  # a solve within the dynamics, whose gradient takes long to trace
         return None, True
     try:
-        return gradient_of(op, gradients), False
+        return gradients.of(op), False
     except NotImplementedError:  # there is none
         return None, False
     except (LookupError, TypeError, ValueError):  # it may never be asked for

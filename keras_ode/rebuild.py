@@ -88,7 +88,7 @@ class Rebuilder:
     """Builds a source graph again in the graph that is the default.
 
     Args:
-        gradients: The traced gradients of the source's custom gradients, by operation; they outlive a rebuilder.
+        gradients: The `Gradients` of the source, which outlive a rebuilder.
         sources: The tensors that gradients are asked by.
         others: Further tensors that the source reads.
         references: Those that stand for its variables.
@@ -212,7 +212,7 @@ class Rebuilder:
 
         def gradient(*cotangents):
             with _restored(values):
-                found = gradient_of(op, self._gradients).rebuilt(self, env, cotangents, values)
+                found = self._gradients.of(op).rebuilt(self, env, cotangents, values)
             self._check_nothing_hidden(inputs, [x is not None for x in found])
             return found
 
@@ -321,11 +321,21 @@ class CustomGradient:
         return [next(found) if exists else None for exists in self.exists]
 
 
-def gradient_of(op, gradients):
-    """The `CustomGradient` of an operation, from `gradients` or put there."""
-    if op not in gradients:
-        gradients[op] = CustomGradient(op)
-    return gradients[op]
+class Gradients:
+    """The `CustomGradient`s of operations, each traced once, where it is first needed.
+
+    Args:
+        surroundings: Makes the context in which to trace them.
+    """
+
+    def __init__(self, surroundings=contextlib.nullcontext):
+        self._surroundings, self._found = surroundings, {}
+
+    def of(self, op):
+        if op not in self._found:
+            with self._surroundings():
+                self._found[op] = CustomGradient(op)
+        return self._found[op]
 
 
 def _use(op, reference, *arguments):

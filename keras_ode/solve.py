@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import inspect
+import threading
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -24,6 +25,7 @@ from keras_ode.xla import is_compile_error
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
 _MOST_COMPILED = 256
 _compiled = collections.OrderedDict()
+_compiled_lock = threading.Lock()
 
 
 @tf.autograph.experimental.do_not_convert
@@ -330,20 +332,18 @@ def _run(adjoint, problem, segments, jit_compile):
         (jit_compile, may_fall_back),
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
-    if key not in _compiled:
-        _compiled[key] = _function(adjoint, problem, segments, tensors, jit_compile)
-        if len(_compiled) > _MOST_COMPILED:
-            _compiled.popitem(last=False)
-    _compiled.move_to_end(key)
+    compiled = _kept(key, lambda: _function(adjoint, problem, segments, tensors, jit_compile))
     try:
-        return _compiled[key](tensors)
+        return compiled(tensors)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
         if not (jit_compile and is_compile_error(error)):
             raise
         if not may_fall_back:
             _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
-        _compiled[key] = _function(adjoint, problem, segments, tensors, False)  # in its place from now on
-        return _compiled[key](tensors)
+        plain = _function(adjoint, problem, segments, tensors, False)
+        with _compiled_lock:
+            _compiled[key] = plain  # from now on
+        return plain(tensors)
 
 
 def _refuse_to_compile(reason, cause=None):
@@ -352,6 +352,17 @@ def _refuse_to_compile(reason, cause=None):
             f"XLA cannot compile this solve because of {reason}. Use jit_compile='auto' or False, or write the dynamics with "
             "operations that XLA has. Received: jit_compile=True"
         ) from cause
+
+
+def _kept(key, make):
+    """The compiled solve of a key, for all threads."""
+    with _compiled_lock:
+        if key not in _compiled:
+            _compiled[key] = make()
+            if len(_compiled) > _MOST_COMPILED:
+                _compiled.popitem(last=False)
+        _compiled.move_to_end(key)
+        return _compiled[key]
 
 
 def _solve(adjoint, problem, segments, tensors):

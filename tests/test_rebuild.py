@@ -232,6 +232,21 @@ def test_custom_gradients_that_differ_have_other_fingerprints():
     assert close(lambda t, y: straight(y), T, Y).fingerprint != close(lambda t, y: clipped(y), T, Y).fingerprint
 
 
+def test_variable_that_a_module_makes_in_its_first_call_is_followed():
+    class Lazy(tf.Module):
+        k = None
+
+        def __call__(self, t, y):
+            if self.k is None:
+                self.k = tf.Variable(tf.random.uniform([3], dtype=tf.float64))
+            return self.k * y
+
+    module = Lazy()
+    field = close(module, T, Y)
+    np.testing.assert_allclose(field.vjp(T, (Y,), field.parameters, (COTANGENT,))[2][0], COTANGENT * Y)
+    np.testing.assert_allclose(field(T, (Y,), field.parameters)[0], module.k * Y)
+
+
 @pytest.mark.parametrize("size, expected", [(10, True), (2**17, False)])
 def test_constants_of_a_graph_are_not_differentiated_and_large_ones_from_outside_neither(size, expected):
     outside = tf.ones([size], tf.float64)

@@ -283,6 +283,15 @@ def test_weights_in_the_closure_of_a_function_are_named_in_a_warning():
 # Custom gradients that do not know all
 
 
+def test_recomputation_keeps_the_precision_of_variables_in_a_layer_of_mixed_precision():
+    k = keras.Variable(1.0)
+    layer = ODELayer(tf.recompute_grad(lambda y: k * y), dtype="mixed_float16", **FAST)
+    with pytest.warns(UserWarning, match="reads the trainable weights"), tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.cast(layer(tf.ones([1, 2])), tf.float32))
+    # Each row ends near exp(k).
+    np.testing.assert_allclose(tape.gradient(loss, k.value), 2 * np.e, rtol=0.5)
+
+
 @pytest.mark.parametrize("what", ["a tensor", "the state"])
 def test_derivative_that_a_custom_gradient_would_lose_is_refused(what):
     k = tf.constant(0.7)
