@@ -1,9 +1,12 @@
 """In which precision a traced function computes."""
 
 import ml_dtypes
+import tensorflow as tf
 
 # Operations that pass on what they are given.
 _PASSES = ("Identity", "EnsureShape", "StopGradient")
+# Operations that GPUs compute in TensorFloat-32 where they may.
+_PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv2D", "Conv3D", "DepthwiseConv2dNative")
 
 
 def resolution(dtype):
@@ -27,6 +30,13 @@ def within(graph, sources):
             dtypes += [output.dtype for output in op.outputs]
             waiting += [consumer for output in op.outputs for consumer in output.consumers()]
     return _coarsest(dtypes)
+
+
+def is_tensor_float_32(operations):
+    """Whether products of float32 matrices among operations run in TensorFloat-32, with ten bits, on a GPU of this machine."""
+    if not tf.config.experimental.tensor_float_32_execution_enabled() or not tf.config.list_physical_devices("GPU"):
+        return False
+    return any(op.type in _PRODUCTS and op.outputs[0].dtype == tf.float32 for op in operations)
 
 
 def _origin(result):

@@ -41,6 +41,11 @@ class PureFunction:
         graph = self._closure.graph
         return precision.within(graph, graph.inputs[: 1 + num_leaves]), precision.of_results(graph)
 
+    @functools.cached_property
+    def is_tensor_float_32(self):
+        """Whether a GPU of this machine computes its products in TensorFloat-32."""
+        return precision.is_tensor_float_32(self._closure.operations())
+
     @property
     def why_not_compiled(self):
         """What XLA cannot compile, in words, or `None`."""

@@ -80,3 +80,14 @@ def test_leaves_of_double_precision_beside_others_keep_their_tolerance():
         warnings.simplefilter("error")
         y = keras_ode.solve(dynamics, y0, [0.0, 1.0], rtol=1e-9, atol=1e-9, jit_compile=False).ys["double"][-1]
     np.testing.assert_allclose(y, [np.exp(-1)], rtol=1e-8)
+
+
+@pytest.mark.parametrize("enabled, rtol, warns", [(True, 1e-6, True), (False, 1e-6, False), (True, 1e-4, False)])
+def test_products_in_tensor_float_32_warn(monkeypatch, enabled, rtol, warns):
+    """On a GPU, which this test only pretends to have."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"] if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config.experimental, "tensor_float_32_execution_enabled", lambda: enabled)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solve(network("float32", "float32"), rtol=rtol)
+    assert any("TensorFloat-32" in str(w.message) for w in caught) == warns
