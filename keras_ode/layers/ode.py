@@ -316,9 +316,10 @@ class ODELayer(keras.Layer):
         if unknown and not self._warned:
             self._warned = True
             warnings.warn(
-                f"The dynamics of '{self.name}' is a function that reads the trainable weights {unknown} from outside. The layer "
-                "does not know them: they are missing in its trainable_weights and in its saved file, and are trained only if "
-                "your model holds them in another way. Pass the dynamics as a Keras layer or a keras.Model subclass.",
+                f"The dynamics of '{self.name}' reads the trainable weights {unknown} from outside, as a function reads those of "
+                "a layer in its closure. The layer does not know them: they are missing in its trainable_weights and in its saved "
+                "file, and are trained only if your model holds them in another way. Pass the dynamics as a Keras layer or a "
+                "keras.Model subclass that has them as its own.",
                 stacklevel=2,
             )
 
