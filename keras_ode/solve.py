@@ -63,7 +63,8 @@ def solve(
             one is that start alone. Tensors, variables, and lists of them and numbers get gradients. Times may have a
             higher precision than the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`:
             every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
-        args: A tuple of further arguments of the dynamics: nests of tensors.
+        args: A tuple of further arguments of the dynamics: nests of tensors, and paths, which are continuous inputs made from
+            data (see `keras_ode.paths`).
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the root mean square. Default to `1e-3` and `1e-6`.
@@ -81,7 +82,7 @@ def solve(
         event: A `keras_ode.Event`, or a list of them, of which the earliest wins. The solution then has `event_time` and
             `event_state`, which are differentiable, and `event_index`; states after a terminal event are NaN.
         jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: a step ends right before each
-            and the next begins right after it. Differentiable.
+            and the next begins right after it. With `per_sample` also `[B, J]`. Differentiable.
         dense: Whether the solution shall have `evaluate(t)` and `derivative(t)` anywhere in the interval. Room for
             `max_steps` interpolants is kept, so set that as low as the solve allows. Defaults to `False`.
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
@@ -274,13 +275,28 @@ def _segments(event, jump_times, problem, y0):
         raise ValueError("dense=True cannot be combined with event or jump_times: solve the segments one by one.")
     jumps = ()
     if jump_times is not None:
-        jumps = (arguments.as_times(jump_times, "jump_times", problem.times.dtype),)
-        if jumps[0].shape.rank != 1 or jumps[0].shape[0] is None:
-            raise ValueError(f"jump_times must have a known shape [J]. Received: {jump_times!r}")
+        jumps = (_checked_jumps(jump_times, problem),)
     closed = None
     if event is not None:
         closed = close_events(event, problem.times[0], y0)
     return _SegmentsOf(closed, (closed.tensors() if closed else (), jumps))
+
+
+def _checked_jumps(jump_times, problem):
+    """The times of jumps, `[J]`, or `[J, B]` where every row has its own."""
+    jumps = arguments.as_times(jump_times, "jump_times", problem.times.dtype)
+    by_row = problem.method.per_sample and jumps.shape.rank == 2
+    if not (by_row or jumps.shape.rank == 1) or jumps.shape[-1] is None:
+        raise ValueError(
+            "jump_times must have a known shape [J], or [B, J] with per_sample=True. Received: "
+            f"jump_times={jump_times!r} of shape {jumps.shape}, per_sample={problem.method.per_sample!r}"
+        )
+    if by_row and not jumps.shape[:1].is_compatible_with(problem.y[0].shape[:1]):
+        raise ValueError(
+            f"jump_times [B, J] must have as many rows as the state, {problem.y[0].shape[0]}. Received: jump_times of shape "
+            f"{jumps.shape}"
+        )
+    return tf.transpose(jumps) if by_row else jumps
 
 
 def _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress):
@@ -355,18 +371,18 @@ def _refuse_to_compile(reason, cause=None):
         ) from cause
 
 
-def _solve(adjoint, problem, segments, tensors):
-    """The `Outcome`, and the `EventOutcome` or `None`."""
+def _solve(adjoint, problem, segments, tensors, alone=False):
+    """The `Outcome`, and the `EventOutcome` or `None`; `alone`: whether XLA compiles this without its gradient."""
     problem = problem.with_tensors(tensors[0])
     if segments is None:
         return adjoint.solve(problem), None
     event_parameters, jumps = tensors[1]
-    return solve_segments(adjoint, problem, segments.event, event_parameters, jumps[0] if jumps else None)
+    return solve_segments(adjoint, problem, segments.event, event_parameters, jumps[0] if jumps else None, alone)
 
 
 def _function(adjoint, problem, segments, tensors, jit_compile):
     # Only the shapes stay with the function, not the tensors of its first call.
     problem = problem.with_tensors([tf.TensorSpec(x.shape, x.dtype) for x in tensors[0]])
     return tf.function(
-        lambda tensors: _solve(adjoint, problem, segments, tensors), autograph=False, jit_compile=jit_compile
+        lambda tensors: _solve(adjoint, problem, segments, tensors, jit_compile), autograph=False, jit_compile=jit_compile
     )

@@ -231,25 +231,19 @@ def forced_end(times, values, make):
     return y
 
 
-def test_forced_oscillator_ends_as_with_scipy():
-    y0 = tf.constant([1.0, 0.0], tf.float64)
-    path = LinearPath(KNOTS, VALUES[:, 0])
-    solution = keras_ode.solve(
-        forced, y0, [0.0, 2.0], args=(path,), jump_times=path.knots, rtol=1e-9, atol=1e-9, jit_compile=False
-    )
-    np.testing.assert_allclose(solution.ys[-1], forced_end(KNOTS, VALUES[:, 0], "linear"), atol=1e-8)
-
-
-def test_gradient_of_a_solve_by_the_values_is_that_of_the_linear_equation():
+def test_forced_oscillator_ends_as_with_scipy_and_has_its_gradient_by_the_values():
     """The end is linear in the values, so that differences are exact."""
     y0, values = tf.constant([1.0, 0.0], tf.float64), tf.constant(VALUES[:, 0])
     with tf.GradientTape() as tape:
         tape.watch(values)
-        args = (CubicPath(KNOTS, values),)
-        end = keras_ode.solve(forced, y0, [0.0, 2.0], args=args, rtol=1e-7, atol=1e-7, jit_compile=False).ys[-1, 0]
-    ends = [forced_end(KNOTS, VALUES[:, 0] + move, "natural")[0] for move in np.eye(5)]
-    expected = np.array(ends) - forced_end(KNOTS, VALUES[:, 0], "natural")[0]
-    np.testing.assert_allclose(tape.gradient(end, values), expected, atol=1e-5)
+        path = LinearPath(KNOTS, values)
+        options = {"jump_times": path.knots, "rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
+        last = keras_ode.solve(forced, y0, [0.0, 2.0], args=(path,), **options).ys[-1]
+        loss = last[0]
+    start = forced_end(KNOTS, VALUES[:, 0], "linear")
+    np.testing.assert_allclose(last, start, atol=1e-8)
+    ends = [forced_end(KNOTS, VALUES[:, 0] + move, "linear")[0] for move in np.eye(5)]
+    np.testing.assert_allclose(tape.gradient(loss, values), np.array(ends) - start[0], atol=1e-7)
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -276,6 +270,23 @@ def test_controlled_equation_has_its_closed_form_in_every_row(jit_compile):
     inner = tf.zeros([3, 3, 1])
     exact = tf.concat([-0.7 * expected[:, None], inner, 0.7 * expected[:, None]], axis=1)
     np.testing.assert_allclose(by_values, exact, atol=5e-3)
+
+
+def test_rows_jump_at_knots_of_their_own():
+    """Between knots the slope of a linear path is constant, so that steps are limited by nothing but the knots."""
+    times = KNOTS + np.array([[0.0], [1.0], [-2.0]])
+    path = LinearPath(times, BATCH[..., :1])
+    solution = keras_ode.solve(
+        lambda t, y, path: path.derivative(t),
+        tf.zeros([3, 1], tf.float64),
+        times[:, [0, -1]],
+        args=(path,),
+        jump_times=path.knots,
+        per_sample=True,
+        jit_compile=False,
+    )
+    np.testing.assert_allclose(solution.ys[-1], BATCH[:, -1, :1] - BATCH[:, 0, :1], atol=1e-9)
+    np.testing.assert_array_equal(solution.stats["num_rejected"], [0, 0, 0])
 
 
 class Controlled(keras.layers.Layer):
