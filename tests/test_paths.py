@@ -214,6 +214,12 @@ def test_what_a_graph_cannot_refuse_is_nan():
     assert np.isnan(traced(tf.constant(KNOTS[::-1].copy()), tf.constant(VALUES))).all()
 
 
+def test_path_cast_to_half_precision_is_refused():
+    path = tf.nest.map_structure(lambda x: tf.cast(x, tf.bfloat16), LinearPath(KNOTS, VALUES))
+    with pytest.raises(TypeError, match="bfloat16.*dtype='float32'"):
+        path.evaluate(tf.constant(0.5, tf.bfloat16))
+
+
 def test_keras_tensors_are_refused():
     with pytest.raises(TypeError, match="within the call of a layer"):
         LinearPath(KNOTS, keras.Input([5, 2]))
@@ -289,6 +295,7 @@ def test_rows_jump_at_knots_of_their_own():
     np.testing.assert_array_equal(solution.stats["num_rejected"], [0, 0, 0])
 
 
+@keras.saving.register_keras_serializable("paths")
 class Controlled(keras.layers.Layer):
     """`dz = W z dX` as a layer."""
 
@@ -300,11 +307,35 @@ class Controlled(keras.layers.Layer):
         return self.dense(z) * path.derivative(t)
 
 
-def test_layer_takes_a_path_in_its_args():
-    layer = keras_ode.ODELayer(Controlled(), t=[0.0, 2.0], rtol=1e-5, jit_compile=False)
-    path = CubicPath(KNOTS.astype("float32"), BATCH[..., :1].astype("float32"))
-    z0 = tf.ones([3, 2])
-    change = path.evaluate(2.0) - path.evaluate(0.0)
-    end = layer(z0, args=(path,))
-    matrix = tf.linalg.expm(change[:, None] * layer.dynamics.dense.kernel)
-    np.testing.assert_allclose(end, tf.linalg.matvec(matrix, z0, transpose_a=True), atol=2e-3)
+@keras.saving.register_keras_serializable("paths")
+class Follow(keras.layers.Layer):
+    """The end of the controlled equation along a series."""
+
+    def __init__(self, ode=None, **kwargs):
+        super().__init__(**kwargs)
+        self.ode = ode or keras_ode.ODELayer(Controlled(), t=[0.0, 2.0], rtol=1e-5, jit_compile=False)
+
+    def call(self, series):
+        return self.ode(tf.ones([3, 2]), args=(CubicPath(KNOTS, series),))
+
+    def compute_output_shape(self, shape):
+        return (3, 2)
+
+    def get_config(self):
+        return {**super().get_config(), "ode": keras.saving.serialize_keras_object(self.ode)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "ode": keras.saving.deserialize_keras_object(config["ode"])})
+
+
+def test_layer_takes_a_path_in_its_args_and_is_saved(tmp_path):
+    series = BATCH[..., :1].astype("float32")
+    inputs = keras.Input([5, 1])
+    model = keras.Model(inputs, Follow()(inputs))
+    end = model(series)
+    change = series[:, -1] - series[:, 0]
+    matrix = tf.linalg.expm(change[:, None] * model.layers[-1].ode.dynamics.dense.kernel)
+    np.testing.assert_allclose(end, tf.linalg.matvec(matrix, tf.ones([3, 2]), transpose_a=True), atol=2e-3)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(series), end)
