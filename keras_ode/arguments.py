@@ -72,13 +72,23 @@ def check_times(t, per_sample=False):
         raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
 
 
-def checked_jumps(jump_times, dtype):
-    """Jump times `[J]` as a tensor, and what rounding took from them."""
+def checked_jumps(jump_times, dtype, leaves, per_sample):
+    """Jump times, `[J]`, or `[J, B]` where every row has its own, as a tensor, and what rounding took from them."""
     jumps = _exact_times(jump_times, "jump_times", dtype)
     known = None if tree.holds_tensors(jump_times) else tf.get_static_value(jumps)
-    if jumps.shape.rank != 1 or jumps.shape[0] is None:
-        raise ValueError(f"jump_times must have a known shape [J]. Received: {jump_times!r}")
-    return tree.rounded(jumps if known is None else known, dtype)
+    by_row = per_sample and jumps.shape.rank == 2
+    if not (by_row or jumps.shape.rank == 1) or jumps.shape[-1] is None:
+        raise ValueError(
+            "jump_times must have a known shape [J], or [B, J] with per_sample=True. Received: "
+            f"jump_times={jump_times!r} of shape {jumps.shape}, per_sample={per_sample!r}"
+        )
+    if by_row and not jumps.shape[:1].is_compatible_with(leaves[0].shape[:1]):
+        raise ValueError(
+            f"jump_times [B, J] must have as many rows as the state, {leaves[0].shape[0]}. Received: jump_times of shape "
+            f"{jumps.shape}"
+        )
+    jumps, lost = tree.rounded(jumps if known is None else known, dtype)
+    return (tf.transpose(jumps) if by_row else jumps), tf.reshape(lost, [-1])
 
 
 def times_of_segments(asked, lost_of_jumps):

@@ -62,6 +62,12 @@ class Path(_Fields):
 
     def _read(self, t, read):
         """What `read` makes of the pieces at times `t`."""
+        if self.times.dtype.size < 4:
+            raise TypeError(
+                f"The times of a path cannot be told apart in {self.times.dtype.name}, to which a Keras layer in mixed precision "
+                "casts its arguments. Give the layer that takes the path dtype='float32', or autocast=False. Received: a path "
+                f"with times of {self.times.dtype.name}"
+            )
         is_tensor = tree.holds_tensors(t)
         t = _as_real(t, "t", self.times.dtype)
         t = t if is_tensor else tf.cast(t, self.times.dtype)
@@ -174,6 +180,29 @@ class _CubicPath(CubicPath):
 
     __slots__ = ()
     __new__ = _Fields.__new__
+
+
+_STORED = {"linear": _LinearPath, "cubic": _CubicPath}
+
+
+def as_plain(nest):
+    """A nest with paths as dicts, of which `from_plain` makes paths again: in a file they would be lists."""
+    if isinstance(nest, Path):
+        return {"path": "linear" if isinstance(nest, LinearPath) else "cubic", "fields": list(nest)}
+    if type(nest) in (list, tuple):
+        return type(nest)(map(as_plain, nest))
+    return {key: as_plain(x) for key, x in nest.items()} if isinstance(nest, dict) else nest
+
+
+def from_plain(nest):
+    """The nest of which `as_plain` was made."""
+    if type(nest) in (list, tuple):
+        return type(nest)(map(from_plain, nest))
+    if not isinstance(nest, dict):
+        return nest
+    if set(nest) == {"path", "fields"}:
+        return _STORED[nest["path"]](*nest["fields"])
+    return {key: from_plain(x) for key, x in nest.items()}
 
 
 def _piece(times, asked):

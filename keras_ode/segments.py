@@ -12,6 +12,9 @@ from keras_ode.event_time import EventFunction, EventOutcome, farthest, is_same_
 from keras_ode.events import RootFinder
 from keras_ode.integrate import Clock, first_step_size, integrate
 
+# Each segment that is not in a loop is traced, and compiled, once more.
+_MOST_UNROLLED = 4
+
 
 class _Progress(NamedTuple):
     """Where the solve is after some segments: times are scalars, or `[B]`.
@@ -75,7 +78,7 @@ class _Ended(NamedTuple):
     events: tuple
 
 
-def solve_segments(adjoint, problem, event, event_parameters, jump_times):
+def solve_segments(adjoint, problem, event, event_parameters, jump_times, alone=False):
     """Solves a problem with an event, jumps, or both.
 
     Each segment ends at the next jump, at an event or at the end, and is one differentiable solve. An event is found
@@ -87,14 +90,15 @@ def solve_segments(adjoint, problem, event, event_parameters, jump_times):
         problem: The whole `Problem`.
         event: A `ClosedEvent`, or `None`.
         event_parameters: Tensors like `event.tensors()`.
-        jump_times: `[J]`, or `None`.
+        jump_times: `[J]`, or `[J, B]`, or `None`.
+        alone: Whether XLA compiles this without its gradient.
 
     Returns:
         The `Outcome`, and an `EventOutcome` or `None`.
     """
     run = _Segments(adjoint, problem, event, event_parameters, jump_times)
     bound, end = run.most_segments, run.first()
-    if is_looped(event):
+    if is_looped(event) or _pays_to_loop(bound, problem, alone):
         end = tree.while_loop(
             lambda i, progress: (i < bound) & tf.reduce_any(progress.active),
             lambda i, progress: (i + 1, run.advance(progress)),
@@ -129,6 +133,13 @@ def solve_segments(adjoint, problem, event, event_parameters, jump_times):
 def is_looped(event):
     """Whether the segments are solved in a loop, which XLA compiles only together with its gradient."""
     return event is not None and not event.terminal
+
+
+def _pays_to_loop(bound, problem, alone):
+    """Whether to solve segments in a loop that may as well be solved one after the other."""
+    # TensorFlow does not differentiate a loop that assigns to variables.
+    assigns = any(parameter.dtype == tf.resource for parameter in problem.parameters)
+    return bound > _MOST_UNROLLED and not alone and not assigns
 
 
 class _Segments:
@@ -259,7 +270,7 @@ class _Segments:
         end, never = self.clock.end, tf.zeros_like(self.clock.end, dtype=tf.bool)
         if self.jumps is None:
             return end, never, never
-        jumps = tf.reshape(self.jumps, [-1] + [1] * time.shape.rank)
+        jumps = self.jumps if self.jumps.shape.rank == 2 else tf.reshape(self.jumps, [-1] + [1] * time.shape.rank)
         since = self._since(jumps)
         ahead = (since > self._since(time)) & (since < self.clock.duration)
         nearest = ahead & (since == tf.reduce_min(tf.where(ahead, since, np.inf), axis=0))

@@ -65,7 +65,8 @@ def solve(
             one is that start alone. Tensors, variables, and lists of them and numbers get gradients. Times may have a
             higher precision than the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`:
             every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
-        args: A tuple of further arguments of the dynamics: nests of tensors.
+        args: A tuple of further arguments of the dynamics: nests of tensors, and paths, which are continuous inputs made from
+            data (see `keras_ode.paths`).
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the root mean square. Default to `1e-3` and `1e-6`.
@@ -83,7 +84,7 @@ def solve(
         event: A `keras_ode.Event`, or a list of them, of which the earliest wins. The solution then has `event_time` and
             `event_state`, which are differentiable, and `event_index`; states after a terminal event are NaN.
         jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: a step ends right before each
-            and the next begins right after it. Differentiable.
+            and the next begins right after it. With `per_sample` also `[B, J]`. Differentiable.
         dense: Whether the solution shall have `evaluate(t)` and `derivative(t)` anywhere in the interval. Room for
             `max_steps` interpolants is kept, so set that as low as the solve allows. Defaults to `False`.
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
@@ -273,7 +274,7 @@ def _segments(event, jump_times, problem, y0, asked):
         raise ValueError("dense=True cannot be combined with event or jump_times: solve the segments one by one.")
     jumps, lost = (), tf.zeros([0], problem.times.dtype)
     if jump_times is not None:
-        jump_times, lost = arguments.checked_jumps(jump_times, problem.times.dtype)
+        jump_times, lost = arguments.checked_jumps(jump_times, problem.times.dtype, problem.y, problem.method.per_sample)
         jumps = (jump_times,)
     rounded = arguments.times_of_segments(asked, lost)
     rounded = arguments.of_rows(rounded, problem.y) if problem.method.per_sample else rounded
@@ -365,18 +366,18 @@ def _kept(key, make):
         return _compiled[key]
 
 
-def _solve(adjoint, problem, segments, tensors):
-    """The `Outcome`, and the `EventOutcome` or `None`."""
+def _solve(adjoint, problem, segments, tensors, alone=False):
+    """The `Outcome`, and the `EventOutcome` or `None`; `alone`: whether XLA compiles this without its gradient."""
     problem = problem.with_tensors(tensors[0])
     if segments is None:
         return adjoint.solve(problem), None
     event_parameters, jumps = tensors[1]
-    return solve_segments(adjoint, problem, segments.event, event_parameters, jumps[0] if jumps else None)
+    return solve_segments(adjoint, problem, segments.event, event_parameters, jumps[0] if jumps else None, alone)
 
 
 def _function(adjoint, problem, segments, tensors, jit_compile):
     # Only the shapes stay with the function, not the tensors of its first call.
     problem = problem.with_tensors([tf.TensorSpec(x.shape, x.dtype) for x in tensors[0]])
     return tf.function(
-        lambda tensors: _solve(adjoint, problem, segments, tensors), autograph=False, jit_compile=jit_compile
+        lambda tensors: _solve(adjoint, problem, segments, tensors, jit_compile), autograph=False, jit_compile=jit_compile
     )

@@ -214,6 +214,12 @@ def test_what_a_graph_cannot_refuse_is_nan():
     assert np.isnan(traced(tf.constant(KNOTS[::-1].copy()), tf.constant(VALUES))).all()
 
 
+def test_path_cast_to_half_precision_is_refused():
+    path = tf.nest.map_structure(lambda x: tf.cast(x, tf.bfloat16), LinearPath(KNOTS, VALUES))
+    with pytest.raises(TypeError, match="bfloat16.*dtype='float32'"):
+        path.evaluate(tf.constant(0.5, tf.bfloat16))
+
+
 def test_keras_tensors_are_refused():
     with pytest.raises(TypeError, match="within the call of a layer"):
         LinearPath(KNOTS, keras.Input([5, 2]))
@@ -231,25 +237,19 @@ def forced_end(times, values, make):
     return y
 
 
-def test_forced_oscillator_ends_as_with_scipy():
-    y0 = tf.constant([1.0, 0.0], tf.float64)
-    path = LinearPath(KNOTS, VALUES[:, 0])
-    solution = keras_ode.solve(
-        forced, y0, [0.0, 2.0], args=(path,), jump_times=path.knots, rtol=1e-9, atol=1e-9, jit_compile=False
-    )
-    np.testing.assert_allclose(solution.ys[-1], forced_end(KNOTS, VALUES[:, 0], "linear"), atol=1e-8)
-
-
-def test_gradient_of_a_solve_by_the_values_is_that_of_the_linear_equation():
+def test_forced_oscillator_ends_as_with_scipy_and_has_its_gradient_by_the_values():
     """The end is linear in the values, so that differences are exact."""
     y0, values = tf.constant([1.0, 0.0], tf.float64), tf.constant(VALUES[:, 0])
     with tf.GradientTape() as tape:
         tape.watch(values)
-        args = (CubicPath(KNOTS, values),)
-        end = keras_ode.solve(forced, y0, [0.0, 2.0], args=args, rtol=1e-7, atol=1e-7, jit_compile=False).ys[-1, 0]
-    ends = [forced_end(KNOTS, VALUES[:, 0] + move, "natural")[0] for move in np.eye(5)]
-    expected = np.array(ends) - forced_end(KNOTS, VALUES[:, 0], "natural")[0]
-    np.testing.assert_allclose(tape.gradient(end, values), expected, atol=1e-5)
+        path = LinearPath(KNOTS, values)
+        options = {"jump_times": path.knots, "rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
+        last = keras_ode.solve(forced, y0, [0.0, 2.0], args=(path,), **options).ys[-1]
+        loss = last[0]
+    start = forced_end(KNOTS, VALUES[:, 0], "linear")
+    np.testing.assert_allclose(last, start, atol=1e-8)
+    ends = [forced_end(KNOTS, VALUES[:, 0] + move, "linear")[0] for move in np.eye(5)]
+    np.testing.assert_allclose(tape.gradient(loss, values), np.array(ends) - start[0], atol=1e-7)
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -278,6 +278,24 @@ def test_controlled_equation_has_its_closed_form_in_every_row(jit_compile):
     np.testing.assert_allclose(by_values, exact, atol=5e-3)
 
 
+def test_rows_jump_at_knots_of_their_own():
+    """Between knots the slope of a linear path is constant, so that steps are limited by nothing but the knots."""
+    times = KNOTS + np.array([[0.0], [1.0], [-2.0]])
+    path = LinearPath(times, BATCH[..., :1])
+    solution = keras_ode.solve(
+        lambda t, y, path: path.derivative(t),
+        tf.zeros([3, 1], tf.float64),
+        times[:, [0, -1]],
+        args=(path,),
+        jump_times=path.knots,
+        per_sample=True,
+        jit_compile=False,
+    )
+    np.testing.assert_allclose(solution.ys[-1], BATCH[:, -1, :1] - BATCH[:, 0, :1], atol=1e-9)
+    np.testing.assert_array_equal(solution.stats["num_rejected"], [0, 0, 0])
+
+
+@keras.saving.register_keras_serializable("paths")
 class Controlled(keras.layers.Layer):
     """`dz = W z dX` as a layer."""
 
@@ -289,11 +307,35 @@ class Controlled(keras.layers.Layer):
         return self.dense(z) * path.derivative(t)
 
 
-def test_layer_takes_a_path_in_its_args():
-    layer = keras_ode.ODELayer(Controlled(), t=[0.0, 2.0], rtol=1e-5, jit_compile=False)
-    path = CubicPath(KNOTS.astype("float32"), BATCH[..., :1].astype("float32"))
-    z0 = tf.ones([3, 2])
-    change = path.evaluate(2.0) - path.evaluate(0.0)
-    end = layer(z0, args=(path,))
-    matrix = tf.linalg.expm(change[:, None] * layer.dynamics.dense.kernel)
-    np.testing.assert_allclose(end, tf.linalg.matvec(matrix, z0, transpose_a=True), atol=2e-3)
+@keras.saving.register_keras_serializable("paths")
+class Follow(keras.layers.Layer):
+    """The end of the controlled equation along a series."""
+
+    def __init__(self, ode=None, **kwargs):
+        super().__init__(**kwargs)
+        self.ode = ode or keras_ode.ODELayer(Controlled(), t=[0.0, 2.0], rtol=1e-5, jit_compile=False)
+
+    def call(self, series):
+        return self.ode(tf.ones([3, 2]), args=(CubicPath(KNOTS, series),))
+
+    def compute_output_shape(self, shape):
+        return (3, 2)
+
+    def get_config(self):
+        return {**super().get_config(), "ode": keras.saving.serialize_keras_object(self.ode)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "ode": keras.saving.deserialize_keras_object(config["ode"])})
+
+
+def test_layer_takes_a_path_in_its_args_and_is_saved(tmp_path):
+    series = BATCH[..., :1].astype("float32")
+    inputs = keras.Input([5, 1])
+    model = keras.Model(inputs, Follow()(inputs))
+    end = model(series)
+    change = series[:, -1] - series[:, 0]
+    matrix = tf.linalg.expm(change[:, None] * model.layers[-1].ode.dynamics.dense.kernel)
+    np.testing.assert_allclose(end, tf.linalg.matvec(matrix, tf.ones([3, 2]), transpose_a=True), atol=2e-3)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(series), end)

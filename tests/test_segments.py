@@ -124,3 +124,24 @@ def test_failure_after_a_jump_keeps_what_came_before_and_names_the_component():
 def test_bad_jump_times_are_refused_with_what_was_received(jumps, error):
     with pytest.raises(error, match="jump_times.*Received"):
         keras_ode.solve(kicked, ONE, [0.0, 1.0], jump_times=jumps, **TIGHT)
+
+
+def test_many_jumps_are_solved_in_one_loop():
+    """So that a trace takes no longer the more there are; with the solution and the gradient of the closed form."""
+
+    @tf.function
+    def run(jumps, inner):
+        with tf.GradientTape() as tape:
+            tape.watch(jumps)
+            dynamics = lambda t, y: -3 * y + tf.where((t > inner[0]) & (t < inner[1]), tf.constant(10.0, y.dtype), 0)
+            last = keras_ode.solve(dynamics, ONE, [0.0, 1.0], jump_times=jumps, **TIGHT).ys[-1, 0]
+        return last, tape.gradient(last, jumps)
+
+    jumps = tf.constant(np.linspace(0.0, 1.0, 11))
+    last, by_jumps = run(jumps, tf.gather(jumps, [3, 7]))
+    np.testing.assert_allclose(last, kicked_solution(1.0), rtol=1e-8)
+    expected = np.zeros(11)
+    expected[[3, 7]] = -10 * np.exp(-2.1), 10 * np.exp(-0.9)
+    np.testing.assert_allclose(by_jumps, expected, atol=1e-6)
+    loops = [op for op in run.get_concrete_function(jumps, jumps[:2]).graph.get_operations() if "While" in op.type]
+    assert len(loops) == 2  # one forward, one backward

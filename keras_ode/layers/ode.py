@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_ode import adjoints, configurable, controllers, regularizers, solvers, tree
+from keras_ode import adjoints, configurable, controllers, paths, regularizers, solvers, tree
 from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
 from keras_ode.dynamics import build as build_dynamics
@@ -151,6 +151,12 @@ class ODELayer(keras.Layer):
         t_shape = (first.shape[0], *[1] * (len(first.shape) - 1)) if self.per_sample else ()
         # A layer that loading calls built may hold layers that are not: so this is done in any case.
         build_dynamics(self.dynamics, keras.KerasTensor(t_shape, self.variable_dtype), y, tuple(args))
+
+    def get_build_config(self):
+        return paths.as_plain(super().get_build_config())
+
+    def build_from_config(self, config):
+        super().build_from_config(paths.from_plain(config))
 
     def call(self, y, t=None, args=(), training=None, mask=None):
         mask = mask_of(y) if mask is None else mask
