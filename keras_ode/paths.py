@@ -34,7 +34,7 @@ class Path(_Fields):
 
     @property
     def knots(self):
-        """The times at which the pieces meet, `[T]` or `[B, T]`. Where they are `[T]`, they can be given as `jump_times`."""
+        """The times at which the pieces meet, `[T]` or `[B, T]`, for the `jump_times` of a solve (`[B, T]` with `per_sample`)."""
         return self.times
 
     @tf.autograph.experimental.do_not_convert
