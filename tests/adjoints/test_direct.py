@@ -166,9 +166,10 @@ def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph(how
 
 def test_only_many_weights_for_the_size_of_the_state_are_compiled():
     def compiles(rows, width):
+        weights = [tf.Variable(tf.ones(s)) for s in ((2, width), (width, width), (width, 2))]
+
         @tf.function
         def solve(y):
-            weights = [tf.ones(s) for s in ((2, width), (width, width), (width, 2))]
             return keras_ode.odeint(lambda t, y: y @ weights[0] @ weights[1] @ weights[2], y, [0.0, 1.0], adjoint="direct")
 
         graph = solve.get_concrete_function(tf.TensorSpec([rows, 2])).graph
