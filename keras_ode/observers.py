@@ -23,12 +23,11 @@ class SaveAt:
         times: Times since the start, not decreasing: `[K]`, or `[K, B]` with a grid for every sample.
         y: The leaves at the start.
         solver: The solver, which interpolates its own steps.
-        duration: Where the solve ends, if its loop is differentiated and so must be bounded; else `None`.
+        differentiable: Whether the loop is differentiated, and so must be bounded.
     """
 
-    def __init__(self, times, y, solver, duration=None):
-        self.times, self.y, self.solver, self.duration = times, y, solver, duration
-        self.differentiable = differentiable = duration is not None
+    def __init__(self, times, y, solver, differentiable=False):
+        self.times, self.y, self.solver, self.differentiable = times, y, solver, differentiable
         # Where it is known it must be a number: XLA loses a constant tensor on its way into a loop's second derivative.
         self.count = tf.shape(times)[0] if times.shape[0] is None else times.shape[0]
         # Samples that have their own steps pass their times one by one; and so is the loop least that is differentiated.
@@ -76,9 +75,8 @@ class SaveAt:
         states = self.solver.interpolate(step.stages, interval.size, step.start, theta)
         ends = step.y if self.chunk == 1 else tuple(leaf[None] for leaf in step.y)
         if self.differentiable:
-            # At the end of a step, too, the state moves with its time; one that repeats the last moves with that.
-            moving = (x + tf.stop_gradient(end - x) for x, end in zip(states, ends, strict=True))
-            ends = tree.where(time < self.duration, moving, ends)
+            # At the end of a step, too, the state moves with its time.
+            ends = tuple(x + tf.stop_gradient(end - x) for x, end in zip(states, ends, strict=True))
         return tuple(tf.where(tree.expand(time >= interval.until, x), end, x) for x, end in zip(states, ends, strict=True))
 
     def saved(self, state):

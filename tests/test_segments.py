@@ -65,7 +65,7 @@ def test_gradients_through_jumps_are_those_of_the_closed_form(adjoint):
     np.testing.assert_allclose(by_jumps, [10 * np.exp(-0.9), -10 * np.exp(-2.1)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed"])
+@ADJOINTS
 def test_saved_time_on_a_jump_keeps_its_derivative(adjoint):
     times, jumps = tf.constant([0.0, 0.5, 1.0], tf.float64), tf.constant([0.5], tf.float64)
     with tf.GradientTape() as tape:

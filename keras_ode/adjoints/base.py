@@ -235,8 +235,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     saved = times.shape[0] != 2
     observers = {"stiffness": Stiffness(times[0], problem.controlled)}
     if saved:
-        duration = None if bound is None else problem.clock().duration
-        observers["saved"] = SaveAt(saved_times(problem), y, method.solver, duration)
+        observers["saved"] = SaveAt(saved_times(problem), y, method.solver, bound is not None)
     if problem.dense:
         observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
     recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
