@@ -46,18 +46,20 @@ class DenseOutput(NamedTuple):
         taken, it is `start` at the start, and NaN elsewhere."""
         t = tree.as_tensor(t) if tree.holds_tensors(t) else np.asarray(t, "float64")
         t, lost = tree.rounded(t, self.start.dtype)
-
-        def one(away):
-            return self._one(away, read, start)
-
-        if self.start.shape.rank == 0:
+        rank = self.start.shape.rank
+        if rank == 0:
+            shape = t.shape
             away = tf.reshape(self._away(t, lost), [-1])
-            flat = tf.map_fn(one, away, fn_output_signature=self._signature())
-            return tuple(tf.reshape(x, tf.concat([tf.shape(t), tf.shape(x)[1:]], axis=0)) for x in flat)
-        if t.shape.rank == 0:
-            return one(self._away(t, lost))
-        rows = (tf.transpose(x) if x.shape.rank == 2 else x[:, None] for x in (t, lost))
-        return tf.map_fn(one, self._away(*rows), fn_output_signature=self._signature())
+        else:
+            shape = (*t.shape[-1:], self.start.shape[0])
+            away = self._away(*(tf.transpose(x) if x.shape.rank == 2 else x[..., None] for x in (t, lost)))
+            away = tf.reshape(away, [-1, tf.shape(self.start)[0]])
+        values = self._read(away, read, start)
+        if rank == 0 or t.shape.rank == 0:
+            front = tf.shape(t) if rank == 0 else tf.shape(self.start)
+            values = (tf.reshape(x, tf.concat([front, tf.shape(x)[1 + rank :]], axis=0)) for x in values)
+        shapes = ([*shape, *leaf.shape[1 + rank : -1]] for leaf in self.polynomials)
+        return tuple(tf.ensure_shape(x, known) for x, known in zip(values, shapes, strict=True))
 
     def _sign(self):
         return tf.sign(self.end - self.start) if isinstance(self.direction, tuple) else self.direction
@@ -67,27 +69,31 @@ class DenseOutput(NamedTuple):
         # The polynomials move with the start; the time within them does not.
         return (t - tf.stop_gradient(self.start)) + (lost - self.lost)
 
-    def _one(self, away, read, start):
+    def _read(self, away, read, start):
+        """`_at` for times since the start `[K]`, or `[K, B]`."""
         since = self._sign() * away
-        n = tf.reduce_sum(tf.cast(self.untils < since, tf.int32), axis=0)
-        n = tf.clip_by_value(n, 0, tf.maximum(self.num_steps - 1, 0))
-        begin = tf.where(n > 0, tree.take(self.untils, tf.maximum(n - 1, 0)), 0)
+        n = tf.clip_by_value(self._steps_before(since), 0, tf.maximum(self.num_steps - 1, 0))
+        begin = tf.where(n > 0, tree.take_each(self.untils, tf.maximum(n - 1, 0)), 0)
         reached = tree.take(self.untils, tf.maximum(self.num_steps - 1, 0))
-        length = tree.take(self.untils, n) - begin
+        length = tree.take_each(self.untils, n) - begin
         length = tf.where(length > 0, length, 1)
-        values = read(tuple(tree.take(leaf, n) for leaf in self.polynomials), (since - begin) / length, length)
+        values = read(tuple(tree.take_each(leaf, n) for leaf in self.polynomials), (since - begin) / length, length)
         steps = self.num_steps > 0
         inside = (since >= 0) & (since <= reached) & steps
         outside = tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in values)
         if start is not None:
-            outside = tree.where(~steps & (away == 0), start, outside)
+            outside = tree.where(~steps & (away == 0), tuple(leaf[None] for leaf in start), outside)
             # There the state has no derivative by time.
             change = tf.math.multiply_no_nan(tf.where(steps, tf.zeros_like(away), np.nan), away - tf.stop_gradient(away))
             outside = tree.add_scaled(outside, change, [tf.ones_like(x) for x in outside])
         return tree.where(inside, values, outside)
 
-    def _signature(self):
-        return tuple(tf.TensorSpec(leaf.shape[1:-1], leaf.dtype) for leaf in self.polynomials)
+    def _steps_before(self, since):
+        """How many steps ended before each time."""
+        untils, since = tf.stop_gradient(self.untils), tf.stop_gradient(since)
+        if since.shape.rank == 1:
+            return tf.searchsorted(untils, since)
+        return tf.transpose(tf.searchsorted(tf.transpose(untils), tf.transpose(since)))
 
 
 def polynomials(weights, y, stages, size):
@@ -135,5 +141,5 @@ def _combine(leaf, powers):
     powers = tf.cast(powers, leaf.dtype)
     if powers.shape.rank == 1:
         return tree.tensordot(leaf, powers)
-    inner = [1] * (leaf.shape.rank - 2)
-    return tf.reduce_sum(leaf * tf.reshape(powers, [-1, *inner, leaf.shape[-1]]), axis=-1)
+    front, inner = tf.shape(powers)[:-1], [1] * (leaf.shape.rank - powers.shape.rank)
+    return tf.reduce_sum(leaf * tf.reshape(powers, tf.concat([front, inner, leaf.shape[-1:]], axis=0)), axis=-1)

@@ -126,3 +126,12 @@ def test_adjoint_that_cannot_differentiate_dense_output_is_refused(adjoint):
 def test_dense_output_of_several_segments_is_refused(options):
     with pytest.raises(ValueError, match="one by one"):
         solve(**options, **TIGHT)
+
+
+def test_many_times_are_evaluated_at_once():
+    """Without a loop over them, and so without a call of its own for each in eager code."""
+    solution = keras_ode.solve(lambda y: -y, tf.constant([1.0], tf.float64), [0.0, 2.0], dense=True, rtol=1e-8, max_steps=64)
+    times = np.linspace(0, 2, 1000)
+    evaluate = tf.function(lambda t: solution.evaluate(t)).get_concrete_function(tf.constant(times))
+    assert not {op.type for op in evaluate.graph.get_operations()} & {"While", "StatelessWhile"}
+    np.testing.assert_allclose(solution.evaluate(times)[:, 0], np.exp(-times), rtol=1e-7)
