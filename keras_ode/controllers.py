@@ -42,7 +42,8 @@ class Tolerance(NamedTuple):
         """
 
         def sizes(leaves):
-            return tf.stack([w * tree.rms((leaf,), False, w.dtype) for w, leaf in zip(weights, leaves, strict=True)])
+            # The weights first: squares of small numbers are zero.
+            return tf.stack([tree.rms(tree.scale(w, (leaf,)), False, w.dtype) for w, leaf in zip(weights, leaves, strict=True)])
 
         size = sizes(tree.add(total, increment))
         # What is smaller than the rounding errors of the largest leaf is noise, which no step size makes smaller.
