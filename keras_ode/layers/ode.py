@@ -370,6 +370,8 @@ def _checked_times(t):
         raise TypeError(f"t must be two or more numbers. Received: t={t!r}") from error
     times = np.stack([0.0 * times, times]) if times.ndim == 0 else times
     check_times(times)
+    if times[0] == times[-1]:
+        raise ValueError(f"t must be strictly increasing or strictly decreasing: over no time a layer does nothing. Received: t={t!r}")
     return times
 
 
