@@ -371,7 +371,7 @@ def _checked_times(t):
     times = np.stack([0.0 * times, times]) if times.ndim == 0 else times
     check_times(times)
     if times[0] == times[-1]:
-        raise ValueError(f"t must be strictly increasing or strictly decreasing: over no time a layer does nothing. Received: t={t!r}")
+        raise ValueError(f"t must be strictly increasing or decreasing: over no time a layer does nothing. Received: t={t!r}")
     return times
 
 
