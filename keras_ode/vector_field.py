@@ -89,7 +89,13 @@ class PureFunction:
 
 
 class VectorField(PureFunction):
-    """A pure vector field and its vector-Jacobian products."""
+    """A pure vector field and its vector-Jacobian products.
+
+    Attributes:
+        integral_weights: Empty, so that the error of an integral of its products does not count: see `ScaledField`.
+    """
+
+    integral_weights = ()
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
