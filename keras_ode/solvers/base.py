@@ -39,25 +39,25 @@ class Step(NamedTuple):
         y: The leaves at the end of the interval.
         error: Their estimated error, or `None`.
         integral: What the integrand adds up to over the step.
-        integral_error: Its estimated error; empty where the method estimates none.
         stages: The derivatives of all stages, from which the interpolant is made, in the order of their evaluation; the
             first is that of the carry.
         carry: What the next step starts from.
         evaluations: How often the field was evaluated: a number, or an int32 tensor.
         neighbors: Two points close to each other, leaves, each with the derivative there: the last two stages.
         extra: What a solver has to tell besides.
+        integral_error: The estimated error of `integral`; empty where the method estimates none.
     """
 
     start: tuple
     y: tuple
     error: tuple | None
     integral: tuple
-    integral_error: tuple
     stages: tuple
     carry: Any
     evaluations: Any
     neighbors: tuple
     extra: Any = ()
+    integral_error: tuple = ()
 
     def select(self, choose):
         """The step of those leaves that `choose` takes of all; stages and carry stay whole."""

@@ -86,7 +86,6 @@ class ExplicitRungeKutta(Solver):
             y=end,
             error=self.error(slopes, interval.size),
             integral=(),
-            integral_error=(),
             stages=tuple(slopes),
             carry=None,
             evaluations=0,
