@@ -60,9 +60,10 @@ class Closure:
         self._numbers, self._identity = [], None
         if not tf.executing_eagerly():
             return
-        constants = scalars(self.graph)
+        captured = self._captured_constants()
+        constants = [op for op in scalars(self.graph) if op not in captured]
         values = [float(tf.get_static_value(op.outputs[0])) for op in constants]
-        structure = fingerprint(self.graph, self._gradients, constants)
+        structure = fingerprint(self.graph, self._gradients, captured.union(constants))
         first, varying = _seen_numbers.setdefault(structure, (values, set()))
         varying.update(i for i, (a, b) in enumerate(zip(first, values, strict=True)) if a != b)
         self._numbers = [constants[i].outputs[0] for i in sorted(varying)]
@@ -171,7 +172,12 @@ class Closure:
     def fingerprint(self):
         """A hashable value, equal for two that do the same with the values of their members."""
         captures = tuple(self._places.get(id(x), ("captured", id(x))) for x, _ in self.graph.captures)
-        return self._identity or fingerprint(self.graph, self._gradients), captures, len(self._places)
+        identity = self._identity or fingerprint(self.graph, self._gradients, self._captured_constants())
+        return identity, captures, len(self._places)
+
+    def _captured_constants(self):
+        """What stands in the graph for small tensors from outside, whose values are those of members."""
+        return {inside.op for _, inside in self.graph.captures if inside.op.type == "Const"}
 
     def _check_functional(self):
         """What cannot be built again, or would not be a function, is refused."""

@@ -264,3 +264,13 @@ def test_constants_of_a_graph_are_not_differentiated_and_large_ones_from_outside
 
     trace(tf.ones([3], tf.float64))
     assert found == {"made": False, "outside": True, "argument": True, "unwatched": expected}
+
+
+def test_gradient_by_a_small_tensor_is_that_of_each_of_its_values():
+    """TensorFlow puts small tensors from outside into a graph as constants: they are no Python numbers of the dynamics."""
+    for rate in (0.5, 0.7, 0.9):
+        rate = tf.constant(rate, tf.float64)
+        with tf.GradientTape() as tape:
+            tape.watch(rate)
+            end = keras_ode.odeint(lambda y: -2.0 * rate * y, tf.constant([1.0], tf.float64), [0.0, 1.0], jit_compile=False)[-1, 0]
+        np.testing.assert_allclose(tape.gradient(end, rate), -2 * np.exp(-2 * rate), rtol=1e-2)
