@@ -61,9 +61,10 @@ class Closure:
         if not tf.executing_eagerly():
             return
         captured = self._captured_constants()
-        constants = [op for op in scalars(self.graph) if op not in captured]
+        found = scalars(self.graph)
+        constants = [op for op in found if op not in captured]
         values = [float(tf.get_static_value(op.outputs[0])) for op in constants]
-        structure = fingerprint(self.graph, self._gradients, captured.union(constants))
+        structure = fingerprint(self.graph, self._gradients, captured.union(constants)), tuple(op in captured for op in found)
         first, varying = _seen_numbers.setdefault(structure, (values, set()))
         varying.update(i for i, (a, b) in enumerate(zip(first, values, strict=True)) if a != b)
         self._numbers = [constants[i].outputs[0] for i in sorted(varying)]

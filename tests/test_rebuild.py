@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_ode
 from keras_ode.dynamics import close
 
 T = tf.constant(0.5, tf.float64)

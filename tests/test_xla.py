@@ -100,7 +100,7 @@ def test_compiler_that_fails_is_asked_once(monkeypatch):
     built = []  # the package's attribute `solve` is the function, not the module
     original = sys.modules["keras_ode.solve"]._function
     monkeypatch.setattr(sys.modules["keras_ode.solve"], "_function", lambda *a: (built.append(a[-1]), original(*a))[1])
-    monkeypatch.setattr("keras_ode.dynamics.why_not_compiled", lambda function, digest: None)
+    monkeypatch.setattr("keras_ode.vector_field.why_not_compiled", lambda graph, fingerprint: None)
     field = lambda t, y: -2 * tf.math.segment_sum(y, [0, 1])
     for _ in range(2):
         ys = keras_ode.odeint(field, Y0, [0.0, 1.0])
@@ -117,12 +117,12 @@ def test_what_xla_compiles_is_known_as_such():
         x = tf.while_loop(lambda i, x: i < 2, lambda i, x: (i + 1, x * x), (0, x), maximum_iterations=2)[1]
         return tf.map_fn(tf.tanh, tf.linalg.cholesky(tf.linalg.diag(x)))
 
-    assert why_not_compiled(tf.function(bounded).get_concrete_function(tf.TensorSpec([2])), "bounded") is None
+    assert why_not_compiled(tf.function(bounded).get_concrete_function(tf.TensorSpec([2])).graph, "bounded") is None
 
 
 def test_kernels_of_xla_can_be_looked_up():
     """The lookup is private to TensorFlow: this fails first where an upgrade takes it away."""
     known = tf.function(lambda x: tf.matmul(x, x)).get_concrete_function(tf.TensorSpec([2, 2]))
     unknown = tf.function(lambda x: tf.py_function(tf.identity, [x], tf.float32)).get_concrete_function(tf.TensorSpec([2]))
-    assert why_not_compiled(known, "known") is None
-    assert "EagerPyFunc" in why_not_compiled(unknown, "unknown")
+    assert why_not_compiled(known.graph, "known") is None
+    assert "EagerPyFunc" in why_not_compiled(unknown.graph, "unknown")
