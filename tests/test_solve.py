@@ -188,7 +188,7 @@ def test_dense_output_of_late_times_is_that_of_the_closed_form(make):
 
 
 @pytest.mark.parametrize("start", LATE)
-@pytest.mark.parametrize("options", [{"jump_times": [75.0]}, {"event": keras_ode.Event(lambda y: y[0] - 0.5)}], ids=str)
+@pytest.mark.parametrize("options", [{"jump_times": [75.0]}, {"event": keras_ode.Event(lambda y: y[0] - 0.5)}], ids=["jumps", "event"])
 def test_late_times_that_rounding_would_change_are_refused_with_jumps_and_events(start, options):
     t = start + np.array([0.0, 60.0, 150.0])
     options = {**options, **({"jump_times": [start + 75.0]} if "jump_times" in options else {})}
