@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_ode import arguments, dynamics
+from keras_ode import arguments, dynamics, tree
 from keras_ode.adjoints.base import Problem
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.events import ClosedEvent, close_events
 from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.on_step import OnStep
+from keras_ode.programs import programs_of
 from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
@@ -303,25 +304,18 @@ def _run(adjoint, problem, segments, jit_compile):
     for watcher in problem.watchers:
         watcher.check_compiles(jit_compile is True)
     looped = segments is not None and is_looped(segments.event)
-    may_fall_back = jit_compile == "auto"
-    if may_fall_back:
-        plain = segments is not None or problem.watchers or problem.field.is_convolutional or problem.field.why_not_compiled
-        if not plain:
-            problem = adjoint.with_compiled_parts(problem)
-        jit_compile = adjoint.pays_to_compile and not plain
-    elif jit_compile and not (adjoint.compiles_alone and not looped):
+    if jit_compile is True and not (adjoint.compiles_alone and not looped):
         what = "events that are not terminal" if looped else f"adjoint={adjoint!r}"
         raise ValueError(
             f"XLA cannot compile a solve with {what} alone, only together with its gradient: put both in a "
             f"tf.function(jit_compile=True) and leave jit_compile='auto' here. Received: jit_compile={jit_compile!r}"
         )
-    elif jit_compile:
+    if jit_compile is True:
         _refuse_to_compile(problem.field.why_not_compiled)
+    is_plain = jit_compile is not True
+    if jit_compile == "auto" and not (segments is not None or problem.watchers or problem.field.why_not_compiled):
+        problem = adjoint.with_compiled_parts(problem)
     tensors = (problem.tensors(), () if segments is None else segments.tensors)
-    if not tf.executing_eagerly():
-        if not jit_compile:
-            return _solve(adjoint, problem, segments, tensors)
-        return _function(adjoint, problem, segments, tensors, True)(tensors)
     method = problem.method
     key = (
         problem.field.fingerprint,
@@ -330,21 +324,25 @@ def _run(adjoint, problem, segments, jit_compile):
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
         (problem.times_vary, problem.dense, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
-        (jit_compile, may_fall_back),
+        jit_compile,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
-    compiled = _kept(key, lambda: _function(adjoint, problem, segments, tensors, jit_compile))
+    if is_plain and segments is None and not problem.watchers and adjoint.pays_to_compile and not tree.is_compiled():
+        may_compile = jit_compile == "auto" and not (problem.field.is_convolutional or problem.field.why_not_compiled)
+        programs = programs_of(key if problem.recorder is None else None)
+        problem = problem._replace(programs=programs, may_compile=may_compile)
+    if not tf.executing_eagerly():
+        if is_plain:
+            return _solve(adjoint, problem, segments, tensors)
+        return _function(adjoint, problem, segments, tensors, True)(tensors)
+    compiled = _kept(key, lambda: _function(adjoint, problem, segments, tensors, jit_compile is True))
     try:
         return compiled(tensors)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
-        if not (jit_compile and is_compile_error(error)):
+        if jit_compile is not True or not is_compile_error(error):
             raise
-        if not may_fall_back:
-            _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
-        plain = _function(adjoint, problem, segments, tensors, False)
-        with _compiled_lock:
-            _compiled[key] = plain  # from now on
-        return plain(tensors)
+        _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
+        raise
 
 
 def _refuse_to_compile(reason, cause=None):

@@ -37,6 +37,8 @@ class Problem(NamedTuple):
             pass: this may use only what `backward` made, and returns the operations that must run.
         elapsed: The times since the first, signed, where rounding the times would have changed that: a tensor like
             `times`, or empty.
+        programs: The `Programs` that hold the parts of the solve, or `None`, where these are built into the graph around it.
+        may_compile: Whether these programs may be compiled.
     """
 
     field: VectorField
@@ -50,6 +52,8 @@ class Problem(NamedTuple):
     num_penalties: int = 0
     recorder: Any = None
     elapsed: Any = ()
+    programs: Any = None
+    may_compile: bool = False
 
     def clock(self):
         """The `Clock` from the first time to the last."""
@@ -164,22 +168,35 @@ class FirstOrderAdjoint(Adjoint):
         raise NotImplementedError
 
     def solve(self, problem):
+        num_tensors = len(problem.tensors())
+
+        def forward(*tensors):
+            return self.forward(problem.with_tensors(tensors))
+
         @custom_gradient
         def solve(*tensors):
             # The gradient function may use only what is made in here: then it works inside a differentiated loop.
-            inner = problem.with_tensors([tf.stop_gradient(tensor) for tensor in tensors])
-            outcome, memory = self.forward(inner)
+            stopped = [tf.stop_gradient(tensor) for tensor in tensors]
+            run = _runner(problem, stopped)
+            outcome, memory = run("forward", forward, stopped)
 
             structure.append(outcome)
             # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
             kept = tf.nest.map_structure(tf.stop_gradient, (outcome, memory))
-            report = inner.recorder.backward() if inner.recorder is not None else None
+            report = problem.recorder.backward() if problem.recorder is not None else None
             compiled = tree.is_compiled()
 
+            def backward(*inputs):
+                inner, inputs = problem.with_tensors(inputs[:num_tensors]), inputs[num_tensors:]
+                given = tf.nest.pack_sequence_as((*kept, outcome.differentiable()), inputs)
+                return self._backward(inner, *given, report)
+
             def gradient(*cotangents):
+                seen = [_like(x, y) for x, y in zip(cotangents, outcome.differentiable(), strict=False)]
                 # XLA compiles the gradient with the solve, but TensorFlow does not say so where it is traced.
                 with OptionalXlaContext(compiled):
-                    return self._gradients(inner, *kept, cotangents, tensors, report)
+                    found = run("backward", backward, [*stopped, *tf.nest.flatten(kept), *seen])
+                    return self._gradients(problem, found, tensors)
 
             return tf.nest.flatten(outcome), gradient
 
@@ -189,10 +206,10 @@ class FirstOrderAdjoint(Adjoint):
         rest = {name: tf.nest.map_structure(tf.stop_gradient, x) for name, x in outcome._asdict().items()}
         return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense})
 
-    def _gradients(self, problem, outcome, memory, cotangents, tensors, report):
-        """One gradient, or `None`, for each of the problem's tensors; what was found is reported."""
+    def _backward(self, problem, outcome, memory, cotangents, report):
+        """The gradients by the times, if they vary, the state and the differentiable parameters; what was found is reported."""
         num_leaves = len(outcome.ys)
-        cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves : num_leaves + len(outcome.dense)]
+        cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves:]
         padded = _without_padding(problem, cotangents)
         if not self.differentiates_steps:
             # The backward pass is linear in the cotangents, but absolute tolerances are not: those of a mean over a batch
@@ -213,13 +230,40 @@ class FirstOrderAdjoint(Adjoint):
         ok = found.status == int(Status.SUCCESS)
         y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
         times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
-        y = tree.add(y, tuple(g[0] for g in cotangents))
-        times, y, parameters = tf.nest.pack_sequence_as(
-            (times, y, parameters), first_order_only((*times, *y, *parameters), tensors)
-        )
+        return times, tree.add(y, tuple(g[0] for g in cotangents)), parameters
+
+    def _gradients(self, problem, found, tensors):
+        """One gradient, or `None`, for each of the problem's tensors."""
+        times, y, parameters = tf.nest.pack_sequence_as(found, first_order_only(tf.nest.flatten(found), tensors))
         parameters = iter(parameters)
         gradients = [*(times or (None,)), *y, *(next(parameters) if d else None for d in problem.field.differentiable)]
         return gradients + [None] * (len(tensors) - len(gradients))
+
+
+def _runner(problem, tensors):
+    """What runs the parts of a solve, `run(name, function, inputs)`: in the graph around it, or as programs."""
+    programs = problem.programs
+    if programs is None:
+        return lambda name, function, inputs: function(*inputs)
+    if not problem.may_compile:
+        return lambda name, function, inputs: programs.run(name, function, inputs, None)
+    unknown = [tf.size(x, tf.int64) for x in tensors if not x.shape.is_fully_defined()]
+    size = tf.add_n(unknown) if unknown else tf.zeros([], tf.int64)
+    compiled = programs.is_worth_compiling(size)
+
+    def run(name, function, inputs):
+        found = programs.run(name, function, inputs, compiled)
+        if name == "forward":
+            programs.count(size, tf.reduce_max(found[0].num_steps))
+        return found
+
+    return run
+
+
+def _like(cotangent, leaf):
+    cotangent = tf.convert_to_tensor(cotangent)
+    cotangent.set_shape(leaf.shape)
+    return cotangent
 
 
 def solve_forward(problem, observer=None, dense=False, bound=None):

@@ -1,0 +1,168 @@
+"""Parts of a solve that are traced once, run as plain graphs at first, and are compiled by XLA when that pays.
+
+Compiling takes seconds, and makes each iteration of a solver's loop cheaper by some microseconds for each of its operations. Both
+grow with the number of operations, so what pays is a matter of the number of steps alone. A program counts the steps that its
+solves have taken, for each size of their inputs, and has XLA compile it for a size that has reached `STEPS_BEFORE_COMPILING`. So a
+short training never waits for the compiler, a long one gets its speed, and sizes that are rare are never compiled.
+"""
+
+import collections
+import functools
+import itertools
+import threading
+
+import tensorflow as tf
+from tensorflow.python.eager import context  # private: no public way makes functions of an imported graph known
+
+STEPS_BEFORE_COMPILING = 10_000
+
+# The programs of solves, by what they compute; the least recently used go first.
+_MOST_KEPT = 256
+_kept = collections.OrderedDict()
+_lock = threading.RLock()
+_numbers = itertools.count()
+
+
+def programs_of(key):
+    """The `Programs` of a solve, the same for an equal hashable `key`, or new ones where it is `None`."""
+    if key is None:
+        return Programs()
+    with _lock:
+        if key not in _kept:
+            _kept[key] = Programs()
+            if len(_kept) > _MOST_KEPT:
+                _kept.popitem(last=False)
+        _kept.move_to_end(key)
+        return _kept[key]
+
+
+class Programs:
+    """The programs of one kind of solve, by name, and the number of steps that they took."""
+
+    def __init__(self):
+        self._programs = {}
+        self._number = next(_numbers)
+
+    def is_worth_compiling(self, size):
+        """Whether solves of inputs of this size have taken enough steps; a boolean tensor."""
+        return self._steps(size) >= STEPS_BEFORE_COMPILING
+
+    def count(self, size, num_steps):
+        """Adds to the number of steps of a size."""
+        total = self._steps(size) + tf.cast(num_steps, tf.int64)
+        tf.raw_ops.LookupTableInsertV2(table_handle=self._table(), keys=size, values=total)
+
+    def run(self, name, function, inputs, compiled):
+        """The nest of tensors that a function gives, which is traced when a name is run for the first time.
+
+        Args:
+            name: What names the function among these programs.
+            function: A function of flat tensors. Only its trace is kept.
+            inputs: A list of tensors, of the same dtypes and static shapes in every run.
+            compiled: A boolean tensor: whether to run it by XLA; or `None`, for never.
+        """
+        with _lock:
+            if name not in self._programs:
+                self._programs[name] = _Program(function, inputs)
+            return self._programs[name](inputs, compiled)
+
+    def _steps(self, size):
+        zero = tf.zeros([], tf.int64)
+        return tf.raw_ops.LookupTableFindV2(table_handle=self._table(), keys=size, default_value=zero)
+
+    def _table(self):
+        # A resource that each graph finds by its name: a variable would have to be tracked to be saved with the graph.
+        return tf.raw_ops.MutableHashTableV2(
+            key_dtype=tf.int64, value_dtype=tf.int64, shared_name=f"keras_ode_steps_{self._number}"
+        )
+
+
+class _Program:
+    """One traced function, as a plain graph and for XLA."""
+
+    def __init__(self, function, inputs):
+        specs = [tf.TensorSpec(x.shape, x.dtype) for x in inputs]
+        attributes = {"_noinline": True}  # so that several calls are optimized once
+        plain = tf.function(lambda *inputs: function(*inputs), autograph=False, experimental_attributes=attributes)
+        self._plain = plain.get_concrete_function(*specs)
+
+    @functools.cached_property
+    def _compiled(self):
+        graph = self._plain.graph
+        names = [x.name for x in graph.inputs], [x.name for x in graph.outputs]
+        definition = for_xla(graph.as_graph_def(), {x.op.name for x in graph.inputs})
+        for function in definition.library.function:
+            context.context().add_function_def(function)
+        taken = {name if ":" in name else f"{name}:0" for node in definition.node for name in node.input}
+
+        def build(*inputs):
+            # The importer refuses names that no operation takes.
+            inputs = {name: x for name, x in zip(names[0], inputs, strict=True) if name in taken}
+            return tf.graph_util.import_graph_def(definition, input_map=inputs, return_elements=names[1], name="")
+
+        return tf.function(build, autograph=False, jit_compile=True)
+
+    def __call__(self, inputs, compiled):
+        if compiled is None:
+            return self._plain(*inputs)
+        given = [*inputs, *self._plain.captured_inputs]
+        outputs = tf.nest.flatten(self._plain.structured_outputs)
+        found = tf.cond(compiled, lambda: self._compiled(*given), lambda: tf.nest.flatten(self._plain(*inputs)))
+        for x, like in zip(found, outputs, strict=True):
+            x.set_shape(like.shape)
+        return tf.nest.pack_sequence_as(self._plain.structured_outputs, found)
+
+
+_PUT_IN_PLACE, _COPY = "InplaceUpdate", "DeepCopy"  # what XLA has no kernels for, among what `tree` makes of buffers
+
+
+def for_xla(definition, left_out):
+    """A `GraphDef` with operations in place of those that XLA lacks, under other names of functions.
+
+    Args:
+        definition: A `GraphDef`, which is changed.
+        left_out: The names of nodes to leave out.
+    """
+    names = {f.signature.name: f"{f.signature.name}_for_xla" for f in definition.library.function}
+    nodes = [node for node in definition.node if node.name not in left_out]
+    del definition.node[:]
+    definition.node.extend(nodes)
+    _replace_in(definition.node, names, "")
+    for function in definition.library.function:
+        function.signature.name = names[function.signature.name]
+        renamed = _replace_in(function.node_def, names, ":output:0")
+        for node in function.node_def:
+            for i, name in enumerate(node.input):
+                node.input[i] = renamed.get(name, name)
+        for result, name in function.ret.items():
+            function.ret[result] = renamed.get(name, name)
+    return definition
+
+
+def _replace_in(nodes, names, output):
+    """Replaces operations among nodes, and gives the new names of their outputs; `output`: how inputs name the first one."""
+    renamed = {}
+    for node in list(nodes):
+        for attribute in node.attr.values():
+            for function in [attribute.func] if attribute.HasField("func") else attribute.list.func:
+                function.name = names.get(function.name, function.name)
+        if node.op in (_PUT_IN_PLACE, _COPY):
+            renamed[f"{node.name}:y:0"] = f"{node.name}:output:0"
+        if node.op == _COPY:
+            node.op = "Identity"
+        elif node.op == _PUT_IN_PLACE:
+            _put_by_scatter(node, nodes, output)
+    return renamed
+
+
+def _put_by_scatter(node, nodes, output):
+    """Makes `InplaceUpdate(x, i, v)` a `TensorScatterUpdate(x, i[:, None], v)`."""
+    axis = nodes.add(name=f"{node.name}_axis", op="Const")
+    axis.attr["dtype"].type = tf.int32.as_datatype_enum
+    axis.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, tf.int32))
+    indices = nodes.add(name=f"{node.name}_indices", op="ExpandDims")
+    indices.input.extend([node.input[1], axis.name + output])
+    indices.attr["T"].type = indices.attr["Tdim"].type = tf.int32.as_datatype_enum
+    node.op = "TensorScatterUpdate"
+    node.input[1] = indices.name + output
+    node.attr["Tindices"].type = tf.int32.as_datatype_enum
