@@ -268,7 +268,7 @@ def test_assign_now_writes_within_a_stateless_scope():
     variable = keras.Variable(1.0)
     with keras.StatelessScope():
         internals.assign_now(variable, 2.0)
-    assert float(variable) == 2.0
+    assert variable.numpy() == 2.0
 
 
 def test_layers_within_are_of_all_depths():
