@@ -2,15 +2,12 @@
 
 import contextlib
 import functools
+import threading
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.backend.common.stateless_scope import in_stateless_scope
-from keras.src.backend.common.variables import initialize_all_variables
-from tensorflow.python.eager import record
-from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
+from keras_ode import internals
 from keras_ode.fingerprints import fingerprint, scalars
 from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
 from keras_ode.rebuild import Environment, Gradients, Rebuilder, Reference
@@ -27,8 +24,7 @@ _SHORT_SEARCH = 64
 # The numbers of eager dynamics, by what these compute: those seen first, and which of them have changed since.
 _MOST_SEEN = 1024
 _seen_numbers = {}
-# How Keras names the states of its random seeds.
-_SEED = "seed_generator_state"
+_current = threading.local()  # the report of each thread
 
 
 class Closure:
@@ -77,7 +73,7 @@ class Closure:
         """Finds `tf.Variable`s and tensors among what the graph captured, and which capture belongs to which member."""
         self._places = {}
         for place, variable in enumerate(self._keras_variables):
-            self._places.update((id(raw.handle), place) for raw in _components(variable._value))
+            self._places.update((id(raw.handle), place) for raw in _components(internals.raw_variable(variable)))
         others = {id(raw.handle): v for v in self.graph.variables for raw in _components(v)}
         captured = [outside for outside, _ in self.graph.captures]
         found = [others[id(x)] for x in captured if id(x) in others and id(x) not in self._places]
@@ -91,7 +87,7 @@ class Closure:
         """Whether a variable changes at every evaluation, as a counter does: then it stays one."""
         handle = id(variable.handle)
         unusual = self._uses.unusual.get(handle)
-        if not (unusual or handle in self._uses.assigned) or _SEED in variable.name:
+        if not (unusual or handle in self._uses.assigned) or internals.SEED_STATE in variable.name:
             return False
         if variable.trainable and variable.dtype.is_floating and handle in self._uses.read:
             raise ValueError(
@@ -242,18 +238,19 @@ class _Scope(keras.StatelessScope):
     def add_update(self, update):
         variable, value = update
         self.seen[id(variable)] = variable
-        if variable._value is not None:
-            variable._direct_assign(value)
+        if internals.raw_variable(variable) is not None:
+            internals.assign_now(variable, value)
 
 
 def _traced(call, specs):
     """The graph of the user's code, and the scope that it ran in."""
     graph, scope = _traced_once(call, specs)
-    if not in_stateless_scope() and any(
-        v._value is None for v in scope.seen.values()
-    ):  # made by a layer that the trace was the first to call
-        initialize_all_variables()
-        graph, scope = _traced_once(call, specs)
+    waiting = [v for v in scope.seen.values() if internals.raw_variable(v) is None]
+    if waiting:  # made by a layer that the trace was the first to call
+        with keras.StatelessScope():
+            """At the end of the outermost scope, Keras initializes the variables that wait for it."""
+        if internals.raw_variable(waiting[0]) is not None:
+            graph, scope = _traced_once(call, specs)
     return graph, scope
 
 
@@ -281,7 +278,7 @@ def _traced_once(call, specs):
 
 def _graph(function, specs):
     try:
-        return func_graph_from_py_func("dynamics", function, specs, {})
+        return internals.traced_graph("dynamics", function, specs)
     except ValueError as error:
         if "init_scope" not in str(error):
             raise
@@ -306,32 +303,30 @@ class Report:
 @contextlib.contextmanager
 def reporting(report):
     """Inside, in this thread, solves report to `report`."""
-    before = global_state.get_global_attribute("keras_ode_report")
-    global_state.set_global_attribute("keras_ode_report", report)
+    before, _current.report = current_report(), report
     try:
         yield report
     finally:
-        global_state.set_global_attribute("keras_ode_report", before)
+        _current.report = before
 
 
 def current_report():
-    return global_state.get_global_attribute("keras_ode_report")
+    return getattr(_current, "report", None)
 
 
 def _components(variable):
     """A `tf.Variable`, or those that a distributed one consists of."""
-    return () if variable is None else getattr(variable, "_values", None) or (variable,)
+    return () if variable is None else internals.device_variables(variable)
 
 
 @contextlib.contextmanager
 def no_autocast():
     """The solve keeps the variables' own precision; the dynamics casts for itself."""
-    scope = global_state.get_global_attribute("autocast_scope")
-    global_state.set_global_attribute("autocast_scope", None)
+    scope = internals.set_autocast_scope(None)
     try:
         yield
     finally:
-        global_state.set_global_attribute("autocast_scope", scope)
+        internals.set_autocast_scope(scope)
 
 
 def trace(function, specs, jit_compile=None):
@@ -361,7 +356,7 @@ def _is_constant(tensor):
         if id(x) in seen:
             continue
         seen.add(id(x))
-        if isinstance(x, tf.__internal__.EagerTensor):
+        if not tf.is_symbolic_tensor(x):
             if x.dtype in (tf.resource, tf.variant) or x.shape.num_elements() <= _LARGE:
                 return False
         elif x.op.type == "Placeholder":
@@ -378,4 +373,4 @@ def _is_constant(tensor):
 
 def is_watched(tensor):
     """Whether a tape records what happens to this eager tensor."""
-    return record.should_record_backprop([tensor])
+    return internals.is_recorded(tensor)

@@ -4,7 +4,8 @@ import functools
 import weakref
 
 import tensorflow as tf
-from tensorflow.python.framework import ops
+
+from keras_ode import internals
 
 
 def custom_gradient(f):
@@ -27,10 +28,10 @@ def custom_gradient(f):
 
 def _forget_with_graph(op):
     """Lets the graph of an operation, instead of TensorFlow's registry, hold its registered gradient."""
-    name = op.get_attr("_gradient_op_type").decode()
-    entry = ops.gradient_registry._registry[name]
+    name = op.get_attr(internals.GRADIENT).decode()
+    entry = internals.gradient_entry(name)
     gradient = entry["type"]
     found = weakref.ref(gradient)
     entry["type"] = lambda op, *cotangents: found()(op, *cotangents)
     op.graph.keras_ode_gradients = [*getattr(op.graph, "keras_ode_gradients", ()), gradient]
-    weakref.finalize(op.graph, ops.gradient_registry._registry.pop, name).atexit = False
+    weakref.finalize(op.graph, internals.forget_gradient, name).atexit = False

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_ode import fingerprints, tree
+from keras_ode import fingerprints, internals, tree
 from keras_ode.closure import Closure, current_report, may_need_gradient, no_autocast, spec
 from keras_ode.signature import (
     arguments_of,
@@ -123,7 +123,7 @@ class _Call:
         self._mask, self.masks = mask, tuple(m for m in tf.nest.flatten(mask) if m is not None)
         self._keywords = keywords_of(dynamics, training=training, mask=mask if self.masks else None)
         self._casts = isinstance(dynamics, keras.Layer) and any(
-            layer.compute_dtype != layer.variable_dtype for layer in dynamics._flatten_layers()
+            layer.compute_dtype != layer.variable_dtype for layer in internals.layers_within(dynamics)
         )
 
     def __call__(self, t, leaves, arguments, convert=False):

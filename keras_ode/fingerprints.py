@@ -4,8 +4,8 @@ import hashlib
 import types
 
 import tensorflow as tf
-from tensorflow.python.framework import ops
 
+from keras_ode import internals
 from keras_ode.graphs import GRADIENT, inner_graphs, is_custom_gradient, is_nesting
 from keras_ode.rebuild import Gradients
 
@@ -88,7 +88,7 @@ def _of_library(op, numbers):
 
 
 def _function(op):
-    return ops.gradient_registry.lookup(op.get_attr(GRADIENT))
+    return internals.registered_gradient(op.get_attr(GRADIENT))
 
 
 def _description(value, numbers):

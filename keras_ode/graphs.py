@@ -2,12 +2,14 @@
 
 import tensorflow as tf
 
+from keras_ode import internals
+
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 BRANCHES = {"If", "StatelessIf", "Case", "StatelessCase"}
 LOOPS = {"While", "StatelessWhile"}
 READS = {"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"}
 UPDATES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
-GRADIENT = "_gradient_op_type"
+GRADIENT = internals.GRADIENT
 
 
 def inner_graphs(op):
@@ -53,7 +55,7 @@ def in_order(graph):
 
 def function_of(graph, name):
     while graph is not None:
-        function = graph._get_function(name)
+        function = internals.called_function(graph, name)
         if function is not None:
             return function
         graph = getattr(graph, "outer_graph", None)

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record
 
-from keras_ode import tree
+from keras_ode import internals, tree
 from keras_ode.dense import DenseOutput
 
 # How many states that a step passes are interpolated together.
@@ -63,7 +62,7 @@ class SaveAt:
         bound = self.count if self.differentiable else None
         # The loop around this one is what tapes see: were they to see this one, TensorFlow would make it a call of a
         # function, and its second derivative none that XLA can compile.
-        with record.stop_recording():
+        with internals.not_recorded():
             return tree.while_loop(lambda index, _: tf.reduce_any(pending(index)[1]), save, state, bound=bound)
 
     def _interpolated(self, trial, time, wanted):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ode import internals
 from keras_ode.layers import ODELayer
 from keras_ode.signature import arguments_of
 from keras_ode.solution import Solution
@@ -155,7 +156,7 @@ def _layer_of(model):
     """The `ODELayer` that a model is or holds; `None` for a dynamics."""
     if not isinstance(model, keras.Layer):
         return None
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, ODELayer)]
+    found = [layer for layer in internals.layers_within(model) if isinstance(layer, ODELayer)]
     if len(found) > 1:
         raise ValueError(f"The model holds {len(found)} ODELayers: pass the one to draw. Received: {model!r}")
     return found[0] if found else None

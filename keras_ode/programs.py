@@ -12,14 +12,15 @@ import itertools
 import threading
 
 import tensorflow as tf
-from tensorflow.python.eager import context  # private: no public way makes functions of an imported graph known
+
+from keras_ode import internals
 
 STEPS_BEFORE_COMPILING = 10_000
 
 # The programs of solves, by what they compute; the least recently used go first.
 _MOST_KEPT = 256
 _kept = collections.OrderedDict()
-_lock = threading.RLock()
+_lock = threading.Lock()
 _numbers = itertools.count()
 
 
@@ -41,6 +42,7 @@ class Programs:
 
     def __init__(self):
         self._programs = {}
+        self._lock = threading.RLock()
         self._number = next(_numbers)
 
     def is_worth_compiling(self, size):
@@ -61,7 +63,7 @@ class Programs:
             inputs: A list of tensors, of the same dtypes and static shapes in every run.
             compiled: A boolean tensor: whether to run it by XLA; or `None`, for never.
         """
-        with _lock:
+        with self._lock:
             if name not in self._programs:
                 self._programs[name] = _Program(function, inputs)
             return self._programs[name](inputs, compiled)
@@ -91,11 +93,12 @@ class _Program:
         graph = self._plain.graph
         names = [x.name for x in graph.inputs], [x.name for x in graph.outputs]
         definition = for_xla(graph.as_graph_def(), {x.op.name for x in graph.inputs})
-        for function in definition.library.function:
-            context.context().add_function_def(function)
+        library = tf.compat.v1.GraphDef(library=definition.library).library
+        definition.ClearField("library")
         taken = {name if ":" in name else f"{name}:0" for node in definition.node for name in node.input}
 
         def build(*inputs):
+            internals.import_functions(tf.compat.v1.get_default_graph(), library)
             # The importer refuses names that no operation takes.
             inputs = {name: x for name, x in zip(names[0], inputs, strict=True) if name in taken}
             return tf.graph_util.import_graph_def(definition, input_map=inputs, return_elements=names[1], name="")
@@ -143,9 +146,8 @@ def _replace_in(nodes, names, output):
     """Replaces operations among nodes, and gives the new names of their outputs; `output`: how inputs name the first one."""
     renamed = {}
     for node in list(nodes):
-        for attribute in node.attr.values():
-            for function in [attribute.func] if attribute.HasField("func") else attribute.list.func:
-                function.name = names.get(function.name, function.name)
+        for function in internals.called_functions(node):
+            function.name = names.get(function.name, function.name)
         if node.op in (_PUT_IN_PLACE, _COPY):
             renamed[f"{node.name}:y:0"] = f"{node.name}:output:0"
         if node.op == _COPY:

@@ -8,12 +8,8 @@ import contextlib
 import functools
 
 import tensorflow as tf
-from tensorflow.python.eager import backprop_util, execute
-from tensorflow.python.framework import ops
-from tensorflow.python.framework.func_graph import func_graph_from_py_func
-from tensorflow.python.ops import handle_data_util
-from tensorflow.python.ops.control_flow_v2_func_graphs import WhileBodyFuncGraph
 
+from keras_ode import internals
 from keras_ode.custom_gradient import custom_gradient
 from keras_ode.graphs import (
     BRANCHES,
@@ -54,7 +50,7 @@ class Reference:
 
     def assign(self, value):
         self.history = (*self.history, self.value)
-        self.value = _replaced(self._start, value) if backprop_util.IsTrainable(value) else value
+        self.value = _replaced(self._start, value) if internals.is_differentiable(value) else value
 
 
 @custom_gradient
@@ -137,7 +133,7 @@ class Rebuilder:
 
     def _call(self, op, inputs, env):
         (graph,) = inner_graphs(op)
-        is_compiled = has_attribute(op, "_XlaMustCompile") and op.get_attr("_XlaMustCompile")
+        is_compiled = has_attribute(op, internals.MUST_COMPILE) and op.get_attr(internals.MUST_COMPILE)
         if not is_compiled or _assigned_among(graph, inputs):
             return self._inline(graph, inputs, env)
         tensors = [x for x in inputs if not isinstance(x, Reference)]
@@ -264,16 +260,16 @@ class Rebuilder:
 
 def _is_changed_by_loop(tensor):
     """Whether it is what a loop has reached."""
-    return not _is_eager(tensor) and isinstance(tensor.graph, WhileBodyFuncGraph) and tensor.op.type == "Placeholder"
+    return not _is_eager(tensor) and internals.is_loop_body(tensor.graph) and tensor.op.type == "Placeholder"
 
 
 def _is_eager(tensor):
-    return isinstance(tensor, tf.__internal__.EagerTensor)
+    return not tf.is_symbolic_tensor(tensor)
 
 
 def _parents(tensor):
     """The tensors that a tensor's derivative follows to."""
-    if _is_eager(tensor) or tensor.op.type == "StopGradient" or not backprop_util.IsTrainable(tensor):
+    if _is_eager(tensor) or tensor.op.type == "StopGradient" or not internals.is_differentiable(tensor):
         return []
     if tensor.op.type == "Placeholder":
         return [outside for outside, inside in getattr(tensor.graph, "captures", ()) if inside is tensor]
@@ -284,8 +280,8 @@ class CustomGradient:
     """The gradient function of a custom gradient, traced where its operation stands."""
 
     def __init__(self, op):
-        function = ops.gradient_registry.lookup(op.get_attr(GRADIENT))
-        self._seen = [backprop_util.IsTrainable(x) for x in op.outputs]
+        function = internals.registered_gradient(op.get_attr(GRADIENT))
+        self._seen = [internals.is_differentiable(x) for x in op.outputs]
         specs = [tf.TensorSpec(x.shape, x.dtype) for x, seen in zip(op.outputs, self._seen, strict=True) if seen]
 
         def gradient(*cotangents):
@@ -295,7 +291,7 @@ class CustomGradient:
             return [tf.convert_to_tensor(x) for x in found if x is not None]
 
         with op.graph.as_default():
-            self.graph = func_graph_from_py_func("gradient", gradient, specs, {})
+            self.graph = internals.traced_graph("gradient", gradient, specs)
 
     def outside(self):
         """What it reads besides cotangents."""
@@ -350,22 +346,20 @@ def _use(op, reference, *arguments):
 
 def _copy(op, inputs):
     """The same operation on other inputs, in the default graph."""
-    graph = ops.get_default_graph()
+    graph = tf.compat.v1.get_default_graph()
     attributes = {name: value for name, value in op.node_def.attr.items() if name != "_class"}
     for value in attributes.values():
         for function in (value.func, *value.list.func):
             if function.name:
-                graph._add_function_recursive(function_of(op.graph, function.name))
+                internals.add_function(graph, function_of(op.graph, function.name))
     with graph.device(op.device) if op.device else contextlib.nullcontext():
-        copy = graph._create_op_internal(
-            op.type, inputs, [x.dtype for x in op.outputs], name=op.type, attrs=attributes, op_def=op.op_def
-        )
+        copy = internals.created_operation(graph, op, inputs, attributes)
     for old, new in zip(op.outputs, copy.outputs, strict=True):
         new.set_shape(old.shape)
-        handle_data_util.copy_handle_data(old, new)
-    if execute.must_record_gradient():
-        known = [x for attribute in op.op_def.attr for x in (attribute.name, op.get_attr(attribute.name))]
-        execute.record_gradient(op.type, inputs, tuple(known), copy.outputs)
+        internals.copy_handle_data(old, new)
+    internals.record_operation(
+        op.type, inputs, lambda: tuple(x for a in op.op_def.attr for x in (a.name, op.get_attr(a.name))), copy.outputs
+    )
     return copy
 
 

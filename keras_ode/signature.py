@@ -7,6 +7,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_ode import internals
+
 _NOT_ARGUMENTS = ("training", "mask")
 _TIMES = ("t", "time")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -116,7 +118,7 @@ def refuse_symbolic(inputs, instead):
 
 def mask_of(y):
     """The Keras masks that came with tensors, a nest like `y`; `None` where there is none."""
-    return keras.tree.map_structure(lambda leaf: getattr(leaf, "_keras_mask", None), y)
+    return keras.tree.map_structure(lambda leaf: internals.get_mask(leaf), y)
 
 
 def with_mask(y, mask):
@@ -125,7 +127,7 @@ def with_mask(y, mask):
     def marked(leaf, mask):
         leaf = tf.identity(leaf)
         if mask is not None:
-            leaf._keras_mask = mask
+            internals.set_mask(leaf, mask)
         return leaf
 
     return tf.nest.pack_sequence_as(y, [marked(a, b) for a, b in zip(tf.nest.flatten(y), tf.nest.flatten(mask), strict=True)])

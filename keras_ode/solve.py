@@ -91,8 +91,10 @@ def solve(
         on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
             for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
         jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
-            `"auto"`, which compiles unless the dynamics holds convolutions, which XLA slows on CPUs, or operations that XLA
-            does not have, or `on_step` is given. Where XLA fails all the same, the plain graph is used from then on.
+            `"auto"`, which starts without the wait for the compiler and compiles once solves of this kind and size have taken
+            10,000 steps. It never compiles where the dynamics holds convolutions, which XLA slows on CPUs, or operations that
+            XLA does not have, nor with `event`, `jump_times` or `on_step`. Where XLA fails in eager code all the same, the
+            plain graph is used from then on.
         on_step: A function `on_step(info)` called with a `keras_ode.StepInfo` of tensors at each step that the forward
             solve tries, accepted or not: for `tf.print`, summaries, or a `tf.Variable` that adds something up. It is
             traced into the solve; use `tf.py_function` for Python code. Never called by a backward pass.
@@ -303,46 +305,61 @@ def _run(adjoint, problem, segments, jit_compile):
     arguments.check_jit_compile(jit_compile)
     for watcher in problem.watchers:
         watcher.check_compiles(jit_compile is True)
-    looped = segments is not None and is_looped(segments.event)
-    if jit_compile is True and not (adjoint.compiles_alone and not looped):
-        what = "events that are not terminal" if looped else f"adjoint={adjoint!r}"
-        raise ValueError(
-            f"XLA cannot compile a solve with {what} alone, only together with its gradient: put both in a "
-            f"tf.function(jit_compile=True) and leave jit_compile='auto' here. Received: jit_compile={jit_compile!r}"
-        )
-    if jit_compile is True:
-        _refuse_to_compile(problem.field.why_not_compiled)
-    is_plain = jit_compile is not True
-    if jit_compile == "auto" and not (segments is not None or problem.watchers or problem.field.why_not_compiled):
+    is_compiled, field = jit_compile is True, problem.field
+    if is_compiled:
+        _check_compiles(adjoint, problem, segments)
+    in_parts = not (is_compiled or segments is not None or problem.watchers)
+    may_compile = in_parts and jit_compile == "auto" and not (field.is_convolutional or field.why_not_compiled)
+    if may_compile:
         problem = adjoint.with_compiled_parts(problem)
     tensors = (problem.tensors(), () if segments is None else segments.tensors)
+    key = _key(adjoint, problem, segments, (in_parts, is_compiled, may_compile), tensors)
+    if in_parts and adjoint.pays_to_compile and not tree.is_compiled():
+        programs = programs_of(key if problem.recorder is None else None)
+        problem = problem._replace(programs=programs, may_compile=may_compile)
+    if not tf.executing_eagerly():
+        if not is_compiled:
+            return _solve(adjoint, problem, segments, tensors)
+        return _function(adjoint, problem, segments, tensors, True)(tensors)
+    function = _kept(key, lambda: _function(adjoint, problem, segments, tensors, is_compiled))
+    try:
+        return function(tensors)
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
+        if not (is_compile_error(error) and (is_compiled or may_compile)):
+            raise
+        if is_compiled:
+            _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
+        function = _function(adjoint, problem._replace(may_compile=False), segments, tensors, False)
+        with _compiled_lock:
+            _compiled[key] = function  # from now on
+        return function(tensors)
+
+
+def _key(adjoint, problem, segments, how, tensors):
+    """A hashable value, equal for two solves of which one compiled function does both."""
     method = problem.method
-    key = (
+    return (
         problem.field.fingerprint,
         segments and segments.key(),
         adjoint,
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
         (problem.times_vary, problem.dense, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
-        jit_compile,
+        how,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
-    if is_plain and segments is None and not problem.watchers and adjoint.pays_to_compile and not tree.is_compiled():
-        may_compile = jit_compile == "auto" and not (problem.field.is_convolutional or problem.field.why_not_compiled)
-        programs = programs_of(key if problem.recorder is None else None)
-        problem = problem._replace(programs=programs, may_compile=may_compile)
-    if not tf.executing_eagerly():
-        if is_plain:
-            return _solve(adjoint, problem, segments, tensors)
-        return _function(adjoint, problem, segments, tensors, True)(tensors)
-    compiled = _kept(key, lambda: _function(adjoint, problem, segments, tensors, jit_compile is True))
-    try:
-        return compiled(tensors)
-    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
-        if jit_compile is not True or not is_compile_error(error):
-            raise
-        _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
-        raise
+
+
+def _check_compiles(adjoint, problem, segments):
+    """Refuses what XLA cannot compile."""
+    looped = segments is not None and is_looped(segments.event)
+    if looped or not adjoint.compiles_alone:
+        what = "events that are not terminal" if looped else f"adjoint={adjoint!r}"
+        raise ValueError(
+            f"XLA cannot compile a solve with {what} alone, only together with its gradient: put both in a "
+            "tf.function(jit_compile=True) and leave jit_compile='auto' here. Received: jit_compile=True"
+        )
+    _refuse_to_compile(problem.field.why_not_compiled)
 
 
 def _refuse_to_compile(reason, cause=None):

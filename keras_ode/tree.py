@@ -7,7 +7,8 @@ where every sample has its own; `expand` makes it broadcast against a leaf.
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
+
+from keras_ode import internals
 
 # A sum of no more terms needs no matrix product where XLA fuses it with what is around it.
 _FEW = 16
@@ -114,7 +115,7 @@ def where(condition, tree, other):
 
 def is_compiled():
     """Whether XLA compiles the graph that is being traced."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return internals.is_in_xla_context(tf.compat.v1.get_default_graph())
 
 
 def repeat(leaf, count):
@@ -201,12 +202,7 @@ def tensordot(a, b):
     if b.shape[0] is not None and b.shape[0] <= _FEW:
         a = tf.reshape(a, tf.concat([tf.shape(a), [1] * (b.shape.rank - 1)], axis=0))
         return tf.reduce_sum(a * b, axis=a.shape.rank - b.shape.rank)
-    from tensorflow.compiler.tf2xla.python import xla  # slow to import
-    from tensorflow.compiler.xla import xla_data_pb2
-
-    numbers = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[a.shape.rank - 1], rhs_contracting_dimensions=[0])
-    highest = xla_data_pb2.PrecisionConfig(operand_precision=[xla_data_pb2.PrecisionConfig.HIGHEST] * 2)
-    return xla.dot_general(a, b, numbers, highest)
+    return internals.dot_in_full_precision(a, b)
 
 
 def is_finite(tree, per_sample):

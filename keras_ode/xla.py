@@ -3,7 +3,8 @@
 import functools
 
 import tensorflow as tf
-from tensorflow.python.framework import kernels  # private: no public way tells for which devices an operation has a kernel
+
+from keras_ode import internals
 
 # What the compiler itself takes away.
 _NO_KERNEL_NEEDED = ("Placeholder", "Const", "Assert", "NoOp")
@@ -94,7 +95,7 @@ def _takes(kernel, types):
 
 def _kernels(op):
     _register_kernels()
-    return kernels.get_registered_kernels_for_op(op).kernel
+    return internals.kernels_of(op)
 
 
 @functools.cache

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager.polymorphic_function.polymorphic_function import OptionalXlaContext
 
-from keras_ode import tree
+from keras_ode import internals, tree
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient
@@ -194,7 +193,7 @@ class FirstOrderAdjoint(Adjoint):
             def gradient(*cotangents):
                 seen = [_like(x, y) for x, y in zip(cotangents, outcome.differentiable(), strict=False)]
                 # XLA compiles the gradient with the solve, but TensorFlow does not say so where it is traced.
-                with OptionalXlaContext(compiled):
+                with internals.xla_context(compiled):
                     found = run("backward", backward, [*stopped, *tf.nest.flatten(kept), *seen])
                     return self._gradients(problem, found, tensors)
 

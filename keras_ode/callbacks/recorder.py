@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ode import internals
 from keras_ode.callbacks import pictures
 from keras_ode.callbacks.tape import Tape
 from keras_ode.callbacks.tensorboard import Summaries
@@ -220,14 +221,14 @@ class SolverStepRecorder(keras.callbacks.Callback):
                 self._probe_tapes = [Tape(layer, label, self.capacity, self.samples, 1) for label, layer in found.items()]
         for tape in self._tapes:
             tape.layer._recorder = tape
-            tape.layer._metrics.append(tape.totals)
+            internals.own_metrics(tape.layer).append(tape.totals)
         self._probing = None
         _forget_functions(self.model)
 
     def _detach(self):
         for tape in self._tapes:
             tape.layer._recorder = None
-            tape.layer._metrics.remove(tape.totals)
+            internals.own_metrics(tape.layer).remove(tape.totals)
         if self._tapes:
             _forget_functions(self.model)
         self._tapes, self._probe_tapes, self._probing = [], [], None
@@ -307,7 +308,7 @@ def _is_count(value):
 def _ode_layers(model, wanted):
     """The `ODELayer`s to record by their labels: names, made unique."""
     found = {}
-    for layer in model._flatten_layers():
+    for layer in internals.layers_within(model):
         if isinstance(layer, ODELayer) and not any(layer is other for other in found.values()):
             label, count = layer.name, 1
             while label in found:

@@ -1,11 +1,9 @@
 """What one layer's solves leave behind, in variables: they can be written inside any compiled program."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.compile_utils import MetricsList
 
+from keras_ode import internals
 from keras_ode.errors import Status
 
 _FINE = (int(Status.SUCCESS), int(Status.EVENT))
@@ -62,13 +60,12 @@ class Tape:
         return {direction: ring.read() for direction, ring in self._rings.items()}
 
 
-class Totals(MetricsList):
+class Totals(internals.Metrics):
     """Means over the solves since the last reset, as four logs of a layer."""
 
     def __init__(self, label):
         self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
-        # Callbacks that monitor a log find in the metrics of such a list that less is better.
-        super().__init__([SimpleNamespace(name=name, _direction="down") for name in self.names], name=f"{label}_solver")
+        super().__init__(self.names, name=f"{label}_solver")
         # Not tracked by Keras, so that nothing of it is saved. The sums behind the logs, and of each how many solves.
         self._sums = _variable(np.zeros([2 * len(self.names)], "float64"), tf.VariableAggregation.SUM)
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_ode import adjoints, configurable, controllers, paths, regularizers, solvers, tree
+from keras_ode import adjoints, configurable, controllers, internals, paths, regularizers, solvers, tree
 from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
 from keras_ode.dynamics import build as build_dynamics
@@ -280,7 +280,7 @@ class ODELayer(keras.Layer):
         if self.return_sequences:
             for output, mask in zip(keras.tree.flatten(outputs), keras.tree.flatten(masks), strict=True):
                 if mask is not None:
-                    output._keras_mask = _repeated(mask, output.shape[1] or ops.shape(output)[1])
+                    internals.set_mask(output, _repeated(mask, output.shape[1] or ops.shape(output)[1]))
         return outputs
 
     def _times(self, training):

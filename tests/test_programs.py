@@ -1,0 +1,127 @@
+"""Programs: traced once, run as plain graphs at first, and compiled when their solves have taken enough steps."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ode
+from keras_ode import internals, programs
+
+RATE = 0.7
+
+
+def decay(rate):
+    """`y' = -rate y^2`: `y = 1 / (1 / y0 + rate t)`, `dy/dy0 = (y / y0)^2` and `dy/drate = -t y^2`."""
+    return lambda t, y: -rate * y * y
+
+
+def uncompilable(t, y):
+    """XLA refuses this, as it sees only when it is asked."""
+    return -RATE * y * tf.py_function(lambda y: y, [y], y.dtype)
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Programs compile after a single step, and do not know beforehand what XLA refuses."""
+    monkeypatch.setattr(programs, "STEPS_BEFORE_COMPILING", 1)
+    monkeypatch.setattr("keras_ode.vector_field.why_not_compiled", lambda graph, fingerprint: None)
+
+
+@pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_solve_and_gradient_are_right_before_and_after_compiling(adjoint, per_sample, soon):
+    rate = tf.Variable(RATE, dtype="float64")
+    options = {"adjoint": adjoint, "per_sample": per_sample, "rtol": 1e-8, "atol": 1e-8}
+
+    @tf.function(autograph=False)
+    def solve(y0):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            ys = keras_ode.odeint(decay(rate), y0, [0.0, 0.5, 1.0], **options)
+            total = tf.reduce_sum(ys[-1])
+        return ys, tape.gradient(total, [y0, rate])
+
+    y0 = np.array([[1.0], [1.5], [2.0]])
+    for _ in range(2):  # the second is compiled
+        ys, (of_y0, of_rate) = solve(tf.constant(y0))
+        exact = 1 / (1 / y0 + RATE * np.array([0.0, 0.5, 1.0])[:, None, None])
+        np.testing.assert_allclose(ys, exact, rtol=1e-5)
+        np.testing.assert_allclose(of_y0, (exact[-1] / y0) ** 2, rtol=1e-4)
+        np.testing.assert_allclose(of_rate, -np.sum(exact[-1] ** 2), rtol=1e-4)
+
+
+def test_only_a_size_that_has_taken_enough_steps_is_compiled(soon):
+    solve = tf.function(lambda y0: keras_ode.odeint(uncompilable, y0, [0.0, 1.0])[-1], autograph=False)
+    solve = solve.get_concrete_function(tf.TensorSpec([None, 1]))
+    for rows in (1, 2, 3):
+        np.testing.assert_allclose(solve(tf.ones([rows, 1])), 1 / (1 + RATE) * np.ones([rows, 1]), rtol=5e-3)
+    with pytest.raises(tf.errors.OpError, match="EagerPyFunc"):  # so XLA was asked
+        solve(tf.ones([2, 1]))
+
+
+def test_steps_are_counted_before_anything_is_compiled(monkeypatch):
+    monkeypatch.setattr("keras_ode.vector_field.why_not_compiled", lambda graph, fingerprint: None)
+    monkeypatch.setattr(programs, "STEPS_BEFORE_COMPILING", 95)
+    options = {"controller": "constant", "step_size": 0.03125}  # 32 steps
+    solve = tf.function(lambda y0: keras_ode.odeint(uncompilable, y0, [0.0, 1.0], **options)[-1], autograph=False)
+    for _ in range(3):
+        solve(tf.ones([1]))
+    with pytest.raises(tf.errors.OpError, match="EagerPyFunc"):
+        solve(tf.ones([1]))
+
+
+def test_calls_of_a_layer_and_equal_layers_share_their_programs(monkeypatch):
+    traced = []
+    original = programs._Program.__init__
+    monkeypatch.setattr(programs._Program, "__init__", lambda self, *a: (traced.append(self), original(self, *a))[1])
+    layers = [keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh")) for _ in range(2)]
+    x = inputs = keras.Input([2], batch_size=5)
+    for layer in (*layers, *layers, *layers):
+        x = layer(x)
+    model = keras.Model(inputs, x)
+
+    @tf.function(autograph=False)
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x))
+        return loss, tape.gradient(loss, model.trainable_weights)
+
+    loss, gradients = step(tf.ones([5, 2]))
+    assert len(traced) == 2  # forward and backward
+    with tf.GradientTape() as tape:
+        expected = tf.reduce_sum(model(tf.ones([5, 2])))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for found, exact in zip(gradients, tape.gradient(expected, model.trainable_weights), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
+def test_program_that_surrounds_a_solve_compiles_it():
+    solve = tf.function(lambda y0: keras_ode.odeint(decay(RATE), y0, [0.0, 1.0])[-1], autograph=False, jit_compile=True)
+    np.testing.assert_allclose(solve(tf.constant([1.0])), [1 / (1 + RATE)], rtol=5e-3)
+
+
+def test_what_xla_lacks_is_replaced():
+    @tf.function(autograph=False)
+    def put(x, i, v):
+        def body(k, x):
+            return k + 1, tf.raw_ops.InplaceUpdate(x=tf.raw_ops.DeepCopy(x=x), i=[i + k], v=v[None])
+
+        return tf.while_loop(lambda k, x: k < 2, body, (0, x))[1], tf.raw_ops.InplaceUpdate(x=tf.raw_ops.DeepCopy(x=x), i=[i], v=-v[None])
+
+    specs = [tf.TensorSpec([4, 3]), tf.TensorSpec([], "int32"), tf.TensorSpec([3])]
+    graph = put.get_concrete_function(*specs).graph
+    definition = programs.for_xla(graph.as_graph_def(), {x.op.name for x in graph.inputs})
+    library = tf.compat.v1.GraphDef(library=definition.library).library
+    definition.ClearField("library")
+
+    @tf.function(autograph=False, jit_compile=True)
+    def compiled(*given):
+        internals.import_functions(tf.compat.v1.get_default_graph(), library)
+        inputs = {x.name: y for x, y in zip(graph.inputs, given, strict=True)}
+        return tf.graph_util.import_graph_def(definition, inputs, [x.name for x in graph.outputs], name="")
+
+    looped, once = compiled(tf.zeros([4, 3]), tf.constant(1), tf.constant([1.0, 2.0, 3.0]))
+    row, nothing = [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]
+    np.testing.assert_array_equal(looped, [nothing, row, row, nothing])
+    np.testing.assert_array_equal(once, [nothing, [-1.0, -2.0, -3.0], nothing, nothing])
