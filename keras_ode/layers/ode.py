@@ -140,7 +140,7 @@ class ODELayer(keras.Layer):
         if args and not self.built:
             self.build(*(_shapes(x) for x in (y, None, args)))
         times = {name: times_in_one(x) for name, x in (("t", t), ("jump_times", jump_times)) if x is not None}
-        options |= times | ({"args": args} if args else {})
+        options |= times | ({"args": paths.as_plain(args)} if args else {})
         return super().__call__(y, **options)
 
     def build(self, y_shape, t_shape=None, args_shape=()):
@@ -163,7 +163,7 @@ class ODELayer(keras.Layer):
 
     def call(self, y, t=None, args=(), training=None, mask=None, jump_times=None):
         mask = mask_of(y) if mask is None else mask
-        options = {"args": args, "mask": mask, "recorder": self._recorder}
+        options = {"args": paths.from_plain(args), "mask": mask, "recorder": self._recorder}
         if jump_times is not None:
             self._check_not_recorded(jump_times)
             options["jump_times"] = jump_times
