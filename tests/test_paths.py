@@ -346,8 +346,8 @@ def test_layer_takes_a_path_in_its_args_and_is_saved(tmp_path):
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(series), end)
 
 
-@pytest.mark.parametrize("by_row", [False, True])
-def test_functional_model_follows_a_path_of_its_inputs_and_is_saved(by_row, tmp_path):
+def follower(by_row):
+    """A functional model that follows a path of its inputs; inputs; and where that ends, by the closed form."""
     layer = keras_ode.ODELayer(Controlled(), t=[0.0, 2.0], rtol=1e-6, jit_compile=False, per_sample=by_row)
     start, series, times = keras.Input([2]), keras.Input([5, 1]), keras.Input([5])
     path = LinearPath(times if by_row else KNOTS, series)
@@ -355,9 +355,22 @@ def test_functional_model_follows_a_path_of_its_inputs_and_is_saved(by_row, tmp_
     model = keras.Model([start, series, times] if by_row else [start, series], end)
     values = BATCH[..., :1].astype("float32")
     inputs = [np.ones([3, 2], "float32"), values, np.stack([KNOTS] * 3).astype("float32")][: len(model.inputs)]
+    matrix = tf.linalg.expm((values[:, -1] - values[:, 0])[:, None] * layer.dynamics.dense.kernel)
+    return model, inputs, tf.linalg.matvec(matrix, tf.ones([3, 2]), transpose_a=True)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_functional_model_follows_a_path_of_its_inputs_and_is_saved(by_row, tmp_path):
+    model, inputs, expected = follower(by_row)
     end = model(inputs)
-    change = values[:, -1] - values[:, 0]
-    matrix = tf.linalg.expm(change[:, None] * layer.dynamics.dense.kernel)
-    np.testing.assert_allclose(end, tf.linalg.matvec(matrix, tf.ones([3, 2]), transpose_a=True), atol=1e-3)
+    np.testing.assert_allclose(end, expected, atol=1e-3)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(inputs), end)
+
+
+@pytest.mark.slow
+def test_functional_model_of_a_path_is_exported(tmp_path):
+    model, inputs, expected = follower(True)
+    model.export(str(tmp_path / "exported"), verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(served.serve(inputs), expected, rtol=1e-4)
