@@ -1,11 +1,15 @@
 """Gradients of our own, which leave memory with the graph that they belong to."""
 
+import contextlib
 import functools
+import threading
 import weakref
 
 import tensorflow as tf
 
 from keras_ode import internals
+
+_saving = threading.local()
 
 
 def custom_gradient(f):
@@ -20,7 +24,10 @@ def custom_gradient(f):
     def call(*tensors):
         results = decorated(*tensors)
         if not tf.executing_eagerly():
-            _forget_with_graph(tf.nest.flatten(results)[0].op)
+            op = tf.nest.flatten(results)[0].op
+            _forget_with_graph(op)
+            if _used() is not None:
+                _used().append(op)
         return results
 
     return call
@@ -32,6 +39,54 @@ def _forget_with_graph(op):
     entry = internals.gradient_entry(name)
     gradient = entry["type"]
     found = weakref.ref(gradient)
-    entry["type"] = lambda op, *cotangents: found()(op, *cotangents)
+    entry["type"] = lambda op, *cotangents: _differentiate(found(), op, cotangents)
     op.graph.keras_ode_gradients = [*getattr(op.graph, "keras_ode_gradients", ()), gradient]
     weakref.finalize(op.graph, internals.forget_gradient, name).atexit = False
+
+
+def _differentiate(gradient, op, cotangents):
+    # TensorFlow traces a gradient without an operation to put it into a SavedModel.
+    before, _saving.is_on = is_being_saved(), op is None
+    try:
+        return gradient(op, *cotangents)
+    finally:
+        _saving.is_on = before
+
+
+def is_being_saved():
+    """Whether the gradient that this thread traces is for a SavedModel, which keeps no custom gradients within gradients."""
+    return getattr(_saving, "is_on", False)
+
+
+def refuses_gradients(values, sources, message):
+    """Values as they are, but their gradient by the sources is an error, in a SavedModel too: a `LookupError`."""
+    reals = (tf.math.real(x) for x in sources if x.dtype.is_floating or x.dtype.is_complex)
+    # Zero, whatever the sources are, and yet a function of them.
+    zero = tf.add_n([tf.cast(tf.reduce_sum(tf.where(tf.zeros_like(x, tf.bool), x, 0)), tf.float32) for x in reals])
+    return tuple(tf.raw_ops.PreventGradient(input=x + tf.cast(zero, x.dtype), message=message) for x in values)
+
+
+def _used():
+    """The operations with custom gradients of `differentiated_last`, or `None` outside of it."""
+    return getattr(_saving, "used", None)
+
+
+@contextlib.contextmanager
+def differentiated_last():
+    """Inside, a graph is built that holds gradients and is never differentiated itself.
+
+    In a SavedModel its operations would still name their custom gradients, which are not saved, and TensorFlow would warn
+    of that at each load. So the names are taken out where they have been used.
+    """
+    if not is_being_saved():
+        yield
+        return
+    before, _saving.used = _used(), []
+    try:
+        yield
+        graph = tf.compat.v1.get_default_graph()
+        for op in _used():
+            if op.graph is graph:  # that of an inner function is finished
+                internals.clear_attribute(op, internals.GRADIENT)
+    finally:
+        _saving.used = before

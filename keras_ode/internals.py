@@ -162,6 +162,11 @@ def gradient_entry(name):
     return ops.gradient_registry._registry[name]
 
 
+def clear_attribute(op, name):
+    """Removes an attribute from an operation of a graph that is not finished yet. No public way."""
+    op._clear_attr(name)
+
+
 def forget_gradient(name):
     """Removes an entry from the registry. Not needed once TensorFlow lets a `tf.custom_gradient` go with its graph."""
     ops.gradient_registry._registry.pop(name)

@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.closure import no_autocast
+from keras_ode.path_fields import as_real, fields, slope_at, value_at
 from keras_ode.signature import refuse_symbolic
 
 KINDS = ("natural", "hermite")
@@ -53,15 +52,16 @@ class Path(_Fields):
             `t` of `[B, 1]` gives `[B, C]`. In all other cases there is a new last axis: a scalar gives `[C]`, or
             `[B, C]` if the path was made from `[B, T, C]`; `[K]` gives `[K, C]`; `[B, K]` gives `[B, K, C]`.
         """
-        return self._read(t, _value)
+        return self._read(t, value_at)
 
     @tf.autograph.experimental.do_not_convert
     def derivative(self, t):
         """The derivative of `evaluate` by time; arguments and shapes are the same."""
-        return self._read(t, _slope)
+        return self._read(t, slope_at)
 
     def _read(self, t, read):
         """What `read` makes of the pieces at times `t`."""
+        refuse_symbolic((*self, t), "Give the path to the dynamics, in args, and read it there.")
         if self.times.dtype.size < 4:
             raise TypeError(
                 f"The times of a path cannot be told apart in {self.times.dtype.name}, to which a Keras layer in mixed precision "
@@ -69,7 +69,7 @@ class Path(_Fields):
                 f"with times of {self.times.dtype.name}"
             )
         is_tensor = tree.holds_tensors(t)
-        t = _as_real(t, "t", self.times.dtype)
+        t = as_real(t, "t", self.times.dtype)
         t = t if is_tensor else tf.cast(t, self.times.dtype)
         dtype = max(t.dtype, self.times.dtype, key=lambda d: d.size)
         asked, times = self._in_rows(tf.cast(t, dtype)), tf.cast(self.times, dtype)
@@ -107,7 +107,7 @@ class LinearPath(Path):
     """Straight lines between observed values.
 
     A nest of tensors: give it to a dynamics in the `args` of `keras_ode.solve` or of a call of `ODELayer`, or return it from a
-    `tf.function`. Differentiable by the values and the times.
+    `tf.function`. Differentiable by the values and the times. In a functional model these may be Keras tensors.
 
     Args:
         times: When the values were observed, shape `[T]`, or `[B, T]` where every row has its own. At least two, strictly
@@ -130,7 +130,7 @@ class LinearPath(Path):
     __slots__ = ()
 
     def __new__(cls, times, values):
-        return _LinearPath(*_prepared(times, values, None))
+        return _LinearPath(*fields(times, values, None))
 
 
 class CubicPath(Path):
@@ -165,7 +165,7 @@ class CubicPath(Path):
     def __new__(cls, times, values, kind="natural"):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}. Received: kind={kind!r}")
-        return _CubicPath(*_prepared(times, values, kind))
+        return _CubicPath(*fields(times, values, kind))
 
 
 class _LinearPath(LinearPath):
@@ -182,13 +182,17 @@ class _CubicPath(CubicPath):
     __new__ = _Fields.__new__
 
 
-_STORED = {"linear": _LinearPath, "cubic": _CubicPath}
+_LINEAR, _CUBIC = "keras_ode.paths.LinearPath", "keras_ode.paths.CubicPath"
+_STORED = {_LINEAR: _LinearPath, _CUBIC: _CubicPath}
 
 
 def as_plain(nest):
-    """A nest with paths as dicts, of which `from_plain` makes paths again: in a file they would be lists."""
+    """A nest with paths as dicts, of which `from_plain` makes paths again: in a file they would be lists.
+
+    There are only tensors in these dicts: Keras takes no strings beside tensors.
+    """
     if isinstance(nest, Path):
-        return {"path": "linear" if isinstance(nest, LinearPath) else "cubic", "fields": list(nest)}
+        return {_LINEAR if isinstance(nest, LinearPath) else _CUBIC: list(nest)}
     if type(nest) in (list, tuple):
         return type(nest)(map(as_plain, nest))
     return {key: as_plain(x) for key, x in nest.items()} if isinstance(nest, dict) else nest
@@ -200,8 +204,11 @@ def from_plain(nest):
         return type(nest)(map(from_plain, nest))
     if not isinstance(nest, dict):
         return nest
-    if set(nest) == {"path", "fields"}:
-        return _STORED[nest["path"]](*nest["fields"])
+    if set(nest) == {"path", "fields"}:  # in files that were saved before there were symbolic paths
+        return _STORED[_LINEAR if nest["path"] == "linear" else _CUBIC](*nest["fields"])
+    for name, path in _STORED.items():
+        if set(nest) == {name}:
+            return path(*nest[name])
     return {key: from_plain(x) for key, x in nest.items()}
 
 
@@ -230,161 +237,3 @@ def _sizes(x):
         return x.shape.as_list()
     sizes = tf.unstack(tf.shape(x))
     return [size if known is None else known for size, known in zip(sizes, x.shape, strict=True)]
-
-
-def _value(left, right, part, length):
-    """The value at a part of a piece, from the value (and the slope) at both ends; held outside."""
-    part = tf.where(part < 0, tf.zeros_like(part), tf.where(part > 1, tf.ones_like(part), part))  # NaN stays
-    if len(left) == 1:
-        return left[0] + part * (right[0] - left[0])
-    rate = (right[0] - left[0]) / length
-    second, third = _bends(left[1], right[1], rate)
-    return left[0] + length * part * (left[1] + part * (second + part * third))
-
-
-def _slope(left, right, part, length):
-    """Its derivative by time."""
-    slope = (right[0] - left[0]) / length
-    if len(left) == 2:
-        second, third = _bends(left[1], right[1], slope)
-        slope = left[1] + part * (2 * second + 3 * part * third)
-    return tf.where((part >= 0) & (part <= 1), slope, 0 * part)  # NaN stays
-
-
-def _bends(left, right, rate):
-    """The coefficients of a cubic piece's second and third power, from the slopes at its ends and their mean."""
-    return 3 * rate - 2 * left - right, left + right - 2 * rate
-
-
-@tf.autograph.experimental.do_not_convert
-def _prepared(times, values, kind):
-    """The fields of a path."""
-    times, values = _checked(times, values)
-    rows = values[None] if values.shape.rank == 1 else tf.linalg.matrix_transpose(values)
-    by_row = tf.broadcast_to(times[..., None, :], tf.shape(rows))
-    nodes = tf.stack(_at_knots(by_row, rows, kind), axis=-1)
-    increasing = tf.reduce_all(times[..., 1:] > times[..., :-1], axis=-1)
-    nodes = tf.where(increasing[..., None, None, None], nodes, tf.constant(np.nan, nodes.dtype))
-    if values.shape.rank == 1:
-        return times, nodes[0]
-    axes = list(range(nodes.shape.rank - 3))
-    return times, tf.transpose(nodes, [*axes, *(len(axes) + i for i in (1, 0, 2))])
-
-
-def _at_knots(times, values, kind):
-    """The values, and the slopes of cubic paths, at all knots; times and values are `[..., T]`."""
-    batch = values.shape.rank - 1
-    values, observed = _with_ends(values)
-    # The observed points first, in their order. What follows them takes part in nothing.
-    order = tf.argsort(tf.where(observed, 0, 1), axis=-1, stable=True)
-    place, count = tf.range(tf.shape(values)[-1]), tf.reduce_sum(tf.cast(observed, tf.int32), axis=-1, keepdims=True)
-    start, value = (tf.gather(x, order, axis=-1, batch_dims=batch) for x in (times, values))
-    is_piece = place < count - 1
-    length = tf.where(is_piece, _next(start) - start, 1)
-    rate = tf.where(is_piece, (_next(value) - value) / length, 0)
-    piece = tf.cumsum(tf.cast(observed, tf.int32), axis=-1) - 1
-
-    def at_piece(x):
-        return tf.gather(x, piece, axis=-1, batch_dims=batch)
-
-    length_there = at_piece(length)
-    part = (times - at_piece(start)) / length_there
-    left, right = [at_piece(value)], [at_piece(_next(value))]
-    if kind is not None:
-        slopes = _natural(length, rate, is_piece, place < count) if kind == "natural" else _previous(rate, rate[..., :1])
-        left, right = [*left, at_piece(slopes)], [*right, at_piece(_next(slopes))]
-    return [read(left, right, part, length_there) for read in ((_value,) if kind is None else (_value, _slope))]
-
-
-def _with_ends(values):
-    """The values with zero where they are missing, and which are observed; the first and the last value take the place of a
-    missing one at the ends."""
-    observed = ~tf.math.is_nan(values)
-    known = tf.where(observed, values, 0)
-    batch, place, last = values.shape.rank - 1, tf.range(tf.shape(values)[-1]), tf.shape(values)[-1] - 1
-    marks = tf.cast(observed, tf.int32)
-    first_seen, last_seen = (tf.argmax(x, axis=-1, output_type=tf.int32) for x in (marks, tf.reverse(marks, [-1])))
-    missing = tf.where(tf.reduce_any(observed, axis=-1, keepdims=True), tf.zeros([], values.dtype), np.nan)
-    for end, index in ((0, first_seen), (last, last - last_seen)):
-        found = tf.gather(known, index[..., None], axis=-1, batch_dims=batch) + missing
-        known = tf.where((place == end) & ~observed, found, known)
-    return known, observed | (place == 0) | (place == last)
-
-
-def _natural(length, rate, is_piece, is_point):
-    """The slopes of natural splines at their points, from the lengths of their pieces and the slopes of the chords."""
-    weight = tf.where(is_piece, 1 / length, 0)
-    before = _previous(weight, tf.zeros_like(weight[..., :1]))
-    diagonal = 2 * (before + weight) + tf.where(is_point, tf.zeros([], weight.dtype), 1)
-    moment = weight * rate
-    right = 3 * (_previous(moment, tf.zeros_like(moment[..., :1])) + moment)
-    matrix = tf.stack([weight, diagonal, before], axis=-2)
-    return tf.linalg.tridiagonal_solve(matrix, right[..., None], partial_pivoting=False)[..., 0]
-
-
-def _next(x):
-    return tf.concat([x[..., 1:], x[..., -1:]], axis=-1)
-
-
-def _previous(x, first):
-    return tf.concat([first, x[..., :-1]], axis=-1)
-
-
-def _checked(times, values):
-    """Times and values as tensors of one float type."""
-    refuse_symbolic((times, values), "Make the path within the call of a layer of your own, where there are tensors.")
-    given = times
-    values = _as_real(values, "values", tf.float64)
-    values = tf.cast(values, tf.float32) if values.dtype.size < 4 else values
-    times = tf.cast(_as_real(times, "times", values.dtype), values.dtype)
-    if values.shape.rank not in (1, 2, 3):
-        raise ValueError(f"values must have the shape [T], [T, C] or [B, T, C]. Received: values of shape {values.shape}")
-    if times.shape.rank not in ((1, 2) if values.shape.rank == 3 else (1,)):
-        raise ValueError(
-            "times must have the shape [T], or [B, T] where values have the shape [B, T, C]. Received: times of shape "
-            f"{times.shape}, values of shape {values.shape}"
-        )
-    expected = values.shape[:1] if values.shape.rank == 1 else values.shape[-2:-1]
-    expected = values.shape[:1] + expected if times.shape.rank == 2 else expected
-    if not times.shape.is_compatible_with(expected):
-        raise ValueError(
-            "There must be as many times as values: times [T] or [B, T], values [T], [T, C] or [B, T, C]. Received: times of "
-            f"shape {times.shape}, values of shape {values.shape}"
-        )
-    if times.shape[-1] is not None and times.shape[-1] < 2:
-        raise ValueError(f"A path needs two or more times. Received: times={given!r}")
-    _check_numbers(times, values, given)
-    return times, values
-
-
-def _check_numbers(times, values, given):
-    """Refuses times that do not increase and channels without observation, as far as numbers are known."""
-    known = tf.get_static_value(times)
-    if known is not None and not np.all(known[..., 1:] > known[..., :-1]):
-        raise ValueError(
-            f"times must be finite and strictly increasing, also when rounded to {times.dtype.name}, the dtype of the values. "
-            f"Received: times={given!r}"
-        )
-    known = tf.get_static_value(values)
-    if known is not None:
-        unseen = np.all(np.isnan(known), axis=0 if known.ndim == 1 else -2)
-        if np.any(unseen):
-            where = "" if known.ndim == 1 else f" at [{', '.join(map(str, np.argwhere(unseen)[0]))}]"
-            raise ValueError(
-                f"Every channel of values needs at least one observation. Received: values of shape {values.shape} with "
-                f"nothing but NaN in {int(np.sum(unseen))} of {unseen.size} channels, the first{where}"
-            )
-
-
-def _as_real(x, name, dtype):
-    """A float tensor: a tensor or a NumPy array in its own precision, others in `dtype`."""
-    try:
-        with no_autocast():
-            x = tree.as_tensor(x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be real numbers. Received: {name}={x!r}") from error
-    if not (x.dtype.is_floating or x.dtype.is_integer):
-        raise TypeError(f"{name} must be real numbers. Received: {name}={x!r}")
-    if x.shape.rank is None:
-        raise ValueError(f"{name} must have a known rank. Received a tensor of unknown shape: use tf.ensure_shape.")
-    return x if x.dtype.is_floating else tf.cast(x, dtype)

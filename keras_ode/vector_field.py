@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_ode import precision, tree
 from keras_ode.closure import no_autocast, spec, trace
-from keras_ode.custom_gradient import custom_gradient
+from keras_ode.custom_gradient import custom_gradient, differentiated_last
 from keras_ode.xla import why_not_compiled
 
 # Traced effects of evaluations in eager code, by what they compute; the oldest go first.
@@ -138,8 +138,9 @@ class VectorField(PureFunction):
             sources = (*y, *self.select(parameters))
             # Built once more, not a call of the traced function: what a call returns, XLA takes for constant where a
             # shape depends on it, and would compile anew for every value of the weights.
-            derivative = self._build(t, *y, *parameters)
-            gradients = tf.gradients(derivative, sources, cotangent, unconnected_gradients="zero")
+            with differentiated_last():
+                derivative = self._build(t, *y, *parameters)
+                gradients = tf.gradients(derivative, sources, cotangent, unconnected_gradients="zero")
             return (*derivative, *(tf.convert_to_tensor(gradient) for gradient in gradients))
 
         return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])

@@ -112,7 +112,7 @@ def test_created_operation_is_a_copy_with_other_inputs(square):
         copy = internals.created_operation(graph, multiply, [x, x + 1], dict(multiply.node_def.attr))
         return list(copy.outputs)
 
-    assert tf.function(function)(tf.constant(2.0))[0] == 6.0
+    assert tf.function(function, autograph=False)(tf.constant(2.0))[0] == 6.0
 
 
 def test_added_function_can_be_called_from_another_graph(nested):
@@ -123,13 +123,13 @@ def test_added_function_can_be_called_from_another_graph(nested):
         internals.add_function(graph, internals.called_function(nested, call.get_attr("f").name))
         return list(internals.created_operation(graph, call, [x], dict(call.node_def.attr)).outputs)
 
-    assert tf.function(function)(tf.constant(3.0))[0] == 6.0
+    assert tf.function(function, autograph=False)(tf.constant(3.0))[0] == 6.0
 
 
 def test_recorded_operation_has_its_gradient(square):
     multiply = _only(square, "Mul")
 
-    @tf.function
+    @tf.function(autograph=False)
     def gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -162,7 +162,7 @@ def test_is_differentiable_looks_into_lists():
         found = [tf.raw_ops.TensorListReserve(element_shape=-1, num_elements=2, element_dtype=dtype) for dtype in types]
         return tf.constant([internals.is_differentiable(x) for x in found])
 
-    assert tf.function(lists)().numpy().tolist() == [True, False]
+    assert tf.function(lists, autograph=False)().numpy().tolist() == [True, False]
 
 
 def test_is_recorded_sees_the_tapes_of_this_thread_unless_they_stop():
@@ -177,6 +177,18 @@ def test_is_recorded_sees_the_tapes_of_this_thread_unless_they_stop():
         with internals.not_recorded():
             seen.append(internals.is_recorded(x))
     assert [*seen, internals.is_recorded(x)] == [True, False, False, False]
+
+
+def test_cleared_attribute_is_gone():
+    function = tf.custom_gradient(lambda x: (2 * x, lambda g: 5 * g))
+
+    def forgotten(x):
+        double = function(x)
+        internals.clear_attribute(double.op, internals.GRADIENT)
+        return [double, *tf.gradients(double, x)]
+
+    double, gradient = tf.function(forgotten, autograph=False)(tf.constant(1.0))
+    assert (double, gradient) == (2.0, 2.0)
 
 
 def test_gradients_are_registered_by_the_name_that_operations_have():
@@ -221,17 +233,17 @@ def test_xla_context_is_seen_inside_and_not_outside():
         with internals.xla_context(False):
             return tf.constant([inside, internals.is_in_xla_context(graph)])
 
-    assert tf.function(function)().numpy().tolist() == [True, False]
+    assert tf.function(function, autograph=False)().numpy().tolist() == [True, False]
     compiled = []
     tf.function(
-        lambda: compiled.append(internals.is_in_xla_context(tf.compat.v1.get_default_graph())), jit_compile=True
+        lambda: compiled.append(internals.is_in_xla_context(tf.compat.v1.get_default_graph())), autograph=False, jit_compile=True
     ).get_concrete_function()
     assert compiled == [True]
 
 
 def test_dot_in_full_precision_contracts_inner_axes():
     a, b = tf.reshape(tf.range(6.0), [2, 3]), tf.reshape(tf.range(12.0), [3, 4])
-    found = tf.function(internals.dot_in_full_precision, jit_compile=True)(a, b)
+    found = tf.function(internals.dot_in_full_precision, autograph=False, jit_compile=True)(a, b)
     assert found.numpy().tolist() == (a.numpy() @ b.numpy()).tolist()
 
 

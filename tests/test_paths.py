@@ -220,9 +220,14 @@ def test_path_cast_to_half_precision_is_refused():
         path.evaluate(tf.constant(0.5, tf.bfloat16))
 
 
-def test_keras_tensors_are_refused():
-    with pytest.raises(TypeError, match="within the call of a layer"):
-        LinearPath(KNOTS, keras.Input([5, 2]))
+def test_path_of_keras_tensors_is_read_in_the_dynamics_only():
+    with pytest.raises(TypeError, match="in args.*Received: <KerasTensor"):
+        LinearPath(KNOTS, keras.Input([5, 2])).evaluate(0.0)
+
+
+def test_variable_beside_keras_tensors_is_refused():
+    with pytest.raises(TypeError, match="gradient by a variable would be lost.*times=<tf.Variable"):
+        LinearPath(tf.Variable(KNOTS), keras.Input([5, 2]))
 
 
 def forced(t, y, path):
@@ -339,3 +344,33 @@ def test_layer_takes_a_path_in_its_args_and_is_saved(tmp_path):
     np.testing.assert_allclose(end, tf.linalg.matvec(matrix, tf.ones([3, 2]), transpose_a=True), atol=2e-3)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(series), end)
+
+
+def follower(by_row):
+    """A functional model that follows a path of its inputs; inputs; and where that ends, by the closed form."""
+    layer = keras_ode.ODELayer(Controlled(), t=[0.0, 2.0], rtol=1e-6, jit_compile=False, per_sample=by_row)
+    start, series, times = keras.Input([2]), keras.Input([5, 1]), keras.Input([5])
+    path = LinearPath(times if by_row else KNOTS, series)
+    end = layer(start, args=(path,), **({"jump_times": path.knots} if by_row else {}))
+    model = keras.Model([start, series, times] if by_row else [start, series], end)
+    values = BATCH[..., :1].astype("float32")
+    inputs = [np.ones([3, 2], "float32"), values, np.stack([KNOTS] * 3).astype("float32")][: len(model.inputs)]
+    matrix = tf.linalg.expm((values[:, -1] - values[:, 0])[:, None] * layer.dynamics.dense.kernel)
+    return model, inputs, tf.linalg.matvec(matrix, tf.ones([3, 2]), transpose_a=True)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_functional_model_follows_a_path_of_its_inputs_and_is_saved(by_row, tmp_path):
+    model, inputs, expected = follower(by_row)
+    end = model(inputs)
+    np.testing.assert_allclose(end, expected, atol=1e-3)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(inputs), end)
+
+
+@pytest.mark.slow
+def test_functional_model_of_a_path_is_exported(tmp_path):
+    model, inputs, expected = follower(True)
+    model.export(str(tmp_path / "exported"), verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(served.serve(inputs), expected, rtol=1e-4)

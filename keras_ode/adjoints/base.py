@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_ode import internals, tree
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
-from keras_ode.custom_gradient import custom_gradient
+from keras_ode.custom_gradient import custom_gradient, is_being_saved, refuses_gradients
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
 from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
@@ -433,11 +433,15 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
 def first_order_only(values, sources):
     """The values, which refuse to be differentiated by the sources: that gradient would be missing in silence."""
 
+    words = (
+        "This adjoint gives first derivatives only. For second derivatives (nested tapes, tape.jacobian of a gradient) use "
+        "adjoint='direct'."
+    )
+    if is_being_saved():
+        return refuses_gradients(values, sources, words)
+
     def refuse(*_):
-        raise NotImplementedError(
-            "This adjoint gives first derivatives only. For second derivatives (nested tapes, tape.jacobian of a "
-            "gradient) use adjoint='direct'."
-        )
+        raise NotImplementedError(words)
 
     @custom_gradient
     def pass_on(*tensors):

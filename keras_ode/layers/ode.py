@@ -58,6 +58,8 @@ class ODELayer(keras.Layer):
         t: Times to use instead of the layer's, shape `[T]`, or `[B, T]` with `per_sample`.
         args: A tuple of further arguments of the dynamics, `f(t, y, *args)`: nests of tensors, which have gradients. In
             a functional model these may be Keras tensors.
+        jump_times: Jump times to use instead of the layer's: numbers or a tensor `[J]`, or `[B, J]` with `per_sample`, where
+            every row has its own. Tensors have gradients, and in a functional model this may be a Keras tensor.
         training: Passed to the dynamics.
         mask: The mask of the state, by default the one that Keras sends with it, as after `Masking`. The dynamics gets it,
             and the output has it.
@@ -132,12 +134,13 @@ class ODELayer(keras.Layer):
             self.seed_generator = keras.random.SeedGenerator()
 
     @tf.autograph.experimental.do_not_convert
-    def __call__(self, y, t=None, args=(), **options):
+    def __call__(self, y, t=None, args=(), *, jump_times=None, **options):
         # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
         args = keras.tree.map_structure(self._as_argument, _checked_args(args))
         if args and not self.built:
             self.build(*(_shapes(x) for x in (y, None, args)))
-        options |= ({} if t is None else {"t": times_in_one(t)}) | ({"args": args} if args else {})
+        times = {name: times_in_one(x) for name, x in (("t", t), ("jump_times", jump_times)) if x is not None}
+        options |= times | ({"args": paths.as_plain(args)} if args else {})
         return super().__call__(y, **options)
 
     def build(self, y_shape, t_shape=None, args_shape=()):
@@ -158,9 +161,12 @@ class ODELayer(keras.Layer):
     def build_from_config(self, config):
         super().build_from_config(paths.from_plain(config))
 
-    def call(self, y, t=None, args=(), training=None, mask=None):
+    def call(self, y, t=None, args=(), training=None, mask=None, jump_times=None):
         mask = mask_of(y) if mask is None else mask
-        options = {"args": args, "mask": mask, "recorder": self._recorder}
+        options = {"args": paths.from_plain(args), "mask": mask, "recorder": self._recorder}
+        if jump_times is not None:
+            self._check_not_recorded(jump_times)
+            options["jump_times"] = jump_times
         penalized = self.regularizers if training is not False else ()
         noise = self._noise(y) if penalized and self._needs_noise else ()
         with reporting(Report()) as report:
@@ -230,7 +236,7 @@ class ODELayer(keras.Layer):
     def compute_output_shape(self, y_shape, t_shape=None, args_shape=()):
         return self._output_shape(y_shape, len(self.t) if t_shape is None else t_shape[-1])
 
-    def compute_output_spec(self, y, t=None, args=(), training=None, mask=None):
+    def compute_output_spec(self, y, t=None, args=(), training=None, mask=None, jump_times=None):
         num_times = len(self.t) if t is None else _num_times(t)
         outputs = keras.tree.map_structure(
             lambda leaf: keras.KerasTensor(self._output_shape(leaf.shape, num_times), self.compute_dtype), y
@@ -288,6 +294,13 @@ class ODELayer(keras.Layer):
         if self.random_end_time is None or not training:
             return self.t
         return self.random_end_time.drawn(keras.random.uniform((), -1, 1, self.variable_dtype, self.seed_generator))
+
+    def _check_not_recorded(self, jump_times):
+        if self._recorder is not None:
+            raise ValueError(
+                "A solve with jump_times is one solve of each segment, which a SolverStepRecorder cannot record as one: leave "
+                f"the layer '{self.name}' out of the recorder's layers. Received: jump_times={jump_times!r}"
+            )
 
     def _noise(self, y):
         """Random booleans for each element of the state."""

@@ -91,7 +91,7 @@ class ContinuousNormalizingFlow(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = NegativeLogLikelihood()(y_pred, y_pred, sample_weight)
-        return loss + super().compute_loss(x, y, y_pred, sample_weight, training) if self.losses else loss
+        return loss + super().compute_loss(x, y, y_pred, sample_weight) if self.losses else loss
 
     def transport(self, points, inverse=False):
         """Carries points from the base, or with `inverse` back to it.

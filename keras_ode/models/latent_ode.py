@@ -101,7 +101,7 @@ class LatentODE(keras.Model):
         decoded = tfp.distributions.Normal(tf.cast(y_pred, values.dtype), self.noise)
         likelihood = tf.reduce_sum(decoded.log_prob(values), axis=2)
         likelihood = tf.reduce_sum(tf.where(mask, likelihood, 0.0), axis=1)
-        return super().compute_loss(x, y, y_pred, sample_weight, training) - tf.reduce_mean(likelihood)
+        return super().compute_loss(x, y, y_pred, sample_weight) - tf.reduce_mean(likelihood)
 
     def encode(self, inputs):
         """The posterior of the latent state at the first time of each series, a `tfp` distribution; inputs as in a call."""
