@@ -177,27 +177,6 @@ def test_gradient_through_constant_steps_converges_with_the_order_of_the_method(
     assert np.log2(errors[0] / errors[1]) > min(order, 4) - 0.3
 
 
-def test_gradient_along_a_constant_solution_is_that_of_the_equation_not_of_the_steps():
-    """The solution is constant, so the steps grow without limit, and derivatives taken through them are wrong."""
-    times = np.linspace(0, 10, 101)
-    a = tf.constant(1.0, tf.float64)
-    with tf.GradientTape() as tape:
-        tape.watch(a)
-        ys = keras_ode.odeint(
-            lambda t, y: tf.stack([a * y[0] - y[0] * y[1], -a * y[1] + y[0] * y[1]]),
-            tf.ones([2], tf.float64),
-            times,
-            rtol=1e-6,
-            atol=1e-6,
-            **PLAIN,
-        )
-        loss = tf.reduce_sum(ys)
-    # The sensitivities are 1 - cos t + sin t and 1 - cos t - sin t.
-    expected = np.sum(2 - 2 * np.cos(times))
-    assert expected == pytest.approx(212.7104, abs=1e-4)
-    assert float(tape.gradient(loss, a)) == pytest.approx(expected, rel=1e-5)
-
-
 def test_gradients_of_a_nest_of_states_reach_every_leaf():
     # q' = p, p' = -q turns by the angle t.
     start = {"q": tf.constant([1.0, 2.0], tf.float64), "p": tf.constant([[3.0]], tf.float64)}

@@ -10,7 +10,7 @@ import scipy.linalg
 import tensorflow as tf
 
 import keras_ode
-from tests.gradients import ADJOINTS, compiled, eager, gradients
+from tests.gradients import ADJOINTS, compiled, eager, gradients, quick
 from tests.references import (
     MATRIX,
     START,
@@ -108,6 +108,7 @@ def relaxation_by_rate(request):
                 atol=1e-6,
                 adjoint=request.param,
                 max_steps=128,
+                jit_compile=False,
             )
             end = tf.reduce_sum(ys[-1])
         return tape.gradient(end, rate)
@@ -255,7 +256,7 @@ def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint)
     assert relative_error(tape.gradient(loss, first.dynamics.kernel.value), expected) < 1e-6
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     layer = linear_layer(MATRIX, adjoint)
     layer.dynamics.trainable = False
@@ -297,9 +298,9 @@ def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
 @pytest.mark.parametrize(
     "adjoint, policy",
     [
-        ("backsolve", "mixed_float16"),
+        pytest.param("backsolve", "mixed_float16", marks=pytest.mark.slow),
         ("interpolating", "mixed_bfloat16"),
-        ("checkpointed", "mixed_bfloat16"),
+        pytest.param("checkpointed", "mixed_bfloat16", marks=pytest.mark.slow),
         ("direct", "mixed_float16"),
     ],
 )
@@ -384,7 +385,7 @@ def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
     [
         *((adjoint, False) for adjoint in ADJOINTS),
         ("interpolating", True),
-        *(pytest.param(adjoint, True, marks=pytest.mark.slow) for adjoint in ADJOINTS if adjoint != "interpolating"),
+        *(pytest.param(adjoint, True, marks=pytest.mark.slow) for adjoint in ("backsolve", "checkpointed", "direct")),
     ],
 )
 def test_a_step_of_fit_follows_the_gradient_of_the_matrix_exponential(adjoint, jit_compile):
@@ -439,7 +440,8 @@ def test_gradients_of_unused_parameters_are_zero(adjoint, how):
         np.testing.assert_array_equal(gradient, np.zeros_like(gradient), err_msg=path)
 
 
-@EVERY
+# A backward pass of the package takes products of the field, and TensorFlow differentiates the steps of "direct".
+@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
 def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     def hamiltonian(t, y, frequency):
         q, p = y[0], y[1]
@@ -459,7 +461,7 @@ def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     np.testing.assert_allclose(by_frequency, -end * s + 0.5 * (end * c / w - s / w**2), rtol=1e-7)
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
     # TensorFlow gives silu its derivative by a Python function.
     found = gradients(
@@ -503,15 +505,7 @@ def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
 
 
 # TensorFlow vectorizes the whole backward pass, which takes it up to fifteen seconds.
-@pytest.mark.parametrize(
-    "adjoint",
-    [
-        pytest.param("backsolve", marks=pytest.mark.slow),
-        pytest.param("interpolating", marks=pytest.mark.slow),
-        "checkpointed",
-        pytest.param("direct", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("adjoint", quick("checkpointed"))
 def test_jacobian_of_the_states_is_the_matrix_exponential(adjoint):
     start = tf.constant(START)
     with tf.GradientTape() as tape:
@@ -598,8 +592,7 @@ def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale, pe
     np.testing.assert_allclose(by_matrix(scale) / scale, by_matrix(1.0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("adjoint, per_sample", [("backsolve", True), ("interpolating", False)])
 def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint, per_sample):
     *_, by_rate = gradients(
         lambda t, y, rate: tf.stack([rate * y[:, 1], -rate * y[:, 0]], axis=1),
