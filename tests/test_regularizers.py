@@ -190,7 +190,7 @@ def test_inference_has_no_penalty():
     assert layer.losses == []
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fit_adds_the_penalty_to_the_loss(jit_compile):
     layer = ODELayer(Linear(), t=(0.0, END), rtol=1e-6, regularizer=regularizers.Kinetic(1.0), jit_compile=False)
     model = keras.Sequential([keras.Input([2]), layer])
