@@ -45,9 +45,11 @@ def double(x):
     return tf.constant(x, tf.float64)
 
 
-# The tests after it run in graphs.
+# The tests after it run in graphs, and the one of the Jacobian in eager code.
 @pytest.mark.parametrize(
-    "how", [eager, pytest.param(tf.function, marks=pytest.mark.slow), compiled], ids=["eager", "graph", "compiled"]
+    "how",
+    [pytest.param(eager, marks=pytest.mark.slow), pytest.param(tf.function, marks=pytest.mark.slow), compiled],
+    ids=["eager", "graph", "compiled"],
 )
 def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
     found = second_derivative(
@@ -163,7 +165,8 @@ def test_compiled_calls_give_the_gradients_of_the_plain_graph(how):
         assert relative_error(compiled_calls, plain) < 1e-10
 
 
-@pytest.mark.parametrize("how", [pytest.param(eager, marks=pytest.mark.slow), tf.function], ids=["eager", "graph"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
 def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph(how):
     def second(jit_compile):
         weights, times = wide_weights(), double([0.0, 0.4])
