@@ -139,9 +139,12 @@ class Clocked:
         self._latest.assign(tf.maximum(self._latest, t))
         return self._f(t, y)
 
-    @property
-    def span(self):
-        return float(self._earliest), float(self._latest)
+    def take(self):
+        """The first and the last time since the last `take`."""
+        span = float(self._earliest), float(self._latest)
+        self._earliest.assign(np.inf)
+        self._latest.assign(-np.inf)
+        return span
 
 
 def relative_error(value, expected):

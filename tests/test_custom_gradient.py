@@ -3,6 +3,7 @@
 import gc
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 
@@ -14,13 +15,14 @@ def _graphs():
     return sum(isinstance(x, FuncGraph) for x in gc.get_objects())
 
 
-def test_a_forgotten_function_leaves_no_graphs():
+@pytest.mark.parametrize("jit_compile", [False, pytest.param("auto", marks=pytest.mark.slow)])
+def test_a_forgotten_function_leaves_no_graphs(jit_compile):
     def decayed(rate):
         @tf.function
         def value_and_gradient(y):
             with tf.GradientTape() as tape:
                 tape.watch(y)
-                value = keras_ode.solve(lambda t, y: -rate * y, y, [0.0, 1.0]).ys[-1]
+                value = keras_ode.solve(lambda t, y: -rate * y, y, [0.0, 1.0], jit_compile=jit_compile).ys[-1]
             return value, tape.gradient(value, y)
 
         return value_and_gradient(tf.constant(1.0))

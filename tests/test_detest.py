@@ -21,7 +21,18 @@ PEERS = {"bosh3": "RK23", "dopri5": "RK45", "tsit5": "RK45", "dopri8": "DOP853"}
 # Between pairs of one order, at one tolerance.
 MOST = 5
 
-pytestmark = pytest.mark.slow
+# One solver, and rows of one class, stand for all where there is little time.
+ONE_BY_ONE, AS_ROWS = (
+    pytest.mark.parametrize(
+        "name, solver",
+        [
+            pytest.param(name, solver, marks=[] if (name, solver) in quick else pytest.mark.slow)
+            for name in detest.CLASSES
+            for solver in PEERS
+        ],
+    )
+    for quick in ([(name, "tsit5") for name in "ABDE"], [("B", "tsit5")])
+)
 
 
 def check(problem, solver, state):
@@ -30,8 +41,7 @@ def check(problem, solver, state):
     assert np.max(np.abs(state[: problem.size] - expected)) <= MOST * max(peer, TOLERANCE), problem.name
 
 
-@pytest.mark.parametrize("solver", PEERS)
-@pytest.mark.parametrize("name", detest.CLASSES)
+@ONE_BY_ONE
 def test_problems_solved_one_by_one_are_as_accurate_as_by_scipy(name, solver):
     tiled = detest.Tiled(detest.CLASSES[name])
 
@@ -43,8 +53,7 @@ def test_problems_solved_one_by_one_are_as_accurate_as_by_scipy(name, solver):
         check(problem, solver, solve(tf.constant(tiled.starts[i]), tf.constant(i)).numpy())
 
 
-@pytest.mark.parametrize("solver", PEERS)
-@pytest.mark.parametrize("name", detest.CLASSES)
+@AS_ROWS
 def test_problems_solved_as_rows_of_a_batch_are_as_accurate_as_by_scipy(name, solver):
     tiled = detest.Tiled(detest.CLASSES[name])
     states = keras_ode.solve(tiled.rows, tiled.starts, [0.0, detest.END], solver=solver, per_sample=True, **OPTIONS).ys[-1]

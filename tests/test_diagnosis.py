@@ -12,6 +12,7 @@ from keras_ode import Status, dynamics
 from keras_ode.adjoints import Backsolve, Checkpointed, Interpolating
 from keras_ode.adjoints.base import Problem
 from keras_ode.arguments import checked_method
+from tests.gradients import ADJOINTS, quick
 
 PLAIN = {"jit_compile": False}
 ONE = tf.constant([1.0], tf.float64)
@@ -133,9 +134,6 @@ def test_stiffness_is_that_of_every_row():
 # Backward
 
 
-ADJOINTS = ["interpolating", "backsolve", "checkpointed", "direct"]
-
-
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_failed_row_has_gradients_of_nan_and_leaves_those_of_the_others_alone(adjoint):
     """y' = k y^2 from 2 does not reach 1. The rows share k, so its gradient cannot be told."""
@@ -151,7 +149,8 @@ def test_failed_row_has_gradients_of_nan_and_leaves_those_of_the_others_alone(ad
     assert np.isnan(by_k)
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+# Rows above are NaN in all adjoints.
+@pytest.mark.parametrize("adjoint", quick("checkpointed"))
 def test_failed_solve_has_gradients_of_nan(adjoint):
     start, k = tf.constant([2.0], tf.float64), tf.constant(1.0, tf.float64)
     with tf.GradientTape() as tape:

@@ -8,10 +8,13 @@ import pytest
 
 matplotlib.use("Agg")
 PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
+# Those that train or compile, for five seconds to a minute.
+LONG = {"batches", "callbacks", "events", "failures", "gradients", "inputs", "layers", "models", "plotting", "state"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem) for page in PAGES]
+)
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "docs"}

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
+from tests.gradients import quick
 from tests.references import Counting
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
@@ -50,10 +51,8 @@ def test_second_derivative_of_the_time_of_an_event_is_nan_and_not_a_part_of_it()
     assert np.isnan(outer.gradient(gradient, start)).all()
 
 
-ADJOINTS = pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
-
-
-@ADJOINTS
+# The bouncing ball below has events in the other adjoints.
+@pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
 def test_rows_have_their_own_events_and_gradients(adjoint):
     level, start = tf.Variable(0.5, dtype=tf.float64), tf.constant([[1.0], [2.0], [0.1]], tf.float64)
     with tf.GradientTape() as tape:
@@ -119,7 +118,7 @@ def test_evaluations_to_find_the_event_are_counted():
     assert int(solution.stats["num_evaluations"]) == dynamics.take()
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_single_precision_event_in_a_graph_is_that_of_the_closed_form(jit_compile):
     @tf.function(jit_compile=jit_compile)
     def run(start, level):
@@ -134,6 +133,7 @@ def test_single_precision_event_in_a_graph_is_that_of_the_closed_form(jit_compil
     np.testing.assert_allclose(tf.concat([gradients[0], gradients[1][None]], axis=0), [0.5, -2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_solve_with_an_event_can_be_compiled_alone():
     start = tf.constant([2.0])
     with tf.GradientTape() as tape:
@@ -249,7 +249,7 @@ def test_row_over_no_time_keeps_its_start_beside_rows_with_events():
 ALONG = np.linspace(0, 2, 20001)
 
 
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     motion=st.lists(st.floats(-2, 2), min_size=4, max_size=4),
     waves=st.lists(st.floats(-3, 3), min_size=2, max_size=2),
@@ -307,7 +307,7 @@ def bounce_in_closed_form(step=1e-6):
     return ball(1, 0.8, 1.5), by_height, by_bounciness
 
 
-@ADJOINTS
+@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
 def test_bouncing_ball_and_its_gradient_are_those_of_the_closed_form(adjoint):
     found = bounce(tf.constant([1.0, 0.0], tf.float64), tf.constant(0.8, tf.float64), adjoint=adjoint, **TIGHT)
     np.testing.assert_allclose(found, bounce_in_closed_form(), rtol=1e-5)
@@ -329,7 +329,7 @@ def resting_ball(bounciness, dtype, on_floor, **options):
     return keras_ode.solve(fall, tf.constant([1.0, 0.0], dtype), np.linspace(0, 5, 51), event=event, **options)
 
 
-@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+@pytest.mark.parametrize("dtype", [tf.float32, pytest.param(tf.float64, marks=pytest.mark.slow)])
 def test_ball_comes_to_rest_with_a_status_and_never_falls_through_the_floor(dtype):
     first = np.sqrt(2 / 9.81)
     for bounciness, on_floor in ((0.8, 0.0), (0.8, 1.0), (0.3, 1.0), (0.0, 0.0), (0.0, 1.0)):
@@ -353,7 +353,7 @@ def test_ball_that_comes_to_rest_says_so():
         resting_ball(tf.constant(0.8, tf.float64), tf.float64, tf.constant(0.0, tf.float64))
 
 
-@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(tf.float32, marks=pytest.mark.slow), tf.float64])
 def test_time_of_the_third_bounce_and_its_gradient_are_those_of_the_closed_form_in_both_directions_of_time(dtype):
     first = np.sqrt(2 / 9.81)
     for end in (2.5, -2.5):

@@ -61,8 +61,10 @@ def loss_and_gradient(layer):
 # Integrals
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize(
+    "adjoint, per_sample",
+    [("backsolve", False), ("interpolating", True), ("checkpointed", True), ("direct", False)],
+)
 def test_kinetic_energy_and_its_gradient_are_those_of_the_matrix_exponential(adjoint, per_sample):
     loss, gradient = loss_and_gradient(linear(regularizers.Kinetic(0.5), adjoint=adjoint, per_sample=per_sample))
     assert loss == pytest.approx(0.5 * kinetic_energy(MATRIX), rel=1e-6)
@@ -106,8 +108,7 @@ def test_noise_is_new_at_each_call():
 # Sums over steps
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("adjoint, per_sample", [("checkpointed", False), ("checkpointed", True), ("direct", True)])
 def test_error_estimates_of_heun_are_half_the_change_of_slope(adjoint, per_sample):
     """Heun's estimate is `h / 2 (f(y + h f) - f(y)) = h^2 / 2 M^2 y`; with it, `y` moves by `I + h M + h^2 M^2 / 2`."""
 
@@ -189,7 +190,7 @@ def test_inference_has_no_penalty():
     assert layer.losses == []
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fit_adds_the_penalty_to_the_loss(jit_compile):
     layer = ODELayer(Linear(), t=(0.0, END), rtol=1e-6, regularizer=regularizers.Kinetic(1.0), jit_compile=False)
     model = keras.Sequential([keras.Input([2]), layer])

@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
+from tests.gradients import quick
 from tests.references import Counting
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
 ONE = tf.constant([1.0], tf.float64)
-ADJOINTS = pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
 
 
 def kicked(t, y):
@@ -51,7 +51,8 @@ def test_jump_is_landed_on_in_double_precision():
     assert called[called > 0.3].min() == np.nextafter(0.3, 1)
 
 
-@ADJOINTS
+# The other adjoints have a jump in the next test.
+@pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
 def test_gradients_through_jumps_are_those_of_the_closed_form(adjoint):
     start, push, jumps = (tf.constant(x, tf.float64) for x in ([1.0], 10.0, [0.7, 0.3]))
     with tf.GradientTape() as tape:
@@ -65,7 +66,7 @@ def test_gradients_through_jumps_are_those_of_the_closed_form(adjoint):
     np.testing.assert_allclose(by_jumps, [10 * np.exp(-0.9), -10 * np.exp(-2.1)], rtol=1e-6)
 
 
-@ADJOINTS
+@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
 def test_saved_time_on_a_jump_keeps_its_derivative(adjoint):
     times, jumps = tf.constant([0.0, 0.5, 1.0], tf.float64), tf.constant([0.5], tf.float64)
     with tf.GradientTape() as tape:
@@ -77,7 +78,14 @@ def test_saved_time_on_a_jump_keeps_its_derivative(adjoint):
     np.testing.assert_allclose(by_jumps, [0], atol=1e-12)
 
 
-@pytest.mark.parametrize(("adjoint", "kept"), [("interpolating", 0.5), ("backsolve", 0.5), ("checkpointed", 0.7)])
+@pytest.mark.parametrize(
+    ("adjoint", "kept"),
+    [
+        ("interpolating", 0.5),
+        pytest.param("backsolve", 0.5, marks=pytest.mark.slow),
+        pytest.param("checkpointed", 0.7, marks=pytest.mark.slow),
+    ],
+)
 def test_jump_times_save_evaluations_forward_and_backward(adjoint, kept):
     def evaluations(jump_times):
         start, dynamics = tf.constant([1.0, 0.5], tf.float64), Counting(switched_oscillator)

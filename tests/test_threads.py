@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 
-THREADS = 8
+THREADS = 5
 RATE = 0.7
 # y' = k y from 1: y(1) = exp(k), which is also its derivative by k.
 RIGHT = np.exp(RATE)

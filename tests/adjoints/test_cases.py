@@ -10,7 +10,7 @@ import scipy.linalg
 import tensorflow as tf
 
 import keras_ode
-from tests.gradients import ADJOINTS, compiled, eager, gradients
+from tests.gradients import ADJOINTS, compiled, eager, gradients, quick
 from tests.references import (
     MATRIX,
     START,
@@ -19,6 +19,7 @@ from tests.references import (
     linear_gradients,
     relative_error,
 )
+from tests.seeds import seed
 
 EVERY = pytest.mark.parametrize("adjoint", ADJOINTS)
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -93,9 +94,9 @@ def test_continuous_adjoints_do_not_trust_the_steps_along_a_constant_solution(ad
 
 @pytest.fixture(scope="module", params=ADJOINTS)
 def relaxation_by_rate(request):
-    """The compiled gradient by the rate of `y(2)`, from the rate, in float32."""
+    """The gradient by the rate of `y(2)`, from the rate, in float32; one trace for all rates."""
 
-    @compiled
+    @tf.function
     def gradient(rate):
         with tf.GradientTape() as tape:
             tape.watch(rate)
@@ -107,6 +108,7 @@ def relaxation_by_rate(request):
                 atol=1e-6,
                 adjoint=request.param,
                 max_steps=128,
+                jit_compile=False,
             )
             end = tf.reduce_sum(ys[-1])
         return tape.gradient(end, rate)
@@ -254,7 +256,7 @@ def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint)
     assert relative_error(tape.gradient(loss, first.dynamics.kernel.value), expected) < 1e-6
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     layer = linear_layer(MATRIX, adjoint)
     layer.dynamics.trainable = False
@@ -292,15 +294,23 @@ def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
     assert float(by_rate) == pytest.approx(expected, rel=1e-7)
 
 
-@EVERY
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+# The casts stand around the network, where no adjoint sees them: each policy with two adjoints.
+@pytest.mark.parametrize(
+    "adjoint, policy",
+    [
+        pytest.param("backsolve", "mixed_float16", marks=pytest.mark.slow),
+        ("interpolating", "mixed_bfloat16"),
+        pytest.param("checkpointed", "mixed_bfloat16", marks=pytest.mark.slow),
+        ("direct", "mixed_float16"),
+    ],
+)
 def test_gradients_of_a_dynamics_with_mixed_precision_are_near_those_of_float32(adjoint, policy):
     def kernel_gradients(policy):
-        keras.utils.set_random_seed(0)
+        seed(0)
         dynamics = keras.Sequential(
             [keras.layers.Dense(16, "tanh", dtype=policy), keras.layers.Dense(3, dtype=policy)]
         )
-        layer = keras_ode.ODELayer(dynamics, adjoint=adjoint, rtol=1e-2, atol=1e-2, jit_compile=False)
+        layer = keras_ode.ODELayer(dynamics, adjoint=adjoint, rtol=1e-2, atol=1e-2, max_steps=64, jit_compile=False)
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(layer(tf.constant(BATCH, tf.float32)) ** 2)
         return tape.gradient(loss, [v.value for v in layer.trainable_variables])
@@ -324,6 +334,7 @@ def linear_gradients_by(adjoint, times, how=eager, dtype="float64", **options):
         lambda ys: tf.reduce_sum(ys * weights.astype(dtype)),
         how,
         adjoint=adjoint,
+        max_steps=64,
         **options,
     )
     return {"state": by_state, "matrix": by_matrix, "times": by_times}, linear_gradients(times, weights)
@@ -342,27 +353,41 @@ def test_gradients_of_state_matrix_and_times_are_those_of_the_matrix_exponential
     assert largest_error(found, expected) < 1e-7
 
 
-@pytest.mark.parametrize("number", [2, 10])
 @EVERY
-def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint, number):
-    found, expected = linear_gradients_by(adjoint, np.linspace(0, 2, number), dtype="float32", rtol=1e-5, atol=1e-5)
+def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
+    found, expected = linear_gradients_by(adjoint, np.linspace(0, 2, 10), dtype="float32", rtol=1e-5, atol=1e-5)
     assert largest_error(found, expected) < 5e-4
 
 
-@pytest.mark.parametrize("number", [2, 10])
-@pytest.mark.parametrize("how", [tf.function, compiled], ids=["graph", "compiled"])
+@pytest.mark.parametrize(
+    "how, number",
+    [
+        (tf.function, 2),
+        (compiled, 10),
+        pytest.param(tf.function, 10, marks=pytest.mark.slow),
+        pytest.param(compiled, 2, marks=pytest.mark.slow),
+    ],
+    ids=["graph-2", "compiled-10", "graph-10", "compiled-2"],
+)
 @EVERY
 def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
     times = np.linspace(0, 2, number)
-    found, _ = linear_gradients_by(adjoint, times, how, max_steps=32)
-    expected, _ = linear_gradients_by(adjoint, times, max_steps=32)
+    found, _ = linear_gradients_by(adjoint, times, how)
+    expected, _ = linear_gradients_by(adjoint, times)
     for name, gradient in found.items():
         # Rounding: XLA fuses and reorders; some hundred operations a step.
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@EVERY
+# That XLA compiles the gradients of all adjoints is claimed above.
+@pytest.mark.parametrize(
+    "adjoint, jit_compile",
+    [
+        *((adjoint, False) for adjoint in ADJOINTS),
+        ("interpolating", True),
+        *(pytest.param(adjoint, True, marks=pytest.mark.slow) for adjoint in ("backsolve", "checkpointed", "direct")),
+    ],
+)
 def test_a_step_of_fit_follows_the_gradient_of_the_matrix_exponential(adjoint, jit_compile):
     model = keras.Sequential([linear_layer(MATRIX, adjoint, max_steps=64)])
     model.compile(keras.optimizers.SGD(0.1), lambda _, y: tf.reduce_sum(y), jit_compile=jit_compile)
@@ -391,8 +416,11 @@ class Lazy(keras.layers.Layer):
         return self.used(y) + 0 * self.vain
 
 
-@pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
-@EVERY
+@pytest.mark.parametrize(
+    "adjoint, how",
+    [("backsolve", tf.function), ("interpolating", eager), ("checkpointed", tf.function), ("direct", eager)],
+    ids=["backsolve-graph", "interpolating-eager", "checkpointed-graph", "direct-eager"],
+)
 def test_gradients_of_unused_parameters_are_zero(adjoint, how):
     layer = keras_ode.ODELayer(Lazy(), t=(0.0, 0.5, 1.0), adjoint=adjoint, dtype="float64", jit_compile=False)
     layer.build(BATCH.shape)
@@ -412,7 +440,8 @@ def test_gradients_of_unused_parameters_are_zero(adjoint, how):
         np.testing.assert_array_equal(gradient, np.zeros_like(gradient), err_msg=path)
 
 
-@EVERY
+# A backward pass of the package takes products of the field, and TensorFlow differentiates the steps of "direct".
+@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
 def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     def hamiltonian(t, y, frequency):
         q, p = y[0], y[1]
@@ -432,7 +461,7 @@ def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     np.testing.assert_allclose(by_frequency, -end * s + 0.5 * (end * c / w - s / w**2), rtol=1e-7)
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
     # TensorFlow gives silu its derivative by a Python function.
     found = gradients(
@@ -454,8 +483,11 @@ def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_c
     assert max(map(relative_error, found, expected)) < 1e-7
 
 
-@pytest.mark.parametrize("how", [eager, tf.function, compiled], ids=["eager", "graph", "compiled"])
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed"])
+@pytest.mark.parametrize(
+    "adjoint, how",
+    [("backsolve", eager), ("interpolating", tf.function), ("checkpointed", compiled)],
+    ids=["backsolve-eager", "interpolating-graph", "checkpointed-compiled"],
+)
 def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
     @how
     def second(y):
@@ -472,7 +504,8 @@ def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
         second(tf.constant([1.0]))
 
 
-@EVERY
+# TensorFlow vectorizes the whole backward pass, which takes it up to fifteen seconds.
+@pytest.mark.parametrize("adjoint", quick("checkpointed"))
 def test_jacobian_of_the_states_is_the_matrix_exponential(adjoint):
     start = tf.constant(START)
     with tf.GradientTape() as tape:
@@ -559,12 +592,11 @@ def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale, pe
     np.testing.assert_allclose(by_matrix(scale) / scale, by_matrix(1.0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("adjoint, per_sample", [("backsolve", True), ("interpolating", False)])
 def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint, per_sample):
     *_, by_rate = gradients(
         lambda t, y, rate: tf.stack([rate * y[:, 1], -rate * y[:, 0]], axis=1),
-        np.ones([10_000, 2]),
+        np.ones([2_000, 2]),  # each with a cotangent of half the absolute tolerance
         np.array([0.0, 5.0]),
         [np.float64(2.0)],
         lambda ys: tf.reduce_mean(ys[-1, :, 0]),

@@ -45,7 +45,12 @@ def double(x):
     return tf.constant(x, tf.float64)
 
 
-@pytest.mark.parametrize("how", [eager, tf.function, compiled], ids=["eager", "graph", "compiled"])
+# The tests after it run in graphs, and the one of the Jacobian in eager code.
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(eager, marks=pytest.mark.slow), pytest.param(tf.function, marks=pytest.mark.slow), compiled],
+    ids=["eager", "graph", "compiled"],
+)
 def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
     found = second_derivative(
         how, lambda y: keras_ode.odeint(lambda t, y: -(y**3), y, [0.0, 1.0], **OPTIONS)[-1], [1.0]
@@ -97,7 +102,12 @@ def scaled_flow(scale):
     return np.sum(scipy.linalg.expm(np.diag(scale) @ MATRIX) @ [1, 2])
 
 
-@EVERYWHERE
+# In a graph TensorFlow vectorizes the second derivative, which takes it half a minute.
+@pytest.mark.parametrize(
+    "how",
+    [eager, pytest.param(tf.function, marks=pytest.mark.slow), pytest.param(compiled, marks=pytest.mark.slow)],
+    ids=["eager", "graph", "compiled"],
+)
 def test_jacobian_of_a_gradient_is_the_matrix_of_second_differences(how):
     @how
     def hessian(scale):
@@ -155,6 +165,7 @@ def test_compiled_calls_give_the_gradients_of_the_plain_graph(how):
         assert relative_error(compiled_calls, plain) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
 def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph(how):
     def second(jit_compile):

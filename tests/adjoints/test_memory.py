@@ -50,8 +50,10 @@ def peaks(adjoint):
     return json.loads(run(SCRIPT, adjoint).splitlines()[-1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed"])
+@pytest.mark.parametrize(
+    "adjoint",
+    [pytest.param("backsolve", marks=pytest.mark.slow), "interpolating", pytest.param("checkpointed", marks=pytest.mark.slow)],
+)
 def test_memory_of_a_gradient_does_not_grow_with_the_steps(adjoint):
     few, many = peaks(adjoint)
     # The tenth part is for the allocator.

@@ -14,6 +14,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode.callbacks import SolverStepRecorder
 from tests.references import Counting
+from tests.seeds import seed
 
 X = np.random.default_rng(0).normal(size=(32, 2)).astype("float32")
 Y = X[:, :1] * X[:, 1:]
@@ -24,7 +25,7 @@ SPAN = (0.5, 2.5)
 
 def make_model(dtype="float32", compile=True, **options):
     """A layer that learns before the solve, so that every solve has a backward pass, and one behind it."""
-    keras.utils.set_random_seed(1)
+    seed(1)
     dynamics = keras.Sequential([keras.layers.Dense(8, "tanh", dtype=dtype), keras.layers.Dense(2, dtype=dtype)])
     options = {"t": SPAN, "rtol": 1e-5, "jit_compile": False, "name": "flow", "dtype": dtype, **options}
     model = keras.Sequential(
@@ -54,7 +55,7 @@ def counted(solver=None, adjoint="interpolating", per_sample=False, times=SPAN):
     """One training step and one evaluation with a dynamics that counts: the records, and counts and logs of each pass."""
     count = Counting(lambda t, y: tf.sin(y[..., ::-1]) * tf.cos(3 * t))
     constant = solver in CONSTANT
-    keras.utils.set_random_seed(1)
+    seed(1)
     layer = keras_ode.ODELayer(
         count,
         t=times,
@@ -77,9 +78,13 @@ def counted(solver=None, adjoint="interpolating", per_sample=False, times=SPAN):
     return recorder.records, forward, count.take() - forward, evaluated, {k: v[0] for k, v in trained.items()}
 
 
+# Solvers with and without first same as last, with stages for the interpolant alone, and without an error estimate; every
+# adjoint; the other solvers are like one of these.
 CASES = [
-    *((solver, "interpolating", False, SPAN) for solver in (*SOLVERS, *CONSTANT)),
-    (None, "backsolve", False, SPAN),
+    ("bosh3", "interpolating", False, SPAN),
+    ("dopri8", "interpolating", False, SPAN),
+    ("heun", "interpolating", False, SPAN),
+    ("rk4", "interpolating", False, SPAN),
     (None, "checkpointed", False, SPAN),
     (None, "interpolating", True, SPAN),
     (None, "backsolve", True, SPAN),
@@ -87,9 +92,14 @@ CASES = [
     (None, "interpolating", False, (2.5, 1.0, 0.5)),
     (None, "backsolve", False, (2.5, 1.0, 0.5)),
 ]
+MORE_CASES = [
+    *((solver, "interpolating", False, SPAN) for solver in (*SOLVERS, *CONSTANT) if solver not in ("bosh3", "dopri8", "heun", "rk4")),
+    (None, "backsolve", False, SPAN),
+]
+EVERY = pytest.mark.parametrize("case", [*CASES, *(pytest.param(c, marks=pytest.mark.slow) for c in MORE_CASES)], ids=str)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@EVERY
 def test_accepted_steps_tile_the_interval(case):
     times = case[-1]
     for record in counted(*case)[0]:
@@ -99,20 +109,20 @@ def test_accepted_steps_tile_the_interval(case):
         np.testing.assert_allclose([start, *(t + size)], [*t, end], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@EVERY
 def test_nfe_is_how_often_the_dynamics_was_called(case):
     _, forward, _, evaluated, trained = counted(*case)
     assert evaluated["flow_nfe"] == trained["flow_nfe"] == forward
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@EVERY
 def test_nfe_backward_is_how_often_the_backward_pass_called_the_dynamics(case):
     _, _, backward, evaluated, trained = counted(*case)
     assert trained["flow_nfe_backward"] == backward > 0
     assert evaluated["flow_nfe_backward"] == 0
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@EVERY
 def test_steps_are_rejected_where_their_error_is_above_one(case):
     for record in counted(*case)[0]:
         if case[0] in CONSTANT:
@@ -395,7 +405,9 @@ def test_direct_adjoint_has_no_backward_solve():
     assert recorder.means["flow_nfe_backward"] == 0
 
 
-@pytest.mark.parametrize("strategy", [tf.distribute.OneDeviceStrategy, tf.distribute.MirroredStrategy])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(tf.distribute.OneDeviceStrategy, marks=pytest.mark.slow), tf.distribute.MirroredStrategy]
+)
 def test_training_under_a_strategy_is_recorded(strategy):
     with strategy("/cpu:0" if strategy is tf.distribute.OneDeviceStrategy else ["/cpu:0"]).scope():
         model = make_model()

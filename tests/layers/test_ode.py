@@ -14,6 +14,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import ODELayer
 from tests.references import relative_error
+from tests.seeds import seed
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -69,8 +70,13 @@ def data(rows=64):
     return x, x @ turn
 
 
+def plain(dynamics, **options):
+    """A layer that XLA does not compile, which takes seconds and is the claim of few tests."""
+    return ODELayer(dynamics, jit_compile=False, **options)
+
+
 def new_model(make=Timed, jit_compile=False, solve_jit_compile=False, **options):
-    keras.utils.set_random_seed(0)
+    seed(0)
     layer = ODELayer(make(), name="flow", jit_compile=solve_jit_compile)
     model = keras.Sequential([keras.Input([2]), layer, keras.layers.Dense(2)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile, **options)
@@ -89,37 +95,37 @@ def trained():
 
 @pytest.mark.parametrize("t", [(0.0, 1.0), (1.0, 0.0), (0.0, 0.25, 3.0)])
 def test_output_is_the_state_at_the_last_time(t):
-    y = ODELayer(Exponential(), t=t, rtol=1e-6)(tf.ones([3, 2]))
+    y = plain(Exponential(), t=t, rtol=1e-6)(tf.ones([3, 2]))
     np.testing.assert_allclose(y, np.full([3, 2], np.exp(t[0] - t[-1])), rtol=1e-5)
 
 
 def test_sequences_are_the_states_at_all_times_batch_first():
     t = np.array([0.0, 0.5, 2.0])
     x = np.arange(1.0, 7.0, dtype="float32").reshape(2, 3, 1)
-    y = ODELayer(Exponential(), t=t, rtol=1e-6, return_sequences=True)(x)
+    y = plain(Exponential(), t=t, rtol=1e-6, return_sequences=True)(x)
     np.testing.assert_allclose(y, x[:, None] * np.exp(-t).reshape(1, 3, 1, 1), rtol=1e-5)
 
 
 def test_dynamics_of_time_is_given_the_time():
-    y = ODELayer(gaussian, t=(1.0, 2.0), rtol=1e-6)(tf.ones([3, 2]))
+    y = plain(gaussian, t=(1.0, 2.0), rtol=1e-6)(tf.ones([3, 2]))
     np.testing.assert_allclose(y, np.full([3, 2], np.exp(-1.5)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("t", [[0.0, 2.0], np.array([0.0, 2.0]), tf.constant([0.0, 2.0])], ids=["list", "array", "tensor"])
 def test_times_of_the_call_replace_those_of_the_layer(t):
-    y = ODELayer(Exponential(), t=(0.0, 1.0), rtol=1e-6)(tf.ones([3, 2]), t=t)
+    y = plain(Exponential(), t=(0.0, 1.0), rtol=1e-6)(tf.ones([3, 2]), t=t)
     np.testing.assert_allclose(y, np.full([3, 2], np.exp(-2)), rtol=1e-5)
 
 
 def test_times_of_the_call_set_the_length_of_the_sequence():
     t = np.linspace(0, 1, 5)
-    y = ODELayer(Exponential(), return_sequences=True, rtol=1e-6)(tf.ones([3, 2]), t=t)
+    y = plain(Exponential(), return_sequences=True, rtol=1e-6)(tf.ones([3, 2]), t=t)
     np.testing.assert_allclose(y, np.broadcast_to(np.exp(-t)[:, None], [3, 5, 2]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("timed", [False, True])
 def test_times_of_the_call_get_their_gradient(timed):
-    layer, t = ODELayer(gaussian if timed else Exponential(), rtol=1e-6), tf.constant([0.5, 2.0])
+    layer, t = plain(gaussian if timed else Exponential(), rtol=1e-6), tf.constant([0.5, 2.0])
     with tf.GradientTape() as tape:
         tape.watch(t)
         loss = tf.reduce_sum(layer(tf.ones([1, 1]), t=t))
@@ -132,7 +138,7 @@ def test_state_may_be_a_dict():
     def rotation(t, y):
         return {"q": y["p"], "p": -y["q"]}
 
-    layer = ODELayer(rotation, t=(0.0, 0.5, 1.0), rtol=1e-6, return_sequences=True)
+    layer = plain(rotation, t=(0.0, 0.5, 1.0), rtol=1e-6, return_sequences=True)
     y = layer({"q": tf.ones([3, 1]), "p": tf.zeros([3, 1])})
     np.testing.assert_allclose(y["q"], np.broadcast_to(np.cos([0, 0.5, 1])[:, None], [3, 3, 1]), rtol=1e-5)
     np.testing.assert_allclose(y["p"], np.broadcast_to(-np.sin([0, 0.5, 1])[:, None], [3, 3, 1]), atol=1e-5)
@@ -140,7 +146,7 @@ def test_state_may_be_a_dict():
 
 def test_functional_model_with_a_dict_state_predicts():
     inputs = {"q": keras.Input([1]), "p": keras.Input([1])}
-    outputs = ODELayer(lambda y: {"q": y["p"], "p": -y["q"]}, rtol=1e-6)(inputs)
+    outputs = plain(lambda y: {"q": y["p"], "p": -y["q"]}, rtol=1e-6)(inputs)
     assert {name: leaf.shape for name, leaf in outputs.items()} == {"q": (None, 1), "p": (None, 1)}
     y = keras.Model(inputs, outputs).predict({"q": np.ones([3, 1]), "p": np.zeros([3, 1])}, verbose=0)
     np.testing.assert_allclose(y["q"], np.full([3, 1], np.cos(1)), rtol=1e-5)
@@ -149,8 +155,8 @@ def test_functional_model_with_a_dict_state_predicts():
 def test_layer_and_solve_give_the_same():
     dynamics = untimed()
     x, _ = data(5)
-    y = ODELayer(dynamics, t=(0.0, 0.3, 1.0), return_sequences=True, solver="bosh3")(x)
-    ys = keras_ode.odeint(dynamics, tf.constant(x), [0.0, 0.3, 1.0], solver="bosh3")
+    y = plain(dynamics, t=(0.0, 0.3, 1.0), return_sequences=True, solver="bosh3")(x)
+    ys = keras_ode.odeint(dynamics, tf.constant(x), [0.0, 0.3, 1.0], solver="bosh3", jit_compile=False)
     np.testing.assert_allclose(tf.transpose(y, [1, 0, 2]), ys, rtol=1e-6)
 
 
@@ -177,7 +183,7 @@ def test_output_shape_is_known_without_running(return_sequences, expected):
 
 @pytest.mark.parametrize("return_sequences", [False, True])
 def test_computed_output_shape_is_that_of_the_output(return_sequences):
-    layer = ODELayer(Exponential(), t=(0.0, 0.5, 1.0), return_sequences=return_sequences)
+    layer = plain(Exponential(), t=(0.0, 0.5, 1.0), return_sequences=return_sequences)
     assert layer(tf.ones([2, 4, 3])).shape == layer.compute_output_shape((2, 4, 3))
 
 
@@ -195,7 +201,7 @@ def test_symbolic_call_with_times_knows_its_shape():
 
 
 @pytest.mark.parametrize("make", [Timed, untimed], ids=["of time", "without time"])
-@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_loss_falls_in_fit(jit_compile, make):
     losses = new_model(make, jit_compile).fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
     # The target's variance is one: a constant would do no better.
@@ -240,11 +246,11 @@ class TracesOfEpochs(keras.callbacks.Callback):
         self.counts.append(self.dynamics.traces)
 
 
-@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_fit_traces_nothing_after_its_first_epoch(jit_compile):
     dynamics = NotesTraces(2, activation="tanh")
     noted = TracesOfEpochs(dynamics)
-    model = keras.Sequential([keras.Input([2]), ODELayer(dynamics)])
+    model = keras.Sequential([keras.Input([2]), plain(dynamics)])
     model.compile("sgd", "mse", jit_compile=jit_compile)
     x = np.ones([80, 2], "float32")  # The last batch is a partial one.
     model.fit(x, x, batch_size=32, epochs=3, verbose=0, callbacks=[noted])
@@ -262,7 +268,7 @@ model.fit(*data(96), batch_size=32, epochs=3, verbose=0)
 """
 
 
-@pytest.mark.parametrize("make", ["Timed", "untimed"])
+@pytest.mark.parametrize("make", ["Timed", pytest.param("untimed", marks=pytest.mark.slow)])
 def test_compiled_solve_in_a_plain_fit_is_compiled_once_and_not_at_every_batch(make):
     """XLA bakes in what it takes for the sizes of tensors: weights must not be among them."""
     fit = subprocess.run(
@@ -367,28 +373,28 @@ class Noise(keras.layers.Layer):
         return self.dropout(tf.ones_like(y), training=training)
 
 
-HOW = pytest.mark.parametrize(
-    "how", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
+@pytest.fixture(
+    scope="module", params=[lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
 )
+def noisy_outputs(request):
+    """Those of two calls of one layer."""
+    layer = plain(Noise(), t=(0.0, 0.5, 1.0))
+    call = request.param(lambda: layer(tf.zeros([4, 16]), training=True))
+    return call(), call()
 
 
-@HOW
-def test_dropout_keeps_its_mask_within_a_solve(how):
-    layer = ODELayer(Noise(), t=(0.0, 0.5, 1.0))
-    y = how(lambda: layer(tf.zeros([4, 16]), training=True))()
+def test_dropout_keeps_its_mask_within_a_solve(noisy_outputs):
     # Any change of mask on the way would leave values between.
-    assert set(np.round(y, 4).ravel()) == {0.0, 2.0}
+    for y in noisy_outputs:
+        assert set(np.round(y, 4).ravel()) == {0.0, 2.0}
 
 
-@HOW
-def test_dropout_changes_its_mask_from_call_to_call(how):
-    layer = ODELayer(Noise())
-    call = how(lambda: layer(tf.zeros([4, 16]), training=True))
-    assert not np.array_equal(call(), call())
+def test_dropout_changes_its_mask_from_call_to_call(noisy_outputs):
+    assert not np.array_equal(*noisy_outputs)
 
 
 def test_dropout_does_nothing_outside_training():
-    np.testing.assert_allclose(ODELayer(Noise())(tf.zeros([4, 16]), training=False), np.ones([4, 16]), rtol=1e-6)
+    np.testing.assert_allclose(plain(Noise())(tf.zeros([4, 16]), training=False), np.ones([4, 16]), rtol=1e-6)
 
 
 def test_gradient_sees_the_mask_of_its_forward_solve():
@@ -403,7 +409,7 @@ def test_gradient_sees_the_mask_of_its_forward_solve():
         def call(self, y, training=None):
             return self.dropout(tf.ones_like(y), training=training) * self.w
 
-    layer = ODELayer(Masked())
+    layer = plain(Masked())
     with tf.GradientTape() as tape:
         y = layer(tf.zeros([1, 16]), training=True)
         loss = tf.reduce_sum(y)
@@ -435,7 +441,7 @@ def test_loaded_model_goes_on_training(trained, tmp_path):
     ids=["layer", "model", "function"],
 )
 def test_dynamics_of_any_kind_is_saved(dynamics, tmp_path):
-    model = keras.Sequential([keras.Input([2]), ODELayer(dynamics(), t=(0.0, 2.0))])
+    model = keras.Sequential([keras.Input([2]), plain(dynamics(), t=(0.0, 2.0))])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     x, _ = data(3)
@@ -548,7 +554,7 @@ def test_predict_in_uneven_batches_is_the_call(trained):
 
 
 def test_predict_of_sequences_keeps_rows_together():
-    model = keras.Sequential([keras.Input([1]), ODELayer(Exponential(), t=(0.0, 0.5, 1.0), return_sequences=True, rtol=1e-6)])
+    model = keras.Sequential([keras.Input([1]), plain(Exponential(), t=(0.0, 0.5, 1.0), return_sequences=True, rtol=1e-6)])
     x = np.arange(1.0, 6.0, dtype="float32")[:, None]
     y = model.predict(x, batch_size=2, verbose=0)
     np.testing.assert_allclose(y, x[:, None] * np.exp([0, -0.5, -1])[:, None], rtol=1e-5)
@@ -567,13 +573,13 @@ def test_mixed_precision_keeps_the_state_in_single_and_gives_half(policy, roundi
             seen.append(y.dtype)
             return self.rate * y
 
-    y = ODELayer(Seeing())(tf.ones([2, 2]))
+    y = plain(Seeing())(tf.ones([2, 2]))
     half = policy.removeprefix("mixed_")
     assert (y.dtype.name, set(seen)) == (half, {tf.as_dtype(half)})
     np.testing.assert_allclose(tf.cast(y, "float32"), np.full([2, 2], np.exp(-1)), rtol=rounding)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_model_in_mixed_precision_trains(policy):
     keras.config.set_dtype_policy(policy)
     model = new_model()
@@ -583,7 +589,7 @@ def test_model_in_mixed_precision_trains(policy):
 
 
 def test_layer_in_double_precision_solves_in_it():
-    y = ODELayer(Exponential(dtype="float64"), rtol=1e-10, atol=1e-10, dtype="float64")(tf.ones([1, 1], tf.float64))
+    y = plain(Exponential(dtype="float64"), rtol=1e-10, atol=1e-10, dtype="float64")(tf.ones([1, 1], tf.float64))
     np.testing.assert_allclose(y, [[np.exp(-1)]], rtol=1e-9)
 
 
@@ -604,13 +610,13 @@ def test_failed_solve_in_fit_gives_a_loss_of_nan(jit_compile):
 
 
 def test_failed_solve_in_predict_gives_nan():
-    model = keras.Sequential([keras.Input([2]), ODELayer(explosion)])
+    model = keras.Sequential([keras.Input([2]), plain(explosion)])
     assert np.isnan(model.predict(np.full([4, 2], 2.0), verbose=0)).all()
 
 
 def test_failed_solve_in_eager_code_raises():
     with pytest.raises(keras_ode.SolveError) as raised:
-        ODELayer(explosion)(tf.fill([4, 2], 2.0))
+        plain(explosion)(tf.fill([4, 2], 2.0))
     assert raised.value.status == keras_ode.Status.STEP_TOO_SMALL
     assert raised.value.time == pytest.approx(0.5, abs=1e-3)  # y = 1 / (1/2 - t)
 

@@ -45,8 +45,9 @@ RESPONSE = (np.cos(1) + np.sin(1) - np.exp(-1)) / 2
 STRENGTHS = np.array([[1.0], [2.0], [3.0]], "float32")
 
 
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed", "direct"])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "per_sample, adjoint", [(False, "backsolve"), (True, "interpolating"), (True, "checkpointed"), (False, "direct")]
+)
 def test_forced_oscillator_and_its_gradient_are_those_of_the_closed_form(adjoint, per_sample):
     layer = ODELayer(forced, rtol=1e-6, atol=1e-7, adjoint=adjoint, per_sample=per_sample, max_steps=64, jit_compile=False)
     strengths = tf.constant(STRENGTHS)
@@ -69,7 +70,7 @@ HOW = pytest.mark.parametrize(
 )
 
 
-@HOW
+@pytest.mark.parametrize("how", [lambda f: f, tf.function(jit_compile=True)], ids=["eager", "compiled"])
 def test_rate_of_each_row_gives_each_its_own_decay(how):
     layer = ODELayer(lambda t, y, k: -k * y, rtol=1e-6, per_sample=True, jit_compile=False)
     rates = tf.constant([[0.1], [1.0], [5.0]])

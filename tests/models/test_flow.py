@@ -163,6 +163,7 @@ def test_kinetic_penalty_of_a_flow_is_that_of_its_points(divergence):
     np.testing.assert_allclose(sum(flow.losses), a * (1 - np.exp(-2 * a)) / 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_under_xla_lowers_the_negative_log_likelihood():
     keras.utils.set_random_seed(0)
     flow = nonlinear()
