@@ -34,8 +34,10 @@ def forget():
     import keras
 
     import keras_ode
+    from keras_ode import programs
 
     sys.modules[keras_ode.solve.__module__]._compiled.clear()
+    programs._kept.clear()
     keras.utils.set_random_seed(0)  # TensorFlow then makes all functions ready anew
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not every C library has it
