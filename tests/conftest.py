@@ -54,7 +54,9 @@ def megabytes():
 
 @pytest.fixture(scope="module", autouse=True)
 def tidy_module():
-    forget()
+    import keras
+
+    keras.utils.set_random_seed(0)
     yield
     forget()
 

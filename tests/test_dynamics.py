@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.dynamics import close, takes_time
-from tests.gradients import ADJOINTS
+from tests.gradients import quick
 from tests.references import Counting, relative_error
 
 ONE = tf.constant([1.0], tf.float64)
@@ -261,7 +261,7 @@ class Readers(tf.Module):
         )
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_gradient_of_every_adjoint_follows_every_way_to_read_a_variable(adjoint):
     dynamics = Readers()
 

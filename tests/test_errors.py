@@ -24,7 +24,7 @@ def test_message_names_time_step_size_and_number_of_steps(status):
 
 @pytest.mark.parametrize(
     "status, remedy",
-    zip(FAILURES, ["raise max_steps", "loosen", "Check the dynamics", "smaller step_size"], strict=True),
+    list(zip(FAILURES, ["raise max_steps", "loosen", "Check the dynamics", "smaller step_size"], strict=True)),
 )
 def test_message_names_a_remedy(status, remedy):
     assert remedy in failure_message(status, time=1.25, step_size=3e-7, max_steps=4096, num_steps=17)

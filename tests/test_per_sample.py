@@ -44,7 +44,15 @@ def test_states_and_steps_of_a_row_are_those_of_solving_it_alone(alone):
 
 
 # Another adjoint than the reference's differs by its own error, a few hundred tolerances of gradients of size 20.
-@pytest.mark.parametrize(("adjoint", "atol"), [("checkpointed", 1e-9), ("direct", 1e-9), ("interpolating", 1e-3), ("backsolve", 1e-2)])
+@pytest.mark.parametrize(
+    ("adjoint", "atol"),
+    [
+        ("checkpointed", 1e-9),
+        pytest.param("direct", 1e-9, marks=pytest.mark.slow),
+        ("interpolating", 1e-3),
+        pytest.param("backsolve", 1e-2, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_a_row_are_those_of_solving_it_alone(alone, adjoint, atol):
     rows = slice(0, 3) if adjoint == "backsolve" else slice(0, 4)  # the stiff row cannot be solved backward so well
     _, found = gradients(MU[rows], START[rows], TIMES, per_sample=True, adjoint=adjoint)
@@ -117,7 +125,11 @@ def decay(t, y):
     return y * tf.cos(t)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+# The others are of the same kinds.
+SLOW_SOLVERS = ("midpoint", "ralston", "dopri5")
+
+
+@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW_SOLVERS)) for s in SOLVERS])
 def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
     start, times = tf.constant([[1.0], [-2.0]], tf.float64), [[0.0, 0.7, 1.5], [1.0, 0.2, 0.0]]
     options = {**OPTIONS, "solver": name, "step_size": None if SOLVERS[name].error_order else 0.1, "rtol": 1e-4, "atol": 1e-4}

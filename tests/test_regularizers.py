@@ -9,12 +9,12 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer, regularizers
+from tests.gradients import quick
 from tests.references import relative_error
 
 MATRIX = np.array([[-0.2, 1.0], [-1.3, -0.4]])
 ROWS = np.array([[1.0, 0.5], [-0.3, 2.0], [0.2, 0.1]])
 END = 1.5
-ADJOINTS = ["backsolve", "interpolating", "checkpointed", "direct"]
 
 
 class Linear(keras.layers.Layer):
@@ -77,7 +77,7 @@ def test_kinetic_energy_is_positive_backward_in_time():
     assert float(layer.losses[0]) == pytest.approx(kinetic_energy(MATRIX, END, 0.0), rel=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_jacobian_estimate_is_one_of_those_that_signs_can_give(adjoint):
     """For `e` of signs, `|M^T e|^2` is `|M|^2` plus or minus twice the product of the rows of `M`."""
     layer = linear(regularizers.JacobianFrobenius(1.0), adjoint=adjoint)
@@ -170,7 +170,7 @@ def test_error_estimates_are_refused_where_there_are_none():
 # What they leave alone
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("adjoint", quick("backsolve", "checkpointed"))
 def test_regularizer_changes_neither_the_steps_nor_the_gradient_of_the_output(adjoint):
     """Loose tolerances: were the penalty under error control, forward or backward, steps would differ."""
     found = []

@@ -268,7 +268,7 @@ def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     assert relative_error(tape.gradient(loss, start), expected) < 1e-6
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
     # q' = w p, p' = -w q: a turn by the angle w t.
     start = {"q": tf.constant([1.0, 2.0], tf.float64), "p": tf.constant([3.0, -1.0], tf.float64)}
@@ -353,7 +353,7 @@ def test_gradients_of_state_matrix_and_times_are_those_of_the_matrix_exponential
     assert largest_error(found, expected) < 1e-7
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
 def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
     found, expected = linear_gradients_by(adjoint, np.linspace(0, 2, 10), dtype="float32", rtol=1e-5, atol=1e-5)
     assert largest_error(found, expected) < 5e-4
@@ -384,8 +384,7 @@ def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
     "adjoint, jit_compile",
     [
         *((adjoint, False) for adjoint in ADJOINTS),
-        ("interpolating", True),
-        *(pytest.param(adjoint, True, marks=pytest.mark.slow) for adjoint in ("backsolve", "checkpointed", "direct")),
+        *(pytest.param(adjoint, True, marks=pytest.mark.slow) for adjoint in ADJOINTS),
     ],
 )
 def test_a_step_of_fit_follows_the_gradient_of_the_matrix_exponential(adjoint, jit_compile):
@@ -422,7 +421,7 @@ class Lazy(keras.layers.Layer):
     ids=["backsolve-graph", "interpolating-eager", "checkpointed-graph", "direct-eager"],
 )
 def test_gradients_of_unused_parameters_are_zero(adjoint, how):
-    layer = keras_ode.ODELayer(Lazy(), t=(0.0, 0.5, 1.0), adjoint=adjoint, dtype="float64", jit_compile=False)
+    layer = keras_ode.ODELayer(Lazy(), adjoint=adjoint, dtype="float64", jit_compile=False)
     layer.build(BATCH.shape)
     paths = [v.path for v in layer.trainable_variables]
 
@@ -571,9 +570,8 @@ def test_all_adjoints_agree_with_complex_steps_on_random_networks(seed, first, g
 # Another: a loss that is a mean, whose cotangents are smaller than the tolerance
 
 
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+@pytest.mark.parametrize("adjoint, per_sample", [("backsolve", True), ("interpolating", False)])
 @pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4])
-@pytest.mark.parametrize("per_sample", [False, True])
 def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale, per_sample):
     def by_matrix(scale):
         return gradients(

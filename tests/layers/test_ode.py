@@ -200,7 +200,8 @@ def test_symbolic_call_with_times_knows_its_shape():
 # Training
 
 
-@pytest.mark.parametrize("make", [Timed, untimed], ids=["of time", "without time"])
+# Without time, `fit` is compared below in eager code, in the plain graph and compiled.
+@pytest.mark.parametrize("make", [Timed, pytest.param(untimed, marks=pytest.mark.slow)], ids=["of time", "without time"])
 @pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_loss_falls_in_fit(jit_compile, make):
     losses = new_model(make, jit_compile).fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
@@ -601,7 +602,7 @@ def explosion(y):
     return y * y
 
 
-@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_failed_solve_in_fit_gives_a_loss_of_nan(jit_compile):
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, kernel_initializer="ones"), ODELayer(explosion, jit_compile=False)])
     model.compile("sgd", "mse", jit_compile=jit_compile)

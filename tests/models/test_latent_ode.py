@@ -97,7 +97,7 @@ def encoder(kind):
     return ODERNN(keras.layers.GRUCell(4), keras.layers.Dense(4, activation="tanh"), go_backwards=True, per_sample=True, jit_compile=False)
 
 
-@pytest.fixture(scope="module", params=["recurrent", "ode-rnn"])
+@pytest.fixture(scope="module", params=[pytest.param("recurrent", marks=pytest.mark.slow), "ode-rnn"])
 def irregular_model(request):
     keras.utils.set_random_seed(0)
     dynamics = keras.layers.Dense(2, activation="tanh")
