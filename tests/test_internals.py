@@ -16,7 +16,7 @@ from keras_ode import internals
 PRIVATE = re.compile(
     r"tensorflow\.(python|compiler)|keras\.src|__internal__|global_state|func_graph_from|gradient_registry|"
     r"\._(value|values|metrics|flatten_layers|keras_mask|direct_assign|registry|get_function|add_function_recursive|"
-    r"create_op_internal|maybe_autocast|layers|variables|gradient_function|thread_local_data|deferred_initialize|direction)\b|"
+    r"create_op_internal|clear_attr|maybe_autocast|layers|variables|gradient_function|thread_local_data|deferred_initialize|direction)\b|"
     r"[\"']_(values|keras_mask|direction|gradient_op_type|XlaMustCompile)[\"']|seed_generator_state"
 )
 

@@ -366,6 +366,9 @@ def test_functional_model_follows_a_path_of_its_inputs_and_is_saved(by_row, tmp_
     np.testing.assert_allclose(end, expected, atol=1e-3)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(inputs), end)
+    copy = keras.Model.from_config(model.get_config())  # which has to build its layers itself
+    copy.set_weights(model.get_weights())
+    np.testing.assert_array_equal(copy(inputs), end)
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ class ODELayer(keras.Layer):
     @tf.autograph.experimental.do_not_convert
     def __call__(self, y, t=None, args=(), *, jump_times=None, **options):
         # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
-        args = keras.tree.map_structure(self._as_argument, _checked_args(args))
+        args = keras.tree.map_structure(self._as_argument, paths.from_plain(_checked_args(args)))
         if args and not self.built:
             self.build(*(_shapes(x) for x in (y, None, args)))
         times = {name: times_in_one(x) for name, x in (("t", t), ("jump_times", jump_times)) if x is not None}
