@@ -20,6 +20,7 @@ _MOST_MOVED = 1e-3
 # Finer tolerances need more than TensorFloat-32: at 1e-6, a gradient on an H200 took 15 times as long in it as in float32.
 _FINEST_IN_TENSOR_FLOAT_32 = 1e-5
 _ON_FAILURE = ("auto", "raise", "nan")
+_SAVE = ("times", "steps")
 
 
 def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
@@ -284,13 +285,32 @@ def _is_real(dtype):
     return dtype.is_floating or dtype.is_integer
 
 
-def checked_adjoint(adjoint, dense, method):
-    if adjoint is None:
-        adjoint = "checkpointed" if dense else "interpolating"
-    adjoint = adjoints.get(adjoint)
-    if dense and not adjoint.differentiates_steps:
+def check_save(save, times, dense, event, jump_times):
+    """Whether the states at all accepted steps are asked for."""
+    if not isinstance(save, str) or save not in _SAVE:
+        raise ValueError(f"save must be one of {_SAVE}. Received: save={save!r}")
+    if save == "times":
+        return False
+    if times.shape[-1] != 2:
         raise ValueError(
-            "dense=True keeps the solver's own steps, so its gradient is that of these steps: use "
+            "save='steps' gives the states at the solver's own times: let t be the interval, [start, end]. Received: "
+            f"{times.shape[-1]} times"
+        )
+    if dense or event is not None or jump_times is not None:
+        other = "dense=True" if dense else "event" if event is not None else "jump_times"
+        advice = "use one of both" if dense else "solve the segments one by one"
+        raise ValueError(f"save='steps' cannot be combined with {other}: {advice}. Received: save='steps'")
+    return True
+
+
+def checked_adjoint(adjoint, dense, method, keeps_steps=False):
+    if adjoint is None:
+        adjoint = "checkpointed" if dense or keeps_steps else "interpolating"
+    adjoint = adjoints.get(adjoint)
+    if (dense or keeps_steps) and not adjoint.differentiates_steps:
+        option = "dense=True" if dense else "save='steps'"
+        raise ValueError(
+            f"{option} keeps the solver's own steps, so its gradient is that of these steps: use "
             f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
         )
     backward = getattr(adjoint, "solver", None) or method.solver

@@ -66,8 +66,7 @@ class DenseOutput(NamedTuple):
 
     def _away(self, t, lost):
         """Times less that of the start, from their rounded values and what rounding took from them."""
-        # The polynomials move with the start; the time within them does not.
-        return (t - tf.stop_gradient(self.start)) + (lost - self.lost)
+        return (t - self.start) + (lost - self.lost)
 
     def _read(self, away, read, start):
         """`_at` for times since the start `[K]`, or `[K, B]`."""

@@ -18,6 +18,7 @@ _ELSEWHERE = {
     "event=": ("events", "event_fn", "callback", "callbacks"),
     "jump_times=": ("tstops", "d_discontinuities", "jump_ts", "jump_t", "tcrit", "step_locations"),
     "dense=True": ("dense_output",),
+    'save="steps"': ("save_everystep", "save_steps"),
     "controller=": ("stepsize_controller", "step_size_controller"),
     "adjoint=": ("sensealg", "sensitivity", "adjoint_method"),
     "adjoint=keras_ode.adjoints.Interpolating(rtol=..., atol=...)": ("adjoint_rtol", "adjoint_atol", "adjoint_options"),

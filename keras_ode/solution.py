@@ -11,9 +11,12 @@ class Solution(NamedTuple):
     """The result of `keras_ode.solve`: a nest of tensors that a `tf.function` can return.
 
     Attributes:
-        ts: The times asked for, shape `[T]` (`[B, T]` where every sample has its own).
+        ts: The times asked for, shape `[T]` (`[B, T]` where every sample has its own). With `save="steps"` the start and where
+            every accepted step ended, `[max_steps + 1]`, or `[B, max_steps + 1]` with `per_sample=True`: the first
+            `stats["num_accepted"] + 1` count, and the last time follows them again and again.
         ys: The states at these times: the nest of `y0`, each leaf of shape `[T, *leaf.shape]`. States that a failed
-            solve did not reach, and those after a terminal event, are NaN.
+            solve did not reach, and those after a terminal event, are NaN. With `save="steps"`, `T` is `max_steps + 1`, and
+            behind the last step the state at the last time follows.
         stats: A dict of tensors, scalars or `[B]` with `per_sample=True`: `num_steps` (steps tried), `num_accepted`,
             `num_rejected`, `num_evaluations` (calls of the dynamics), all int32; and `stiffness`, the largest spectral
             radius of the Jacobian that the steps showed, per unit of time: where times the step size it is above two,

@@ -21,6 +21,7 @@ from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
+from keras_ode.steps import at_steps
 from keras_ode.xla import is_compile_error
 
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
@@ -52,6 +53,7 @@ def solve(
     jit_compile="auto",
     on_step=None,
     progress=False,
+    save="times",
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
@@ -72,7 +74,7 @@ def solve(
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the root mean square. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
-            `"interpolating"`, or `"checkpointed"` with `dense`.
+            `"interpolating"`, or `"checkpointed"` with `dense` and `save="steps"`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
             error, else `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
@@ -99,6 +101,8 @@ def solve(
             solve tries, accepted or not: for `tf.print`, summaries, or a `tf.Variable` that adds something up. It is
             traced into the solve; use `tf.py_function` for Python code. Never called by a backward pass.
         progress: Whether to show a progress bar, in eager code. Defaults to `False`.
+        save: `"times"`: the states at all times `t`; or `"steps"`: those at every accepted step from the first of two times `t`
+            to the last. There is room for `max_steps` of them, and behind the last the end is repeated: see `Solution`.
 
     Returns:
         A `keras_ode.Solution`.
@@ -172,6 +176,7 @@ def solve_in_mode(
     regularizers=(),
     noise=(),
     recorder=None,
+    save="times",
 ):
     """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
     and with who is told of it (see `Problem`)."""
@@ -183,7 +188,8 @@ def solve_in_mode(
     times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
-    adjoint = arguments.checked_adjoint(adjoint, dense, method)
+    keeps_steps = arguments.check_save(save, asked.times, dense, event, jump_times)
+    adjoint = arguments.checked_adjoint(adjoint, dense, method, keeps_steps)
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     field = _close(dynamics, times[0], y0, args, training, penalties, mask)
@@ -201,6 +207,7 @@ def solve_in_mode(
         num_penalties=len(regularizers),
         recorder=recorder,
         elapsed=elapsed,
+        keeps_steps=keeps_steps,
     )
     problem, segments = _segments(event, jump_times, problem, y0, asked)
     outcome, events = _run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress)
@@ -215,9 +222,12 @@ def solve_in_mode(
 
 def _solution(ts, y0, problem, outcome, events, lost):
     """What the user gets."""
+    ys = outcome.ys
+    if problem.keeps_steps:
+        ts, ys = at_steps(problem, outcome)
     return Solution(
         ts=ts,
-        ys=tf.nest.pack_sequence_as(y0, problem.controlled(outcome.ys)),
+        ys=tf.nest.pack_sequence_as(y0, problem.controlled(ys)),
         stats={
             "num_steps": outcome.num_steps,
             "num_accepted": outcome.num_accepted,
@@ -343,7 +353,7 @@ def _key(adjoint, problem, segments, how, tensors):
         segments and segments.key(),
         adjoint,
         (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
-        (problem.times_vary, problem.dense, problem.num_penalties, problem.recorder),
+        (problem.times_vary, problem.dense, problem.keeps_steps, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
         how,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),

@@ -37,16 +37,17 @@ ADJOINTS = pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
 @pytest.mark.parametrize("adjoint, per_sample", [("checkpointed", False), ("checkpointed", True), ("direct", True)])
 def test_dense_output_and_its_gradients_are_those_of_the_closed_form(adjoint, per_sample):
     rate, start = tf.constant(1.5, tf.float64), tf.constant([[1.0], [2.0]], tf.float64)
-    times = tf.constant([0.5, 1.7], tf.float64)
+    times, interval = tf.constant([0.5, 1.7], tf.float64), tf.constant([0.0, 2.0], tf.float64)
     options = {"dense": True, "max_steps": 100, "per_sample": per_sample, "adjoint": adjoint, **TIGHT}
     with tf.GradientTape() as tape:
-        tape.watch((rate, start, times))
-        values = keras_ode.solve(lambda y: -rate * y, start, [0.0, 2.0], **options).evaluate(times)
+        tape.watch((rate, start, times, interval))
+        values = keras_ode.solve(lambda y: -rate * y, start, interval, **options).evaluate(times)
         loss = tf.reduce_sum(values)
     t = times.numpy()
     # The interpolant is of order four: less accurate than the steps.
     np.testing.assert_allclose(values[:, 0, 0], np.exp(-1.5 * t), rtol=1e-6)
-    by_rate, by_start, by_times = tape.gradient(loss, (rate, start, times))
+    by_rate, by_start, by_times, by_interval = tape.gradient(loss, (rate, start, times, interval))
+    np.testing.assert_allclose(by_interval, [4.5 * np.exp(-1.5 * t).sum(), 0], rtol=1e-6, atol=1e-3)
     np.testing.assert_allclose(by_rate, -3 * np.sum(t * np.exp(-1.5 * t)), rtol=1e-6)
     np.testing.assert_allclose(by_start, [[np.exp(-1.5 * t).sum()]] * 2, rtol=1e-6)
     np.testing.assert_allclose(by_times, -4.5 * np.exp(-1.5 * t), rtol=1e-4)

@@ -14,6 +14,7 @@ from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
 from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
 from keras_ode.solvers.base import Stage
+from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
 
@@ -38,6 +39,7 @@ class Problem(NamedTuple):
             `times`, or empty.
         programs: The `Programs` that hold the parts of the solve, or `None`, where these are built into the graph around it.
         may_compile: Whether these programs may be compiled.
+        keeps_steps: Whether to keep the states at all accepted steps.
     """
 
     field: VectorField
@@ -53,6 +55,7 @@ class Problem(NamedTuple):
     elapsed: Any = ()
     programs: Any = None
     may_compile: bool = False
+    keeps_steps: bool = False
 
     def clock(self):
         """The `Clock` from the first time to the last."""
@@ -86,12 +89,12 @@ class Outcome(NamedTuple):
 
     Attributes:
         ys: The leaves at all times, `[T, ...]`.
-        dense: The polynomials of a `DenseOutput`, its only part that has gradients; empty unless asked for.
+        dense: The polynomials of a `DenseOutput`, its only part that has gradients; or the states that `KeepSteps` kept.
         status, time, step_size: How the solve ended, when, and with which step size to go on.
         num_steps, num_accepted, num_evaluations: What it took.
         stiffness: The largest spectral radius seen.
         y: The leaves that it reached.
-        output: The rest of the `DenseOutput`, or empty.
+        output: The rest of the `DenseOutput`; or the times that `KeepSteps` kept.
     """
 
     ys: tuple
@@ -162,7 +165,7 @@ class FirstOrderAdjoint(Adjoint):
     def backward(self, problem, outcome, memory, cotangents):
         """The `Cotangents` from those of the states at all times, leaves `[T, ...]`.
 
-        An adjoint that differentiates dense output is given the cotangents of its polynomials too, where there are any.
+        An adjoint that differentiates steps is given the cotangents of `outcome.dense` too, where there are any.
         """
         raise NotImplementedError
 
@@ -281,6 +284,8 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         observers["saved"] = SaveAt(saved_times(problem), y, method.solver, bound is not None)
     if problem.dense:
         observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
+    elif problem.keeps_steps:
+        observers["dense"] = KeepSteps(problem.clock(), y, method.solver, method.max_steps, bound is not None)
     recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
     if recording:
         observers["record"] = recording[0]
@@ -308,9 +313,10 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
+    *output, kept = tuple(seen.get("dense", ((),)))[:5]
     outcome = Outcome(
         ys=ys,
-        dense=seen["dense"].polynomials if problem.dense else (),
+        dense=kept,
         status=result.status,
         time=result.time,
         step_size=result.step_size,
@@ -319,7 +325,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         num_evaluations=result.num_evaluations,
         stiffness=seen["stiffness"],
         y=result.y,
-        output=tuple(seen["dense"])[:4] if problem.dense else (),
+        output=tuple(output),
     )
     return outcome, seen.get("asked", ())
 

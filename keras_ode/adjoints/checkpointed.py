@@ -110,7 +110,9 @@ class _ReverseStep:
             tape.watch((y, stages))
             step = self.solver.assemble(interval, y, stages)
             targets, weights = step.y, tuple(a)
-            if self.of_dense:
+            if self.of_dense and self.problem.keeps_steps:
+                weights = tree.add(weights, tuple(tree.take(leaf, n) for leaf in self.of_dense))
+            elif self.of_dense:
                 targets += tuple(self.solver.polynomials(step, interval.size))
                 weights += tuple(tree.take(leaf, n) for leaf in self.of_dense)
         of_y, of_stages = tape.gradient(targets, (y, stages), weights)

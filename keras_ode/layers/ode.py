@@ -218,7 +218,7 @@ class ODELayer(keras.Layer):
             "solver": self.solver,
             "rtol": self.rtol,
             "atol": self.atol,
-            "adjoint": None if options.get("dense") else self.adjoint,
+            "adjoint": None if options.get("dense") or options.get("save") == "steps" else self.adjoint,
             "controller": self.controller,
             "step_size": self.step_size,
             "max_steps": self.max_steps,
