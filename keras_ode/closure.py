@@ -11,6 +11,7 @@ from keras.src.backend.common.variables import initialize_all_variables
 from tensorflow.python.eager import record
 from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
+from keras_ode.custom_gradient import is_followed
 from keras_ode.fingerprints import fingerprint, scalars
 from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
 from keras_ode.rebuild import Environment, Gradients, Rebuilder, Reference
@@ -377,5 +378,5 @@ def _is_constant(tensor):
 
 
 def is_watched(tensor):
-    """Whether a tape records what happens to this eager tensor."""
-    return record.should_record_backprop([tensor])
+    """Whether a tape, or a forward accumulator, records what happens to this eager tensor."""
+    return record.should_record_backprop([tensor]) or is_followed([tensor])

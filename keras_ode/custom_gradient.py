@@ -4,6 +4,7 @@ import functools
 import weakref
 
 import tensorflow as tf
+from tensorflow.python.eager.forwardprop_util import pack_tangents
 from tensorflow.python.framework import ops
 
 
@@ -23,6 +24,36 @@ def custom_gradient(f):
         return results
 
     return call
+
+
+def is_followed(tensors):
+    """Whether a forward accumulator knows a derivative of one of these tensors."""
+    return bool(pack_tangents(list(tensors)).tangents)
+
+
+def refuse_forward_mode(tensors):
+    """Refuses to go on where a forward accumulator follows one of these tensors."""
+    if is_followed(tensors):
+        raise NotImplementedError(
+            "Forward mode (tf.autodiff.ForwardAccumulator) goes through the steps of the solver: use adjoint='direct'. The other "
+            "adjoints, and SteadyState, have derivatives in reverse mode (tf.GradientTape) only."
+        )
+
+
+def first_order_only(values, sources, what="This adjoint", remedy="use adjoint='direct'"):
+    """The values, which refuse to be differentiated by the sources: that gradient would be missing in silence."""
+
+    def refuse(*_):
+        raise NotImplementedError(
+            f"{what} gives first derivatives only, in reverse mode (tf.GradientTape). For second derivatives (nested tapes, "
+            f"tape.jacobian of a gradient) and forward mode (tf.autodiff.ForwardAccumulator) {remedy}."
+        )
+
+    @custom_gradient
+    def pass_on(*tensors):
+        return tuple(tf.identity(tensor) for tensor in tensors[: len(values)]), refuse
+
+    return pass_on(*values, *sources)
 
 
 def _forget_with_graph(op):

@@ -176,7 +176,9 @@ class _Call:
             raise ValueError(
                 f"The dynamics '{self.name}' must return the shape of the state, {y.shape}. Received: {derivative.shape}"
             )
-        return tf.ensure_shape(derivative, y.shape)
+        # Forward accumulators of TensorFlow 2.21 fail on tf.ensure_shape in graphs: it is used only where it adds something.
+        known = derivative.shape.is_fully_defined() and y.shape.is_fully_defined()
+        return derivative if known else tf.ensure_shape(derivative, y.shape)
 
 
 class Penalties(NamedTuple):
