@@ -12,6 +12,7 @@ from keras_ode.controllers import Tolerance
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
 from keras_ode.precision import resolution
+from keras_ode.signature import about_dataclasses
 
 # Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
 _RESOLUTIONS = 2
@@ -235,7 +236,7 @@ def checked_state(y0, per_sample):
         except (TypeError, ValueError) as error:
             raise TypeError(
                 "y0 must be a float32 or float64 tensor, or a tuple, list or dict of such tensors (dense ones: "
-                f"tf.sparse.to_dense(y)). Received: {type(leaf).__name__} {leaf!r}"
+                f"tf.sparse.to_dense(y)).{about_dataclasses(leaf)} Received: {type(leaf).__name__} {leaf!r}"
             ) from error
         if leaf.dtype not in (tf.float32, tf.float64):
             raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")

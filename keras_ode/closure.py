@@ -111,6 +111,15 @@ class Closure:
             *(tf.constant(tf.get_static_value(x)) for x in self._numbers),
         ]
 
+    def labels(self):
+        """What a user calls the members, in the order of `values`."""
+        return [
+            *(f"The weight '{v.path}'" for v in self._keras_variables),
+            *(f"The variable '{v.name.removesuffix(':0')}'" for v in self._variables),
+            *("A tensor that the dynamics reads from outside," for _ in self._tensors),
+            *("A number in the dynamics" for _ in self._numbers),
+        ]
+
     def differentiable(self):
         return [
             *(v.trainable and tf.as_dtype(v.dtype).is_floating for v in (*self._keras_variables, *self._variables)),
