@@ -12,6 +12,7 @@ from keras_ode.controllers import Tolerance
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
 from keras_ode.precision import resolution
+from keras_ode.signature import about_dataclasses
 
 # Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
 _RESOLUTIONS = 2
@@ -61,13 +62,23 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
     )
 
 
-def check_times(t, per_sample=False):
-    """Refuses times that are not two or more, finite and strictly monotone; `t` is a NumPy array."""
+def check_times(t, per_sample=False, may_be_open=False):
+    """Refuses times that are not two or more, finite and strictly monotone; `t` is a NumPy array.
+
+    The last may be infinite where an event ends the solve, `may_be_open`.
+    """
     if t.ndim not in ((1, 2) if per_sample else (1,)) or t.shape[-1] < 2:
         rows = ", or [B, T]" if per_sample else ""
         raise ValueError(f"t must be two or more times, shape [T]{rows} with T >= 2. Received: {t!r} of shape {t.shape}")
-    if not np.all(np.isfinite(t)):
-        raise ValueError(f"t must be finite. Received: {t!r}")
+    is_open = np.isinf(t) & (t == t[..., -1:]) & np.isfinite(t[..., :1])
+    if not np.all(np.isfinite(t) | (is_open & may_be_open)):
+        hint = ""
+        if np.all(np.isfinite(t) | is_open):
+            hint = (
+                " An open end, an infinite last time, needs an event that ends the solve: solve(..., event=keras_ode.Event(fn)) "
+                "with terminal=True or a reset, or keras_ode.SteadyState()."
+            )
+        raise ValueError(f"t must be finite.{hint} Received: {t!r}")
     if not np.all(_are_monotone(t, np)):
         rows = " (rows may repeat their last time)" if t.ndim == 2 else ""
         raise ValueError(f"t must be strictly increasing or strictly decreasing{rows}. Received: {t!r}")
@@ -92,13 +103,35 @@ def checked_jumps(jump_times, dtype, leaves, per_sample):
     return (tf.transpose(jumps) if by_row else jumps), tf.reshape(lost, [-1])
 
 
+def check_steady_state(event, times, jump_times, adjoint):
+    """Refuses what cannot be asked for together with a `SteadyState`."""
+    known = tf.get_static_value(times)
+    if times.shape[-1] != 2 or (known is not None and not np.all(np.isinf(known[..., -1]))):
+        raise ValueError(
+            "SteadyState ends a solve without another end: use t=[t0, float('inf')], or float('inf') alone. Received: "
+            f"t={times if known is None else known!r}"
+        )
+    if jump_times is not None:
+        raise ValueError(
+            "SteadyState cannot be combined with jump_times: solve up to the last jump first, and go on from there. "
+            f"Received: jump_times={jump_times!r}"
+        )
+    if adjoint is not None:
+        raise ValueError(
+            "With SteadyState the gradient is that of the implicit function theorem, which needs no adjoint: leave adjoint out. "
+            f"Received: adjoint={adjoint!r}"
+        )
+
+
 def times_of_segments(asked, lost_of_jumps):
     """The times for a solve that subtracts them after they are rounded, as those with an event or jumps do.
 
     Where that would move them by more than a thousandth of the duration they are refused; NaN, where only the graph knows.
     """
-    duration = tf.abs(asked.elapsed[..., -1])
-    change = tf.reduce_max(tf.abs(asked.times - asked.times[..., :1] - asked.elapsed), axis=-1)
+    closed = tf.math.is_finite(asked.elapsed)  # the end may be open
+    duration = tf.reduce_max(tf.where(closed, tf.abs(asked.elapsed), 0), axis=-1)
+    change = tf.abs(asked.times - asked.times[..., :1] - asked.elapsed)
+    change = tf.reduce_max(tf.where(closed, change, 0), axis=-1)
     of_jumps = tf.reduce_max(tf.abs(tf.concat([tf.zeros([1], lost_of_jumps.dtype), lost_of_jumps], axis=0)))
     change = tf.maximum(change, tf.where(duration > 0, of_jumps, 0))
     rounded, elapsed = (x[..., 1:] == x[..., :-1] for x in (asked.times, asked.elapsed))
@@ -116,14 +149,14 @@ def times_of_segments(asked, lost_of_jumps):
 
 def _are_monotone(t, xp):
     """Whether times, or rows of times, are strictly monotone; rows may be padded with their last time."""
-    steps = t[..., 1:] - t[..., :-1]
+    earlier, later = t[..., :-1], t[..., 1:]
     if len(t.shape) == 1:
         every = xp.all if xp is np else tf.reduce_all
-        monotone = every(steps > 0) | every(steps < 0)
-        return monotone | every(steps == 0) if t.shape[0] == 2 else monotone  # two equal times are no time
-    padding = t[..., 1:] == t[..., -1:]
+        monotone = every(later > earlier) | every(later < earlier)
+        return monotone | every(later == earlier) if t.shape[0] == 2 else monotone  # two equal times are no time
+    padding = (later == t[..., -1:]) & (later == earlier)
     every = (lambda x: x.all(axis=-1)) if xp is np else (lambda x: tf.reduce_all(x, axis=-1))
-    return every((steps > 0) | (padding & (steps == 0))) | every((steps < 0) | (padding & (steps == 0)))
+    return every((later > earlier) | padding) | every((later < earlier) | padding)
 
 
 def resolved(method, rtol, atol, field, leaves):
@@ -203,7 +236,7 @@ def checked_state(y0, per_sample):
         except (TypeError, ValueError) as error:
             raise TypeError(
                 "y0 must be a float32 or float64 tensor, or a tuple, list or dict of such tensors (dense ones: "
-                f"tf.sparse.to_dense(y)). Received: {type(leaf).__name__} {leaf!r}"
+                f"tf.sparse.to_dense(y)).{about_dataclasses(leaf)} Received: {type(leaf).__name__} {leaf!r}"
             ) from error
         if leaf.dtype not in (tf.float32, tf.float64):
             raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
@@ -233,7 +266,7 @@ def _with_vectors(y0):
         raise ValueError(f"A list of numbers as y0 must be a vector, or have rows of one length. Received: {y0!r}") from error
 
 
-def checked_times(t, dtype, per_sample):
+def checked_times(t, dtype, per_sample, may_be_open=False):
     """The `Times`. Those known in advance are checked here; others are NaN where they are wrong."""
     times = _exact_times(t, "t", dtype)
     if times.shape.rank == 0:  # the end alone
@@ -244,7 +277,7 @@ def checked_times(t, dtype, per_sample):
     vary = tf.executing_eagerly() and is_watched(times) or not tf.executing_eagerly() and tree.holds_tensors(t)
     known = times.numpy() if tf.executing_eagerly() else tf.get_static_value(times)
     if known is not None:
-        check_times(known, per_sample)
+        check_times(known, per_sample, may_be_open)
         if not vary:
             times = known
     elif times.shape.rank not in ((1, 2) if per_sample else (1,)):

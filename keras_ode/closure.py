@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_ode import internals
+from keras_ode.custom_gradient import is_followed
 from keras_ode.fingerprints import fingerprint, scalars
 from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
 from keras_ode.rebuild import Environment, Gradients, Rebuilder, Reference
@@ -104,6 +105,15 @@ class Closure:
             *(v.read_value() for v in self._variables),
             *self._tensors,
             *(tf.constant(tf.get_static_value(x)) for x in self._numbers),
+        ]
+
+    def labels(self):
+        """What a user calls the members, in the order of `values`."""
+        return [
+            *(f"The weight '{v.path}'" for v in self._keras_variables),
+            *(f"The variable '{v.name.removesuffix(':0')}'" for v in self._variables),
+            *("A tensor that the dynamics reads from outside," for _ in self._tensors),
+            *("A number in the dynamics" for _ in self._numbers),
         ]
 
     def differentiable(self):
@@ -372,5 +382,5 @@ def _is_constant(tensor):
 
 
 def is_watched(tensor):
-    """Whether a tape records what happens to this eager tensor."""
-    return internals.is_recorded(tensor)
+    """Whether a tape, or a forward accumulator, records what happens to this eager tensor."""
+    return internals.is_recorded(tensor) or is_followed([tensor])

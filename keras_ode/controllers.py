@@ -161,6 +161,7 @@ def first_step(field, clock, y, derivative, order, tolerance, per_sample, contro
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
     duration, dtype = clock.duration, clock.duration.dtype
+    duration = tf.where(tf.math.is_inf(duration), tf.ones_like(duration), duration)  # an open end tells nothing
     scale = tolerance.scale(controlled(y), controlled(y))
 
     def norm(leaves):

@@ -33,6 +33,39 @@ def custom_gradient(f):
     return call
 
 
+def is_followed(tensors):
+    """Whether a forward accumulator knows a derivative of one of these tensors."""
+    return internals.has_tangents(tensors)
+
+
+def refuse_forward_mode(tensors):
+    """Refuses to go on where a forward accumulator follows one of these tensors."""
+    if is_followed(tensors):
+        raise NotImplementedError(
+            "Forward mode (tf.autodiff.ForwardAccumulator) goes through the steps of the solver: use adjoint='direct'. The other "
+            "adjoints, and SteadyState, have derivatives in reverse mode (tf.GradientTape) only."
+        )
+
+
+def first_order_only(values, sources, what="This adjoint", remedy="use adjoint='direct'"):
+    """The values, which refuse to be differentiated by the sources: that gradient would be missing in silence."""
+    words = (
+        f"{what} gives first derivatives only, in reverse mode (tf.GradientTape). For second derivatives (nested tapes, "
+        f"tape.jacobian of a gradient) and forward mode (tf.autodiff.ForwardAccumulator) {remedy}."
+    )
+    if is_being_saved():
+        return refuses_gradients(values, sources, words)
+
+    def refuse(*_):
+        raise NotImplementedError(words)
+
+    @custom_gradient
+    def pass_on(*tensors):
+        return tuple(tf.identity(tensor) for tensor in tensors[: len(values)]), refuse
+
+    return pass_on(*values, *sources)
+
+
 def _forget_with_graph(op):
     """Lets the graph of an operation, instead of TensorFlow's registry, hold its registered gradient."""
     name = op.get_attr(internals.GRADIENT).decode()

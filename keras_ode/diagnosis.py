@@ -13,6 +13,8 @@ from keras_ode.observers import spectral_radius
 _STABILITY_LIMIT = 2.0
 # How often the last step is tried again, each time ten times as large, until it is not finite.
 _MOST_TRIES = 16
+# What may belong to one row alone, as labels begin.
+_OF_ROWS = ("A tensor in args", "The state")
 
 
 def raise_on_failure(problem, outcome, events=None):
@@ -62,6 +64,10 @@ def _step_again(problem, outcome, sample, finite):
 def _cause(problem, outcome, step, sample):
     """The likely cause and what to change, where more can be said than the status does."""
     method, dtype = problem.method, outcome.time.dtype
+    # What fails before its first step may have had no chance: later, NaN among the inputs did no harm until then.
+    at_once = _of_sample(outcome.status, sample) == Status.NON_FINITE and _of_sample(outcome.num_accepted, sample) == 0
+    if at_once and (broken := _broken_input(problem, sample)):
+        return broken
     size = _of_sample(outcome.step_size, sample)
     radius = _of_sample(spectral_radius(step, method.per_sample, dtype), sample)
     if not np.isfinite(radius):
@@ -91,6 +97,31 @@ def _cause(problem, outcome, step, sample):
             "components of the dynamics, solve over a shorter time, or raise max_steps."
         )
     return None
+
+
+def _broken_input(problem, sample):
+    """The first of the weights and of what else goes into a solve that was NaN before it began, as a sentence, or `None`."""
+    batch = None if sample is None else problem.y[0].shape[0]
+    sources = [*zip(problem.field.labels(), problem.parameters, strict=True), *(("The state y0", leaf) for leaf in problem.y)]
+    found = []
+    for label, tensor in sources:
+        if not tensor.dtype.is_floating:
+            continue
+        # Arguments and states of other rows are not to blame.
+        has_rows = batch is not None and tensor.shape.rank and tensor.shape[0] == batch
+        values = (tensor[sample] if has_rows and label.startswith(_OF_ROWS) else tensor).numpy()
+        # What is infinite in a tensor can be meant, as in a mask.
+        broken = np.isnan(values) if label.startswith("A ") else ~np.isfinite(values)
+        if broken.any():
+            kind = "NaN" if np.isnan(values).any() else "infinite"
+            found.append(f"{label} of shape {values.shape} is {kind} itself, in {broken.sum()} of {broken.size} numbers")
+    if not found:
+        return None
+    others = f" So are {len(found) - 1} more of the weights and inputs." if len(found) > 1 else ""
+    return (
+        f"{found[0]}: the dynamics is not to blame.{others} Look for where that comes from: the data, a checkpoint, or a step of "
+        "the optimizer (a lower learning_rate, clipnorm, or keras.callbacks.TerminateOnNaN)."
+    )
 
 
 def _component(method, step, sample):

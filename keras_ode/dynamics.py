@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_ode import fingerprints, internals, tree
 from keras_ode.closure import Closure, current_report, may_need_gradient, no_autocast, spec
 from keras_ode.signature import (
+    about_dataclasses,
     arguments_of,
     describe,
     how_to_stack,
@@ -23,6 +24,7 @@ from keras_ode.signature import (
     leaves_of,
     name_of,
     takes_time,
+    unwrapped,
     with_mask,
 )
 from keras_ode.vector_field import PureFunction, VectorField
@@ -44,7 +46,7 @@ def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
     What an evaluation does besides, at this time and state, is done once: seeds and moving statistics of layers are updated,
     and losses go to the `Report` of who asked for the solve.
     """
-    leaves = tf.nest.flatten(y)
+    leaves, dynamics = tf.nest.flatten(y), unwrapped(dynamics)
     if isinstance(dynamics, keras.Layer) and not dynamics.built:
         build(dynamics, tree.expand(t, leaves[0]), y, args)
     call = _Call(dynamics, y, args, training, mask)
@@ -157,8 +159,8 @@ class _Call:
     def _checked_leaf(self, derivative, y):
         if isinstance(derivative, (tf.SparseTensor, tf.RaggedTensor)) or dataclasses.is_dataclass(derivative):
             raise TypeError(
-                f"The dynamics '{self.name}' must return dense tensors, or a nest of them like the state. Received: "
-                f"{derivative!r}"
+                f"The dynamics '{self.name}' must return dense tensors, or a nest of them like the state."
+                f"{about_dataclasses(derivative)} Received: {derivative!r}"
             )
         if derivative is None:
             raise ValueError(f"The dynamics '{self.name}' must return the derivative of the state. Received: None")
@@ -176,7 +178,9 @@ class _Call:
             raise ValueError(
                 f"The dynamics '{self.name}' must return the shape of the state, {y.shape}. Received: {derivative.shape}"
             )
-        return tf.ensure_shape(derivative, y.shape)
+        # Forward accumulators of TensorFlow 2.21 fail on tf.ensure_shape in graphs: it is used only where it adds something.
+        known = derivative.shape.is_fully_defined() and y.shape.is_fully_defined()
+        return derivative if known else tf.ensure_shape(derivative, y.shape)
 
 
 class Penalties(NamedTuple):
@@ -233,7 +237,12 @@ class _ScalarCall(_Call):
 
 def _as_argument(value, dtype):
     """A tensor; Python floats take the precision of the state."""
-    return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
+    try:
+        return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"args must hold dense tensors, numbers, paths, or nests of them.{about_dataclasses(value)} Received: {value!r}"
+        ) from error
 
 
 def fingerprint(function):

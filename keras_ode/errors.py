@@ -25,6 +25,8 @@ class EventTrouble(enum.IntEnum):
     NONE = 0
     AGAIN = 1
     NOT_A_NUMBER = 2
+    MISSED = 3
+    NOT_STEADY = 4
 
 
 class SolveError(RuntimeError):
@@ -68,6 +70,7 @@ def failure_message(
     happened = _HAPPENED[status].format(max_steps=max_steps)
     if trouble:
         happened, cause = _OF_EVENTS[trouble]
+        cause = cause.format(max_steps=max_steps)
     return " ".join(filter(None, (f"{who} stopped {where}: {happened}.", cause or _CAUSES[status], details)))
 
 
@@ -100,6 +103,16 @@ _OF_EVENTS = {
         "the event's fn became NaN in the next step",
         "The sign of NaN is not known, so that an event could be missed. Let fn return numbers wherever the solution goes: "
         "look for logarithms, divisions and square roots in it.",
+    ),
+    EventTrouble.MISSED: (
+        "no event had happened by then",
+        "The end of t is open, so that only an event ends the solve: check that the event's fn becomes zero along the solution, "
+        "in the event's direction, raise max_steps={max_steps}, or give t a finite end.",
+    ),
+    EventTrouble.NOT_STEADY: (
+        "the state was not steady by then",
+        "SteadyState ends a solve only where the dynamics comes to rest: check that it has an equilibrium to which the solution "
+        "goes, loosen rtol and atol of SteadyState, or raise max_steps={max_steps}.",
     ),
 }
 

@@ -1,5 +1,6 @@
 """Events: where a function of time and state becomes zero, and what happens there."""
 
+import numbers
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,57 @@ class Event:
         self.terminal = reset is None if terminal is None else bool(terminal)
 
 
+class SteadyState:
+    """The event that the state comes to rest: it ends a solve with an open end, `t=[t0, float("inf")]`.
+
+    The solve ends where the derivative of the state is at most `atol + rtol * |y|` per unit of time, in the root mean square;
+    with `per_sample=True`, in each row. The states at the end and `event_state` are then the steady state. If the state does not
+    come to rest in `max_steps` steps, the status is `MAX_STEPS` and they are NaN.
+
+    The gradient is that of the implicit function theorem: the steady state depends on what the dynamics reads, and
+    neither on the state at the start nor on the times. It takes one more solve, of a linear equation with the transposed
+    Jacobian, and keeps nothing of the steps, so that memory is that of one state. Where the Jacobian is singular, as with a
+    quantity that the dynamics conserves, there is no such derivative, and gradients are NaN. `event_time` has no gradient.
+
+    Args:
+        rtol, atol: See above; `None` are those of the solve. They also say how accurate the gradient is.
+
+    Example:
+
+    >>> rest = keras_ode.solve(lambda y: 1.0 - y**2, tf.constant([0.5]), float("inf"), event=keras_ode.SteadyState())
+    >>> print(f"{float(rest.event_state[0]):.2f}")
+    1.00
+
+    Reference: Bai, Kolter, Koltun (2019), Deep equilibrium models, NeurIPS.
+    """
+
+    terminal = True
+
+    def __init__(self, rtol=None, atol=None):
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and (not isinstance(value, numbers.Real) or not 0 <= value < np.inf):
+                raise ValueError(f"{name} must be a number that is not negative, or None. Received: {name}={value!r}")
+        if rtol == 0 and atol == 0:
+            raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
+        self.rtol, self.atol = (None if x is None else float(x) for x in (rtol, atol))
+
+    def tensors(self):
+        """As of a `ClosedEvent`: none."""
+        return ()
+
+    def key(self):
+        """A hashable value, equal for two that do the same."""
+        return "SteadyState", self.rtol, self.atol
+
+
+def ends_the_solve(event):
+    """Whether an event, or one of a list, ends the solve, so that this needs no last time."""
+    if isinstance(event, SteadyState):
+        return True
+    events = event if isinstance(event, (list, tuple)) else [event]
+    return any(isinstance(e, Event) and (e.terminal or e.reset is not None) for e in events)
+
+
 class ClosedEvent(NamedTuple):
     """One or several events whose functions take their parameters explicitly.
 
@@ -96,7 +148,9 @@ def close_events(event, t, y):
     """An `Event`, or a list of terminal ones, as pure functions of times and states like these."""
     events = event if isinstance(event, (list, tuple)) else [event]
     if not events or not all(isinstance(e, Event) for e in events):
-        raise TypeError(f"event must be a keras_ode.Event or a list of them. Received: event={event!r}")
+        raise TypeError(
+            f"event must be a keras_ode.Event, a list of them, or a keras_ode.SteadyState alone. Received: event={event!r}"
+        )
     if len(events) > 1 and not all(e.terminal for e in events):
         raise ValueError(f"Of several events, each must be terminal. Received: event={event!r}")
     only = events[0]

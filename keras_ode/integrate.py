@@ -83,6 +83,13 @@ class Clock:
         time = tf.where(self.direction > 0, tf.minimum(time, self.end), tf.maximum(time, self.end))
         return tf.where(since >= self.duration, self.end, time)
 
+    def closed(self, time):
+        """The same clock, which ends at `time` where its end is open."""
+        is_open, clock = ~tf.math.is_finite(self.end), Clock(self.start, self.end)
+        clock.end = tf.where(is_open, time, self.end)
+        clock.duration = tf.where(is_open, tf.abs(time - self.start), self.duration)
+        return clock
+
     def interval(self, since, until):
         return Interval(self.time(since), self.time(until), self.direction * (until - since), since, until)
 
@@ -142,7 +149,7 @@ def integrate(
         observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
         dense: Whether the observers interpolate.
         bound: A number of iterations, for a loop that is differentiated.
-        halts: A function of what the last observer saw: where the solve ends as by an event.
+        halts: A function of what the last observer saw: where the solve ends as by an event. With it, `end` may be infinite.
         controlled: A function that chooses, of the leaves of a state, those that error control sees.
 
     Returns:
@@ -176,6 +183,10 @@ class _Run:
         carry, evaluations = method.solver.start(self.field, self.clock.start, y)
         derivative = method.solver.first_derivative(carry)
         step_size, extra = first_step_size(self.field, self.clock, y, derivative, method, self.controlled)
+        # How long the solve is, or would be, for steps to be too small for it.
+        self.scale = self.duration
+        if self.halts is not None:
+            self.scale = tf.where(tf.math.is_inf(self.duration), step_size, self.duration)
         count = tf.zeros_like(self.duration, dtype=tf.int32)
         return _Loop(
             since=zero,
@@ -246,8 +257,9 @@ class _Run:
 
     def _first_status(self):
         """Nothing to do over no time; and a time that is not finite cannot be reached."""
-        idle = tf.where(tf.math.is_finite(self.duration), int(Status.SUCCESS), int(Status.NON_FINITE))
-        return tf.where(tf.math.is_finite(self.duration) & (self.duration > 0), RUNNING, idle)
+        known = tf.math.is_finite(self.duration) if self.halts is None else ~tf.math.is_nan(self.duration)
+        idle = tf.where(known, int(Status.SUCCESS), int(Status.NON_FINITE))
+        return tf.where(known & (self.duration > 0), RUNNING, idle)
 
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
@@ -277,7 +289,7 @@ class _Run:
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
     def _status(self, until, step_size, error, accept, num_steps, stuck):
-        smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)
+        smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.scale)
         stuck |= ~accept & (not self.method.controller.adaptive) | (step_size < smallest)
         cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)

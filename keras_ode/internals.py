@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.trainers.compile_utils import MetricsList
 from tensorflow.core.function.polymorphism import function_type as function_type_lib
-from tensorflow.python.eager import backprop_util, context, execute, record
+from tensorflow.python.eager import backprop_util, context, execute, forwardprop_util, record
 from tensorflow.python.eager.polymorphic_function.atomic_function import AtomicFunction
 from tensorflow.python.eager.polymorphic_function.polymorphic_function import OptionalXlaContext
 from tensorflow.python.framework import kernels, ops
@@ -135,6 +135,11 @@ def is_differentiable(tensor):
 def is_recorded(tensor):
     """Whether a tape records what happens to an eager tensor. Public once `tf.GradientTape` tells what it watches."""
     return record.should_record_backprop([tensor])
+
+
+def has_tangents(tensors):
+    """Whether a `tf.autodiff.ForwardAccumulator` follows one of these tensors. Public once one tells what it follows."""
+    return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)
 
 
 def not_recorded():

@@ -10,7 +10,7 @@ from keras_ode.adjoints.base import Outcome, stage_field
 from keras_ode.errors import EventTrouble, Status
 from keras_ode.event_time import EventFunction, EventOutcome, farthest, is_same_time
 from keras_ode.events import RootFinder
-from keras_ode.integrate import Clock, first_step_size, integrate
+from keras_ode.integrate import Clock, Result, first_step_size, integrate
 
 # Each segment that is not in a loop is traced, and compiled, once more.
 _MOST_UNROLLED = 4
@@ -44,7 +44,12 @@ class _Progress(NamedTuple):
 
 class _Root(NamedTuple):
     """Where a segment ends, as far as events are concerned: see `Found`; at `time` where there is a root, or where an event
-    function is about to become NaN."""
+    function is about to become NaN.
+
+    Attributes:
+        missed: Where the end is open and the solve had to stop before there was an event.
+        result: How the search ended: a `Result`.
+    """
 
     found: tf.Tensor
     broken: tf.Tensor
@@ -53,6 +58,18 @@ class _Root(NamedTuple):
     side: tf.Tensor
     sides: tf.Tensor
     evaluations: tf.Tensor
+    missed: tf.Tensor
+    result: Result
+
+    def stop(self):
+        """Where the differentiable solve ends: NaN where there is nothing to solve, which makes its gradient NaN too."""
+        return tf.where(self.missed, tf.constant(np.nan, self.time.dtype), self.time)
+
+    def outcome(self, outcome):
+        """That of the differentiable solve; of the search where the event was missed."""
+        names = ("status", "time", "step_size", "num_steps", "num_accepted")
+        ours = {name: tf.where(self.missed, getattr(self.result, name), getattr(outcome, name)) for name in names}
+        return outcome._replace(**ours, y=tree.where(self.missed, self.result.y, outcome.y))
 
 
 class _Ended(NamedTuple):
@@ -216,7 +233,7 @@ class _Segments:
         limit = tf.where(progress.active, limit, progress.time)
         start = tf.where(progress.active, start, progress.time)
         root = None if self.event is None else self._find(progress, start, limit)
-        stop = limit if root is None else root.time
+        stop = limit if root is None else root.stop()
         outcome = self.adjoint.solve(
             self.problem._replace(
                 times=tf.concat([start[None], self._saved_times(progress, target, start, stop), stop[None]], axis=0),
@@ -230,6 +247,7 @@ class _Segments:
             never = tf.zeros_like(progress.active)
             ended = _Ended(target, _last(outcome), never, never, outcome.status, 0, (), ())
         else:
+            outcome = root.outcome(outcome)
             ended = self._handle(progress, outcome, root, start, limit, target)
         return self._progress(progress, outcome, ended)
 
@@ -319,7 +337,13 @@ class _Segments:
         # An event at the very end leaves the end its derivative.
         time = tf.where((found | broken) & (time != stop), time, limit)
         evaluations = tf.where(detect, result.num_evaluations, 0)
-        return _Root(found, broken, time, state.which, state.side, state.sides, evaluations)
+        missed = tf.math.is_inf(time)
+        # Over a time without end, steps can grow until they are infinite.
+        endless = (result.status == int(Status.SUCCESS)) | tf.math.is_inf(result.step_size)
+        status = tf.where(endless, int(Status.MAX_STEPS), result.status)
+        result = tf.nest.map_structure(tf.stop_gradient, result._replace(status=status, observed=()))
+        time = tf.where(missed, result.time, time)
+        return _Root(found, broken, time, state.which, state.side, state.sides, evaluations, missed, result)
 
     def _handle(self, progress, outcome, root, start, limit, target):
         """What becomes of a segment that ended at a root, or at its `target` without one."""
@@ -328,23 +352,26 @@ class _Segments:
         function = EventFunction(
             lambda t, y: tree.take(event.values(t, y, self.parameters[0]), root.which),
             self.parameters[0],
-            self.clock,
+            self.clock.closed(tf.stop_gradient(root.time)),
             problem.method.per_sample,
         )
         stop, reach = tf.stop_gradient(root.time), farthest(outcome.step_size)
         reaches = (tf.minimum(tf.abs(stop - tf.stop_gradient(x)), reach) for x in (start, limit))
-        # Where nothing happened, a derivative that is infinite at the end must not matter.
-        near = [tree.where(root.found, x, tf.nest.map_structure(tf.stop_gradient, x)) for x in ((root.time,), y)]
-        (time,), event_y = near
+        # Where nothing happened, a derivative that is infinite at the end must not matter: there, the start serves as well.
+        begin = tf.nest.map_structure(tf.stop_gradient, (progress.time, progress.y))
+        time, event_y = tf.where(root.found, root.time, begin[0]), tree.where(root.found, y, begin[1])
         slope = problem.field(time, event_y, problem.parameters)
         happened = function.happened(root.found, root.side, time, event_y, slope, *reaches)
         again = root.found & progress.handled & is_same_time(happened.time, progress.time)
         handled = root.found & ~again & ~failed
         trouble = tf.where(again, int(EventTrouble.AGAIN), tf.where(root.broken, int(EventTrouble.NOT_A_NUMBER), 0))
+        late = root.missed & (outcome.status == int(Status.MAX_STEPS))
+        trouble = tf.where(late, int(EventTrouble.MISSED), tf.where(failed, 0, trouble))
         status = tf.where(again, int(Status.STEP_TOO_SMALL), tf.where(root.broken, int(Status.NON_FINITE), outcome.status))
-        time, y, side, evaluations = happened.time, tree.where(root.found, happened.y, y), root.side, root.evaluations + 1
+        time, y = tf.where(root.found, happened.time, root.time), tree.where(root.found, happened.y, y)
+        side, evaluations = root.side, root.evaluations + 1
         if event.reset is not None:
-            time = happened.event_time
+            time = tf.where(root.found, happened.event_time, root.time)
             reset = event.reset(tree.expand(time, y[0]), happened.event_y, self.parameters[1])
             y = tree.where(handled, reset, y)
             slope = problem.field(time, y, problem.parameters)
@@ -358,7 +385,7 @@ class _Segments:
             evaluations=evaluations,
             sides=tf.where(root.found, side, root.sides),
             events=progress.events.noted(
-                handled, progress.num_events, happened, root.which, tf.where(progress.active & ~failed, trouble, 0)
+                handled, progress.num_events, happened, root.which, tf.where(progress.active, trouble, 0)
             ),
         )
 

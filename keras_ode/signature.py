@@ -1,5 +1,6 @@
 """What a dynamics takes, the state alone or the time and the state, each with further arguments behind, and what it returns."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -34,6 +35,7 @@ def takes_time(dynamics, num_args=0, state=None):
         return True
     positional = [p for p in parameters if p.kind in _POSITIONAL and p.name not in _NOT_ARGUMENTS]
     names = [p.name for p in positional]
+    _check_bound(dynamics, names)
     _check_keywords(dynamics, parameters)
     _check_order(dynamics, names)
     required = sum(p.default is inspect.Parameter.empty for p in positional)
@@ -167,6 +169,16 @@ def how_to_stack(derivative):
     return ""
 
 
+def about_dataclasses(value):
+    """The hint for a dataclass that TensorFlow takes for one value."""
+    if not dataclasses.is_dataclass(value):
+        return ""
+    return (
+        f" The dataclass {type(value).__name__} is a nest for TensorFlow only if it has the methods __tf_flatten__ and "
+        "__tf_unflatten__: write these, or use a dict or a NamedTuple in its place."
+    )
+
+
 def describe(nest):
     return tf.nest.map_structure(lambda x: f"{getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}", nest)
 
@@ -175,7 +187,14 @@ def _stacked(numbers, dtype):
     return tf.stack([tf.convert_to_tensor(n, dtype if isinstance(n, (int, float)) else None) for n in numbers])
 
 
+def unwrapped(dynamics):
+    """The Keras layer or model in a `tf.function` of one; all else as it is."""
+    inner = getattr(dynamics, "python_function", None)
+    return inner if isinstance(inner, keras.Layer) else dynamics
+
+
 def _function_of(dynamics):
+    dynamics = unwrapped(dynamics)
     return dynamics.call if isinstance(dynamics, keras.Layer) else getattr(dynamics, "python_function", dynamics)
 
 
@@ -198,6 +217,15 @@ def _wrong_number(dynamics, parameters, num_args, required):
         f"The dynamics '{name_of(dynamics)}' must take the state, f(y), or the time and the state, f(t, y){extra}. "
         f"Received a function with the arguments ({', '.join(names)}).{hint}"
     )
+
+
+def _check_bound(dynamics, names):
+    """Refuses a method without its object, which would get the time or the state as `self`."""
+    if names and names[0] == "self" and not hasattr(dynamics, "__self__"):
+        raise TypeError(
+            f"The dynamics '{name_of(dynamics)}' is a method of a class, without an object to call it on: its arguments are "
+            f"({', '.join(names)}). Give the method of an object, such as model.{_callee(dynamics)}. Received: {dynamics!r}"
+        )
 
 
 def _check_order(dynamics, names):

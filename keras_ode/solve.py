@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from keras_ode import arguments, dynamics, tree
 from keras_ode.adjoints.base import Problem
+from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
-from keras_ode.events import ClosedEvent, close_events
+from keras_ode.events import ClosedEvent, SteadyState, close_events, ends_the_solve
 from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.on_step import OnStep
 from keras_ode.programs import programs_of
@@ -21,6 +22,7 @@ from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
+from keras_ode.steady_state import solve_steady_state
 from keras_ode.steps import at_steps
 from keras_ode.xla import is_compile_error
 
@@ -65,7 +67,8 @@ def solve(
             the (first leaf of the) state. Returns a nest like `y0`.
         y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them. A list of numbers is one vector.
         t: The times, shape `[T]`, strictly increasing or decreasing. One number is the end of a solve from zero; a list of
-            one is that start alone. Tensors, variables, and lists of them and numbers get gradients. Times may have a
+            one is that start alone. Where an event ends the solve, the last time may be infinite: an open end.
+            Tensors, variables, and lists of them and numbers get gradients. Times may have a
             higher precision than the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`:
             every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
         args: A tuple of further arguments of the dynamics: nests of tensors, and paths, which are continuous inputs made from
@@ -84,8 +87,9 @@ def solve(
             statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
             Defaults to `False`: all share their steps. A row that fails makes its own gradients NaN, and those of what
             the rows share, which are sums over rows.
-        event: A `keras_ode.Event`, or a list of them, of which the earliest wins. The solution then has `event_time` and
-            `event_state`, which are differentiable, and `event_index`; states after a terminal event are NaN.
+        event: A `keras_ode.Event`, or a list of them, of which the earliest wins; or a `keras_ode.SteadyState`. The solution
+            then has `event_time` and `event_state`, which are differentiable, and `event_index`; states after a terminal event
+            are NaN.
         jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: a step ends right before each
             and the next begins right after it. With `per_sample` also `[B, J]`. Differentiable.
         dense: Whether the solution shall have `evaluate(t)` and `derivative(t)` anywhere in the interval. Room for
@@ -184,10 +188,12 @@ def solve_in_mode(
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
-    asked = arguments.checked_times(t, dtype, per_sample)
+    asked = arguments.checked_times(t, dtype, per_sample, ends_the_solve(event))
     times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
     method = method._replace(per_sample=bool(per_sample))
+    if isinstance(event, SteadyState):
+        arguments.check_steady_state(event, asked.times, jump_times, adjoint)
     keeps_steps = arguments.check_save(save, asked.times, dense, event, jump_times)
     adjoint = arguments.checked_adjoint(adjoint, dense, method, keeps_steps)
     arguments.check_on_failure(on_failure)
@@ -272,7 +278,7 @@ def _close(function, t, y0, args, training, penalties, mask):
 class _SegmentsOf(NamedTuple):
     """The event and the jumps of a solve; `tensors` are what they read."""
 
-    event: ClosedEvent | None
+    event: ClosedEvent | SteadyState | None
     tensors: tuple
 
     def key(self):
@@ -294,7 +300,7 @@ def _segments(event, jump_times, problem, y0, asked):
     problem = problem._replace(times=rounded, elapsed=())
     closed = None
     if event is not None:
-        closed = close_events(event, problem.times[0], y0)
+        closed = event if isinstance(event, SteadyState) else close_events(event, problem.times[0], y0)
     return problem, _SegmentsOf(closed, (closed.tensors() if closed else (), jumps))
 
 
@@ -327,6 +333,8 @@ def _run(adjoint, problem, segments, jit_compile):
     if in_parts and adjoint.pays_to_compile and not tree.is_compiled():
         programs = programs_of(key if problem.recorder is None else None)
         problem = problem._replace(programs=programs, may_compile=may_compile)
+    if not adjoint.has_forward_mode:
+        refuse_forward_mode(tf.nest.flatten(tensors))
     if not tf.executing_eagerly():
         if not is_compiled:
             return _solve(adjoint, problem, segments, tensors)
@@ -396,6 +404,8 @@ def _solve(adjoint, problem, segments, tensors, alone=False):
     problem = problem.with_tensors(tensors[0])
     if segments is None:
         return adjoint.solve(problem), None
+    if isinstance(segments.event, SteadyState):
+        return solve_steady_state(problem, segments.event)
     event_parameters, jumps = tensors[1]
     return solve_segments(adjoint, problem, segments.event, event_parameters, jumps[0] if jumps else None, alone)
 

@@ -57,7 +57,9 @@ def rounded(value, dtype):
     """A float tensor, or an array, in another type, and what that took from it."""
     if isinstance(value, np.ndarray):  # by NumPy: numbers need no double precision on the device
         high = value.astype(dtype.as_numpy_dtype)
-        return tf.constant(high), tf.constant((value - high).astype(dtype.as_numpy_dtype))
+        with np.errstate(invalid="ignore"):  # an open end is infinite
+            lost = value - high
+        return tf.constant(high), tf.constant(lost.astype(dtype.as_numpy_dtype))
     high = tf.cast(value, dtype)
     if value.dtype.size <= dtype.size:
         return high, tf.zeros_like(high)

@@ -36,6 +36,11 @@ class PureFunction:
     def _function(self):
         return trace(lambda *inputs: self._build(*inputs), [*self._specs, *map(spec, self.parameters)])
 
+    def labels(self):
+        """What a user calls the parameters."""
+        labels = self._closure.labels()
+        return ["A tensor in args" for _ in self.parameters[: len(self.parameters) - len(labels)]] + labels
+
     def precisions(self, num_leaves):
         """The coarsest float type of what is computed from time and state, and that of the results."""
         graph = self._closure.graph

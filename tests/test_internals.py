@@ -351,3 +351,10 @@ def test_functions_of_an_imported_graph_can_be_called_and_vectorized():
 
     assert again(tf.constant(1.5)).numpy() == 12.0
     np.testing.assert_array_equal(tf.vectorized_map(again, tf.constant([1.0, 2.0])), [8.0, 16.0])
+
+
+def test_tensor_that_a_forward_accumulator_follows_is_known():
+    x, y = tf.constant(2.0), tf.constant(3.0)
+    with tf.autodiff.ForwardAccumulator(x, tf.constant(1.0)):
+        assert internals.has_tangents([y, x * x]) and not internals.has_tangents([y])
+    assert not internals.has_tangents([x])

@@ -1,5 +1,6 @@
 """How the arguments of a dynamics are told apart, and which are refused."""
 
+import dataclasses
 import functools
 
 import keras
@@ -174,3 +175,64 @@ def test_nest_of_another_kind_is_refused(derivative):
 def test_list_of_columns_is_refused_with_the_fix():
     with pytest.raises(ValueError, match=r"tf.stack\(\[...\], axis=-1\)"):
         keras_ode.odeint(lambda t, y: [y[:, 1], -y[:, 0]], tf.ones([3, 2]), [0.0, 1.0])
+
+
+# What holds methods, and what TensorFlow takes for one value
+
+
+class Decay(tf.Module):
+    @tf.function
+    def field(self, t, y):
+        return -y
+
+    def plain(self, y):
+        return -y
+
+
+@pytest.mark.parametrize("method", [Decay.field, Decay.plain], ids=["tf.function", "function"])
+def test_method_without_its_object_is_refused_for_that_reason(method):
+    with pytest.raises(TypeError, match=r"is a method of a class, without an object to call it on: its arguments are \(self, "):
+        takes_time(method)
+
+
+def test_methods_of_an_object_and_functions_of_layers_are_understood():
+    decay, one = Decay(), tf.constant([[1.0]])
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer=lambda *_, **__: [[-1.0]])
+    for dynamics in (decay.field, decay.plain, functools.partial(Decay.field, decay), tf.function(dense)):
+        found = keras_ode.odeint(dynamics, one, [0.0, 1.0], rtol=1e-5, jit_compile=False)[-1]
+        np.testing.assert_allclose(found, [[np.exp(-1.0)]], rtol=1e-4)
+
+
+@dataclasses.dataclass
+class Plain:
+    a: tf.Tensor
+
+
+@dataclasses.dataclass
+class Nest(Plain):
+    def __tf_flatten__(self):
+        return (), (self.a,)
+
+    @classmethod
+    def __tf_unflatten__(cls, _, parts):
+        return cls(*parts)
+
+
+def test_dataclass_is_a_state_and_an_argument_where_tensorflow_takes_it_for_a_nest():
+    one, rate = tf.constant([1.0]), Nest(tf.constant(2.0))
+    options = {"rtol": 1e-5, "jit_compile": False}
+    found = keras_ode.solve(lambda t, y, k: Nest(-k.a * y.a), Nest(one), [0.0, 1.0], args=(rate,), **options).ys
+    assert isinstance(found, Nest)
+    np.testing.assert_allclose(found.a[-1], [np.exp(-2.0)], rtol=1e-4)
+
+
+def test_other_dataclasses_are_refused_with_what_to_write():
+    one, hint = tf.constant([1.0]), "The dataclass Plain is a nest for TensorFlow only if .* use a dict or a NamedTuple"
+    with pytest.raises(TypeError, match=f"y0 must be .*{hint}"):
+        keras_ode.solve(lambda y: y, Plain(one), [0.0, 1.0])
+    with pytest.raises(TypeError, match=f"args must hold .*{hint}"):
+        keras_ode.solve(lambda y, k: -k.a * y, one, [0.0, 1.0], args=(Plain(one),))
+    with pytest.raises(TypeError, match=f"must return dense tensors.*{hint}"):
+        keras_ode.solve(lambda y: Plain(-y), one, [0.0, 1.0])
+    with pytest.raises(ValueError, match="must return a nest like the state's.*Received: Plain"):
+        keras_ode.solve(lambda a, b: Plain(-b[0]), (one, one), [0.0, 1.0])

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_ode import internals, tree
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
-from keras_ode.custom_gradient import custom_gradient, is_being_saved, refuses_gradients
+from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
 from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
@@ -122,11 +122,13 @@ class Adjoint(Configurable):
         pays_to_compile: Whether XLA is worth its time there: not where it compiles anew when the weights change.
         differentiates_steps: Whether the gradient is that of the steps taken; so dense output, and sums over steps, have
             gradients.
+        has_forward_mode: Whether forward accumulators go through it.
     """
 
     compiles_alone = True
     pays_to_compile = True
     differentiates_steps = False
+    has_forward_mode = False
 
     def with_compiled_parts(self, problem):
         """The problem, with parts compiled that pay where the program around them is not compiled."""
@@ -434,23 +436,3 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
         fn_output_signature=times.dtype,
     )
     return tf.concat([first[None], later], axis=0)
-
-
-def first_order_only(values, sources):
-    """The values, which refuse to be differentiated by the sources: that gradient would be missing in silence."""
-
-    words = (
-        "This adjoint gives first derivatives only. For second derivatives (nested tapes, tape.jacobian of a gradient) use "
-        "adjoint='direct'."
-    )
-    if is_being_saved():
-        return refuses_gradients(values, sources, words)
-
-    def refuse(*_):
-        raise NotImplementedError(words)
-
-    @custom_gradient
-    def pass_on(*tensors):
-        return tuple(tf.identity(tensor) for tensor in tensors[: len(values)]), refuse
-
-    return pass_on(*values, *sources)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import Adjoint, solve_forward
-from keras_ode.custom_gradient import custom_gradient
+from keras_ode.custom_gradient import custom_gradient, is_followed
 
 # XLA is worth its calls from so many weights on, and so many for every number of the state: TensorFlow's own product of a
 # few rows with a large transposed matrix takes several times as long.
@@ -25,6 +25,7 @@ class Direct(Adjoint):
     compiles_alone = False
     pays_to_compile = False
     differentiates_steps = True
+    has_forward_mode = True
 
     def with_compiled_parts(self, problem):
         weights, state = _size(problem.field.select(problem.parameters)), _size(problem.y)
@@ -33,6 +34,11 @@ class Direct(Adjoint):
 
     def solve(self, problem):
         if tree.is_compiled():
+            if is_followed(problem.tensors()):
+                raise NotImplementedError(
+                    "XLA cannot compile a solve with a forward accumulator (tf.autodiff.ForwardAccumulator) in the same function: "
+                    "leave jit_compile=True out of the tf.function."
+                )
             problem = problem.with_tensors([_opaque(tensor) for tensor in problem.tensors()])
         problem = problem._replace(field=problem.field.inlined())
         return solve_forward(problem, bound=problem.method.max_steps)[0]

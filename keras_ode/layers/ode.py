@@ -12,6 +12,7 @@ from keras_ode import adjoints, configurable, controllers, internals, paths, reg
 from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
 from keras_ode.dynamics import build as build_dynamics
+from keras_ode.events import SteadyState
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
 from keras_ode.signature import check_signature, mask_of, refuse_symbolic
 from keras_ode.solve import OPTIONS, solve_in_mode
@@ -214,11 +215,12 @@ class ODELayer(keras.Layer):
 
     def _solve(self, y, t, training, **options):
         """The `Solution` and the penalties."""
+        chooses = options.get("dense") or options.get("save") == "steps" or isinstance(options.get("event"), SteadyState)
         ours = {
             "solver": self.solver,
             "rtol": self.rtol,
             "atol": self.atol,
-            "adjoint": None if options.get("dense") or options.get("save") == "steps" else self.adjoint,
+            "adjoint": None if chooses else self.adjoint,
             "controller": self.controller,
             "step_size": self.step_size,
             "max_steps": self.max_steps,

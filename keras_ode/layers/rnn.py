@@ -1,6 +1,7 @@
 """A recurrent network whose hidden state flows along an ODE between observations."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -13,8 +14,8 @@ from keras_ode.signature import mask_of
 class ODERNN(keras.Layer):
     """A recurrent layer for irregular times: the hidden state follows an ODE from one observation to the next.
 
-    At each time where something is observed, the cell takes it in; where nothing is, the state only flows on. So states at
-    times of your own are those of a sequence that has these times too, masked.
+    At each time where something is observed, the cell takes it in; where nothing is, the state only flows on. Give
+    `output_times` for states at times of your own.
 
     Args:
         cell: A cell of a Keras recurrent layer, such as `keras.layers.GRUCell(16)`. Of several states, the first flows.
@@ -27,6 +28,7 @@ class ODERNN(keras.Layer):
             to `False`.
         t: The times of the observations, where all series have the same: for layers such as `keras.layers.Bidirectional` that
             cannot pass them. Defaults to `None`: they come with the call.
+        output_times: Where all series have the same, the times at which the states are returned: see below.
         name, dtype, trainable: As in `keras.Layer`.
         **ode: Arguments of `ODELayer`: `solver`, `rtol`, `atol`, `per_sample`, ... `per_sample=True` is needed where rows
             have their own times.
@@ -39,12 +41,16 @@ class ODERNN(keras.Layer):
             or else to everywhere.
         initial_state: The cell's states right before the first observation: `[B, units]`, or a list where the cell has
             several. Defaults to the cell's own.
+        output_times: The times at which the states are returned, in place of those of the observations: strictly monotone in the
+            direction of `t`, none before the first observation, `[K]`, or with `per_sample=True` `[B, K]`. At the time of an
+            observation it is the state right after, or with `return_before` right before it. `return_state` then
+            returns the states at the last of all times. Defaults to the layer's.
 
     Input shape:
         `(batch, T, features)`.
 
     Output shape:
-        `(batch, units)`; with `return_sequences`, `(batch, T, units)`.
+        `(batch, units)`; with `return_sequences`, `(batch, T, units)`, or `(batch, K, units)` with `output_times`.
 
     Example:
 
@@ -64,6 +70,7 @@ class ODERNN(keras.Layer):
         return_state=False,
         go_backwards=False,
         t=None,
+        output_times=None,
         name=None,
         dtype=None,
         trainable=True,
@@ -79,37 +86,67 @@ class ODERNN(keras.Layer):
         # States keep the precision of the variables; cell and dynamics cast their own copies.
         self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **({} if t is None else {"t": t}))
         self.t = None if t is None else self.ode.t
+        self.output_times = None if output_times is None else _checked_output_times(output_times)
         self.supports_masking = True
         self._compiled = tf.function(self._states, autograph=False)
 
-    def build(self, x_shape, t_shape=None, mask_shape=None, initial_state_shape=None):
+    def __call__(self, x, *args, output_times=None, **kwargs):
+        # Keras knows the shapes of arrays, but not of lists.
+        if isinstance(output_times, (list, tuple)) and not tree.holds_tensors(output_times):
+            output_times = np.asarray(output_times)
+        return super().__call__(x, *args, **kwargs, **({} if output_times is None else {"output_times": output_times}))
+
+    def build(self, x_shape, t_shape=None, mask_shape=None, initial_state_shape=None, output_times_shape=None):
         if not self.cell.built:
             self.cell.build((x_shape[0], x_shape[-1]))
         self.ode.build((x_shape[0], self._sizes()[0]))
 
-    def call(self, x, t=None, mask=None, training=None, initial_state=None):
-        mask = mask_of(x) if mask is None else mask
+    def call(self, x, t=None, mask=None, training=None, initial_state=None, output_times=None):
+        mask = given_mask = mask_of(x) if mask is None else mask
         x, t = tf.convert_to_tensor(x), self._checked_times(t, x)
+        outputs = self.output_times if output_times is None else output_times
+        outputs = None if outputs is None else self._as_times(outputs)
         mask = tf.ones(tf.shape(x)[:2], bool) if mask is None else tf.cast(mask, bool)
         start = self._start(initial_state, x)
-        t = tf.transpose(t)
-        x, mask = tf.transpose(x, [1, 0, 2]), tf.transpose(mask)
         if self.go_backwards:
-            x, t, mask = (tf.reverse(sequence, axis=[0]) for sequence in (x, t, mask))
+            x, mask = (tf.reverse(sequence, axis=[1]) for sequence in (x, mask))
+            t, outputs = (None if times is None else tf.reverse(times, axis=[-1]) for times in (t, outputs))
+        slots = None
+        if outputs is not None:
+            x, t, mask, slots, fine = merged(x, t, mask, outputs, self.return_before, self.ode.per_sample)
         # In eager code one traced loop serves all steps and calls.
         compute = self._compiled if tf.executing_eagerly() else self._states
-        hidden, last = compute(x, t, mask, training, start)
-        output = tf.transpose(hidden, [1, 0, 2]) if self.return_sequences else hidden[-1]
+        hidden, last = compute(tf.transpose(x, [1, 0, 2]), tf.transpose(t), tf.transpose(mask), training, start)
+        hidden = tf.transpose(hidden, [1, 0, 2])
+        if slots is not None:
+            hidden = tf.gather(hidden, slots, axis=1, batch_dims=slots.shape.rank - 1)
+            hidden = tf.where(fine[..., None], hidden, tf.constant(np.nan, hidden.dtype))
+        output = hidden if self.return_sequences else hidden[:, -1]
         output, *last = (tf.cast(state, self.compute_dtype) for state in (output, *last))
+        if slots is not None and self.return_sequences and given_mask is not None:
+            output._keras_mask = tf.ones(tf.shape(output)[:2], bool)
         return (output, *last) if self.return_state else output
 
-    def compute_output_shape(self, x_shape, t_shape=None, mask_shape=None, initial_state_shape=None):
-        sizes = self._sizes()
-        output = (*(x_shape[:2] if self.return_sequences else x_shape[:1]), sizes[0])
+    def compute_output_shape(
+        self, x_shape, t_shape=None, mask_shape=None, initial_state_shape=None, output_times_shape=None
+    ):
+        sizes, length = self._sizes(), x_shape[1]
+        if output_times_shape is not None or self.output_times is not None:
+            length = len(self.output_times) if output_times_shape is None else output_times_shape[-1]
+        output = (x_shape[0], length, sizes[0]) if self.return_sequences else (x_shape[0], sizes[0])
         return (output, *((x_shape[0], size) for size in sizes)) if self.return_state else output
 
+    def compute_output_spec(self, x, *args, output_times=None, **kwargs):
+        specs = super().compute_output_spec(
+            x, *args, **kwargs, **({} if output_times is None else {"output_times": output_times})
+        )
+        if self.return_sequences and (output_times is not None or self.output_times is not None) and mask_of(x) is not None:
+            output = specs[0] if self.return_state else specs
+            output._keras_mask = keras.KerasTensor(output.shape[:2], "bool")
+        return specs
+
     def compute_mask(self, x, previous_mask):
-        mask = previous_mask if self.return_sequences else None
+        mask = previous_mask if self.return_sequences and self.output_times is None else None
         if mask is not None and self.go_backwards:
             mask = ops.flip(mask, axis=1)
         return (mask, *(None for _ in self._sizes())) if self.return_state else mask
@@ -124,6 +161,7 @@ class ODERNN(keras.Layer):
             "return_state": self.return_state,
             "go_backwards": self.go_backwards,
             "t": self.t,
+            "output_times": self.output_times,
             **{name: value for name, value in self.ode.get_options().items() if name not in ("t", "return_sequences")},
         }
 
@@ -168,12 +206,95 @@ class ODERNN(keras.Layer):
     def _checked_times(self, t, x):
         if t is None and self.t is None:
             raise ValueError("ODERNN needs the times of the observations: call layer(x, t=times), or make ODERNN(..., t=times).")
-        t = tree.as_tensor(self.t if t is None else t)
-        # Double precision is kept: times are subtracted before they are rounded.
-        t = t if t.dtype == tf.float64 else tf.cast(t, self.variable_dtype)
+        t = self._as_times(self.t if t is None else t)
         if None not in (t.shape[-1], x.shape[1]) and t.shape[-1] != x.shape[1]:
             raise ValueError(f"There must be one time for each observation. Received: {t.shape[-1]} times for x of shape {x.shape}")
         return t
 
+    def _as_times(self, t):
+        """Times as a tensor. Double precision is kept: they are subtracted before they are rounded."""
+        t = tree.as_tensor(t)
+        return t if t.dtype == tf.float64 else tf.cast(t, self.variable_dtype)
+
     def _sizes(self):
         return tf.nest.flatten(self.cell.state_size)
+
+
+def merged(x, t, mask, outputs, before, per_sample):
+    """A series that has further times, at which nothing is observed.
+
+    Args:
+        x, t, mask: The series: `[B, T, features]`, `[T]` or `[B, T]`, and `[B, T]`.
+        outputs: The further times, `[K]` or `[B, K]`.
+        before: Whether they come before an observation at the same time, and not behind it.
+        per_sample: Whether rows may have times of their own.
+
+    Returns:
+        The longer series; where in it the further times are, `[K]` or `[B, K]`; and which of them make sense, like these.
+    """
+    _check_outputs(outputs, t, per_sample)
+    dtype = max((t.dtype, outputs.dtype), key=lambda d: d.size)
+    t, outputs = tf.cast(t, dtype), tf.cast(outputs, dtype)
+    if max(t.shape.rank, outputs.shape.rank) == 2:
+        t, outputs = (s if s.shape.rank == 2 else tf.tile(s[None], [tf.shape(x)[0], 1]) for s in (t, outputs))
+    direction = tf.sign(t[..., -1:] - t[..., :1])
+    direction = tf.where(direction == 0, tf.sign(outputs[..., -1:] - outputs[..., :1]), direction)
+    direction = tf.where(direction == 0, tf.ones_like(direction), direction)
+    fine = _are_fine(outputs, t, direction)
+    _refuse(fine, outputs, t)
+    # Those that make no sense come last: so they do not change what the others are.
+    last = tf.reduce_max(tf.where(fine, direction * outputs, direction * t[..., -1:]), axis=-1, keepdims=True)
+    outputs = tf.where(fine, outputs, direction * tf.maximum(last, direction * t[..., -1:]))
+    ahead = (direction * outputs)[..., None, :] - (direction * t)[..., :, None]  # [T, K]
+    later = ahead > 0 if before else ahead >= 0
+    count, number = outputs.shape[-1], tf.shape(t)[-1]
+    of_t = tf.range(number) + tf.reduce_sum(tf.cast(~later, tf.int32), axis=-1)
+    of_outputs = tf.range(count) + tf.reduce_sum(tf.cast(later, tf.int32), axis=-2)
+    order = tf.argsort(tf.concat([of_t, of_outputs], axis=-1))
+    rows, batch_dims = tf.shape(x)[0], order.shape.rank - 1
+    x = tf.concat([x, tf.zeros([rows, count, x.shape[-1]], x.dtype)], axis=1)
+    mask = tf.concat([mask, tf.zeros([rows, count], bool)], axis=1)
+    x, mask = (tf.gather(s, order, axis=1, batch_dims=batch_dims) for s in (x, mask))
+    t = tf.gather(tf.concat([t, outputs], axis=-1), order, axis=-1, batch_dims=batch_dims)
+    return x, t, mask, of_outputs, fine
+
+
+def _are_fine(outputs, t, direction):
+    """Which times follow each other strictly, none before the first observation."""
+    steps = direction[..., :1] * (outputs[..., 1:] - outputs[..., :-1])
+    follows = tf.concat([direction * (outputs[..., :1] - t[..., :1]) >= 0, steps > 0], axis=-1)
+    return tf.math.cumprod(tf.cast(follows, tf.int32), axis=-1) > 0
+
+
+def _check_outputs(outputs, t, per_sample):
+    if outputs.shape.rank not in ((1, 2) if per_sample else (1,)) or not outputs.shape[-1]:
+        raise ValueError(
+            "output_times must be times of a known number, shape [K], or [B, K] with per_sample=True. Received: "
+            f"output_times of shape {outputs.shape}, per_sample={per_sample!r}"
+        )
+
+
+def _refuse(fine, outputs, t):
+    """In eager code, refuses times that make no sense; in graphs, the states there are NaN."""
+    known = tf.get_static_value(fine)
+    if known is not None and not np.all(known):
+        raise ValueError(
+            "output_times must be strictly monotone in the direction of the observations' times, and none may come before the "
+            f"first observation. Received: output_times={tf.get_static_value(outputs)!r}, t={tf.get_static_value(t)!r}"
+        )
+
+
+def _checked_output_times(output_times):
+    if tree.holds_tensors(output_times):
+        raise TypeError(
+            "The layer's output_times must be numbers: give tensors where you call it, layer(x, t=times, output_times=...). "
+            f"Received: output_times={output_times!r}"
+        )
+    try:
+        times = np.asarray(output_times, dtype="float64")
+    except (TypeError, ValueError):
+        times = np.array(np.nan)
+    steps = np.diff(np.atleast_1d(times))
+    if times.ndim != 1 or not times.size or not np.isfinite(times).all() or not (np.all(steps > 0) or np.all(steps < 0)):
+        raise ValueError(f"output_times must be a list of strictly monotone numbers. Received: output_times={output_times!r}")
+    return tuple(float(x) for x in times)

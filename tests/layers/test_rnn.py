@@ -182,3 +182,120 @@ def test_states_before_observations_are_those_that_flowed_there():
     expected = [known[:, i] @ scipy.linalg.expm(A * (TIMES[i + 1] - TIMES[i])) for i in range(4)]
     np.testing.assert_allclose(states[:, 1:], np.stack(expected, axis=1), rtol=1e-3, atol=1e-5)
     assert ODERNN.from_config(before.get_config()).return_before
+
+
+# States at times of one's own
+
+OUTPUT_TIMES = np.array([0.05, 0.1, 0.3, 0.55, 2.0], "float32")
+OWN_OUTPUT_TIMES = OWN_TIMES[:, :1] + np.array([[0.0, 0.2, 0.9], [0.1, 0.3, 4.0], [0.5, 0.6, 0.7]], "float32")
+
+
+def by_hand(layer, times, outputs, before=False):
+    """The states at output times of each row: one solve for each piece between an observation and the next."""
+    rows = []
+    for row in range(len(X)):
+        t, wanted, found = times[row], outputs[row], []
+        h = np.zeros([1, 3], "float32")
+        for i in range(len(t)):
+            if before and t[i] in wanted:
+                found.append(h[0])
+            h = layer.cell(X[row : row + 1, i], h)[0].numpy()
+            end = t[i + 1] if i + 1 < len(t) else np.inf
+            within = [s for s in wanted if (t[i] < s if before else t[i] <= s) and s < end]
+            for s in within:
+                found.append((h @ scipy.linalg.expm(A * (s - t[i])))[0])
+            if i + 1 < len(t):
+                h = (h @ scipy.linalg.expm(A * (end - t[i]))).astype("float32")
+        rows.append(found)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("own", [False, True], ids=["times of all", "times of each"])
+def test_states_at_output_times_are_those_of_solves_piece_by_piece(own, before):
+    times, outputs = (OWN_TIMES, OWN_OUTPUT_TIMES) if own else (TIMES, OUTPUT_TIMES)
+    layer = linear(per_sample=own, return_sequences=True, return_before=before)
+    states = layer(X, t=times, output_times=outputs)
+    of_rows = [np.broadcast_to(x, (3, x.shape[-1])) for x in (times, outputs)]
+    np.testing.assert_allclose(states, by_hand(layer, *of_rows, before=before), rtol=1e-3, atol=1e-5)
+
+
+def test_output_times_back_in_time_are_those_of_the_mirrored_series():
+    forward, backward = linear(return_sequences=True), linear(return_sequences=True, go_backwards=True)
+    backward.set_weights(forward.get_weights())
+    outputs = np.array([-1.0, 0.1, 0.55], "float32")
+    found = backward(X, t=TIMES, output_times=outputs)
+    expected = forward(X[:, ::-1], t=TIMES[::-1].copy(), output_times=outputs[::-1].copy())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_last_output_time_alone_and_its_gradient():
+    layer, times = linear(), tf.constant([0.7, 2.0])
+    with tf.GradientTape() as tape:
+        tape.watch(times)
+        state = layer(X, t=TIMES, output_times=times)
+    np.testing.assert_allclose(state, linear_flow(layer(X, t=TIMES).numpy(), 0.8), rtol=1e-3, atol=1e-5)
+    slope = (state.numpy() @ A).sum()  # h' = h A
+    np.testing.assert_allclose(tape.gradient(state, times), [0.0, slope], rtol=1e-2, atol=1e-4)
+
+
+def linear_flow(state, duration):
+    return state @ scipy.linalg.expm(A * duration)
+
+
+@pytest.mark.slow
+def test_model_with_output_times_is_saved_and_exported(tmp_path):
+    series, times, outputs = keras.Input([5, 2]), keras.Input([5]), keras.Input([3])
+    dense = keras.layers.Dense(3, activation="tanh")
+    layer = ODERNN(keras.layers.GRUCell(3), dense, return_sequences=True, per_sample=True, jit_compile=False)
+    found = layer(keras.layers.Masking()(series), t=times, output_times=outputs)
+    assert found.shape == (None, 3, 3) and found._keras_mask.shape == (None, 3)
+    model = keras.Model([series, times, outputs], found)
+    inputs = [X, OWN_TIMES, OWN_OUTPUT_TIMES]
+    expected = model.predict(inputs, verbose=0)
+    np.testing.assert_allclose(layer(*inputs[:1], t=OWN_TIMES, output_times=OWN_OUTPUT_TIMES), expected, rtol=1e-4, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras").predict(inputs, verbose=0), expected, rtol=1e-4)
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(exported.serve([tf.constant(x) for x in inputs]), expected, rtol=1e-4)
+    model.compile("sgd", "mse", jit_compile=True)
+    assert np.isfinite(model.fit(inputs, np.zeros([3, 3, 3]), verbose=0).history["loss"]).all()
+
+
+def test_output_times_of_the_layer_are_in_its_config_and_its_masks():
+    layer = linear(t=TIMES, output_times=[0.0, 2.0], return_sequences=True)
+    again = ODERNN.from_config(layer.get_config())
+    again.build((None, 5, 2))
+    again.set_weights(layer.get_weights())
+    masked = keras.layers.Masking()(X)
+    states = layer(masked)
+    np.testing.assert_array_equal(again(masked), states)
+    np.testing.assert_allclose(states, layer(X, output_times=[0.0, 2.0]))
+    assert states._keras_mask.shape == (3, 2) and layer(keras.Input([5, 2])).shape == (None, 2, 3)
+    assert layer(keras.Input([5, 2]), output_times=[0.0, 1.0, 2.0]).shape == (None, 3, 3)
+    both = keras.layers.Bidirectional(linear(t=TIMES, output_times=[0.0, 1.2], return_sequences=True))
+    both.backward_layer.set_weights(both.forward_layer.get_weights())
+    np.testing.assert_allclose(both(X)[..., 3:], both.backward_layer(X)[:, ::-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [[-0.1, 1.0], [0.5, 0.5], [1.0, 0.5]], ids=str)
+def test_output_times_that_make_no_sense_are_refused_and_nan_in_graphs(outputs):
+    layer = linear(return_sequences=True)
+    with pytest.raises(ValueError, match="none may come before the first observation. Received: output_times=array"):
+        layer(X, t=TIMES, output_times=outputs)
+    states = tf.function(lambda s: layer(X, t=TIMES, output_times=s))(tf.constant(outputs))
+    assert np.isnan(states[:, 1]).all()
+    if outputs[0] > 0:
+        np.testing.assert_allclose(states[:, :1], layer(X, t=TIMES, output_times=outputs[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_output_times_of_a_wrong_kind_are_refused():
+    layer = linear(return_sequences=True)
+    with pytest.raises(ValueError, match=r"\[B, K\] with per_sample=True. Received: output_times of shape \(3, 3\)"):
+        layer(X, t=TIMES, output_times=OWN_OUTPUT_TIMES)
+    for wrong in ([1.0, 0.5, 2.0], [], "soon"):
+        with pytest.raises(ValueError, match="must be a list of strictly monotone numbers. Received"):
+            linear(output_times=wrong)
+    with pytest.raises(TypeError, match="must be numbers: give tensors where you call it"):
+        linear(output_times=tf.constant([0.0]))

@@ -1,0 +1,191 @@
+"""Solves that end where the state is steady, and how that state depends on the parameters."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function.polymorphic_function import OptionalXlaContext
+
+from keras_ode import tree
+from keras_ode.adjoints.base import Outcome, nan_unless, stage_field
+from keras_ode.controllers import Tolerance
+from keras_ode.custom_gradient import custom_gradient, first_order_only
+from keras_ode.errors import EventTrouble, Status
+from keras_ode.event_time import EventOutcome
+from keras_ode.integrate import integrate
+from keras_ode.observers import Stiffness
+from keras_ode.solvers.base import Solver, Stage
+
+# Steps times the spectral radius stay below this, so that every step comes closer to the equilibrium. At the limit of
+# stability, where the error estimate would let them be, the state stays as far from it as the tolerance allows.
+_LARGEST_STEP = 1.0
+# Differences of states below so many rounding errors say nothing of the spectral radius.
+_ROUNDING_ERRORS = 100
+# A residual of so many rounding errors is as small as it gets.
+_SMALLEST_RESIDUAL = 10
+
+_HIGHER = "solve over a finite time without it and use adjoint='direct'"
+
+
+def solve_steady_state(problem, steady):
+    """Solves a problem with an open end until its state is steady.
+
+    The steady state `y*` solves `f(t, y*, p) = 0`, so that `dy*/dp = -(df/dy)^-1 df/dp` (the implicit function theorem). The
+    steps to it need not be differentiated.
+
+    Args:
+        problem: The `Problem`, of two times.
+        steady: A `SteadyState`.
+
+    Returns:
+        The `Outcome`, whose last state is the steady state, and an `EventOutcome`.
+    """
+    rtol, atol = (
+        given if asked is None else tf.constant(asked, given.dtype)
+        for asked, given in zip((steady.rtol, steady.atol), problem.method.tolerance, strict=True)
+    )
+    frozen = problem.with_tensors([tf.stop_gradient(tensor) for tensor in problem.tensors()])
+    method = _damped(frozen.method)
+    watch = _IsSteady(method, Tolerance(rtol, atol), frozen.times[0])
+    result = integrate(
+        stage_field(frozen),
+        frozen.times[0],
+        frozen.times[-1],
+        frozen.y,
+        method,
+        observers=(Stiffness(frozen.times[0], tuple), *frozen.watchers, watch),
+        halts=lambda is_steady: is_steady,
+    )
+    found = result.observed[-1] & (result.status == int(Status.EVENT))
+    endless = (result.status == int(Status.SUCCESS)) | tf.math.is_inf(result.step_size)
+    status = tf.where(found, int(Status.EVENT), tf.where(endless, int(Status.MAX_STEPS), result.status))
+    last = _implicit(problem, rtol, found, result.time, nan_unless(found, result.y))
+    outcome = Outcome(
+        ys=tuple(tf.stack([first, end]) for first, end in zip(problem.y, last, strict=True)),
+        dense=(),
+        status=status,
+        time=result.time,
+        step_size=result.step_size,
+        num_steps=result.num_steps,
+        num_accepted=result.num_accepted,
+        num_evaluations=result.num_evaluations,
+        stiffness=result.observed[0],
+        y=result.y,
+        output=(),
+    )
+    trouble = tf.where(status == int(Status.MAX_STEPS), int(EventTrouble.NOT_STEADY), 0)
+    time = tf.where(found, result.time, tf.constant(np.nan, result.time.dtype))
+    return outcome, EventOutcome(time, last, tf.where(found, 0, -1), trouble)
+
+
+class _IsSteady(NamedTuple):
+    """Observes whether the derivative at the end of an accepted step is small on the scale of a tolerance."""
+
+    method: NamedTuple
+    tolerance: Tolerance
+    like: tf.Tensor
+
+    def start(self):
+        return tf.zeros_like(self.like, dtype=tf.bool)
+
+    def see(self, state, trial):
+        y, derivative = trial.step.y, self.method.solver.first_derivative(trial.step.carry)
+        size = self.tolerance.scaled(derivative, y, y, self.method.per_sample, self.like.dtype)
+        return tf.where(trial.accept, size <= 1, state)
+
+
+def _damped(method):
+    """The method, with steps that are short enough to approach an equilibrium."""
+    if not method.controller.adaptive:
+        return method
+    return method._replace(solver=_Damped(method.solver, method.tolerance, method.per_sample))
+
+
+class _Damped(Solver):
+    """Steps of another solver whose error is as large as the tolerance where they are long for the dynamics' Jacobian."""
+
+    def __init__(self, solver, tolerance, per_sample):
+        self.solver, self.tolerance, self.per_sample = solver, tolerance, per_sample
+        self.order, self.error_order, self.degree = solver.order, solver.error_order, solver.degree
+
+    def start(self, field, t, y):
+        return self.solver.start(field, t, y)
+
+    def first_derivative(self, carry):
+        return self.solver.first_derivative(carry)
+
+    def step(self, field, interval, y, carry, with_dense=False):
+        step = self.solver.step(field, interval, y, carry, with_dense)
+        (near, near_slope), (end, end_slope) = step.neighbors
+        dtype = interval.size.dtype
+        unit = tree.peak(end, self.per_sample, dtype) * _ROUNDING_ERRORS * np.finfo(dtype.as_numpy_dtype).eps
+        change, distance = (
+            tree.mean_square(tree.subtract(a, b), self.per_sample, dtype) for a, b in ((end_slope, near_slope), (end, near))
+        )
+        radius = tf.sqrt(tf.math.divide_no_nan(change, distance + tf.square(unit)))
+        excess = (tf.abs(interval.size) * radius / _LARGEST_STEP) ** self.error_order
+        allowed = tree.scale(excess, self.tolerance.scale(step.start, step.y))
+        return step._replace(error=tuple(tf.sqrt(a**2 + b**2) for a, b in zip(step.error, allowed, strict=True)))
+
+
+def _implicit(problem, rtol, found, time, y):
+    """The steady state with its derivatives by the parameters of the field: zero by all else, NaN where it was not found."""
+    num_leaves = len(y)
+
+    @custom_gradient
+    def pass_on(rtol, found, time, *tensors):
+        y, tensors = tensors[:num_leaves], tensors[num_leaves:]
+        inner = problem.with_tensors([tf.stop_gradient(tensor) for tensor in tensors])
+        kept = tf.nest.map_structure(tf.stop_gradient, (rtol, found, time, y))
+        compiled = tree.is_compiled()
+
+        def gradient(*cotangents):
+            with OptionalXlaContext(compiled):
+                of_y, of_parameters = _cotangents(inner, *kept, cotangents)
+                of_times = (nan_unless(found, (tf.zeros_like(time),))[0] + tf.zeros_like(inner.times),)
+                flat = first_order_only((*of_times, *of_y, *of_parameters), tensors, "SteadyState", _HIGHER)
+                (of_times, *of_y), of_parameters = flat[: 1 + num_leaves], iter(flat[1 + num_leaves :])
+                gradients = [of_times, *of_y, *(next(of_parameters) if d else None for d in inner.field.differentiable)]
+                return [None] * (3 + num_leaves) + gradients + [None] * (len(tensors) - len(gradients))
+
+        return tuple(tf.identity(leaf) for leaf in y), gradient
+
+    return tuple(pass_on(rtol, found, tf.stop_gradient(time), *y, *(tf.identity(tensor) for tensor in problem.tensors())))
+
+
+def _cotangents(problem, rtol, found, time, y, cotangents):
+    """Those of the first state, which are zero, and of the parameters.
+
+    They need the solution of the linear equation `(df/dy)^T a = -g`. As the steady state attracts the forward solve, it
+    attracts the solve of `da/ds = (df/dy)^T a + g` as well.
+    """
+    field, per_sample, dtype = problem.field, problem.method.per_sample, time.dtype
+    y = tree.where(found, y, problem.y)
+
+    def transposed(a):
+        return field.vjp(time, y, problem.parameters, a)[1]
+
+    # In the unit of the cotangents, and of the time in which they change: then tolerances do not depend on units.
+    size = _or_one(tree.rms(cotangents, per_sample, dtype))
+    g = tree.scale(1 / size, cotangents)
+    unit = _or_one(tf.math.divide_no_nan(tree.rms(g, per_sample, dtype), tree.rms(transposed(g), per_sample, dtype)))
+
+    def rate(_, a, with_integrand=True):
+        return Stage(tree.add(tree.scale(unit, transposed(a)), g))
+
+    method = problem.method
+    method = _damped(method._replace(step_size=None if method.controller.adaptive else method.step_size / unit))
+    smallest = tf.constant(_SMALLEST_RESIDUAL * np.finfo(dtype.as_numpy_dtype).eps, dtype)
+    residual = Tolerance(tf.zeros_like(rtol), tf.maximum(rtol, smallest))
+    zero = tf.zeros_like(time)
+    end = tf.where(found, tf.constant(np.inf, dtype), zero)
+    watch = _IsSteady(method, residual, time)
+    result = integrate(rate, zero, end, tree.zeros_like(g), method, observers=(watch,), halts=lambda is_steady: is_steady)
+    ok = found & result.observed[-1]
+    a = nan_unless(ok, tree.scale(size * unit, result.y))
+    return nan_unless(ok, tree.zeros_like(y)), field.vjp(time, y, problem.parameters, a)[2]
+
+
+def _or_one(size):
+    """A size to divide by: one where it is zero, or not finite."""
+    return tf.where((size > 0) & tf.math.is_finite(size), size, tf.ones_like(size))
