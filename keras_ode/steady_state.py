@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager.polymorphic_function.polymorphic_function import OptionalXlaContext
 
-from keras_ode import tree
+from keras_ode import internals, tree
 from keras_ode.adjoints.base import Outcome, nan_unless, stage_field
 from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
@@ -140,7 +139,7 @@ def _implicit(problem, rtol, found, time, y):
         compiled = tree.is_compiled()
 
         def gradient(*cotangents):
-            with OptionalXlaContext(compiled):
+            with internals.xla_context(compiled):
                 of_y, of_parameters = _cotangents(inner, *kept, cotangents)
                 of_times = (nan_unless(found, (tf.zeros_like(time),))[0] + tf.zeros_like(inner.times),)
                 flat = first_order_only((*of_times, *of_y, *of_parameters), tensors, "SteadyState", _HIGHER)

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_ode import tree
+from keras_ode import internals, tree
 from keras_ode.layers.ode import ODELayer
 from keras_ode.signature import mask_of
 
@@ -124,7 +124,7 @@ class ODERNN(keras.Layer):
         output = hidden if self.return_sequences else hidden[:, -1]
         output, *last = (tf.cast(state, self.compute_dtype) for state in (output, *last))
         if slots is not None and self.return_sequences and given_mask is not None:
-            output._keras_mask = tf.ones(tf.shape(output)[:2], bool)
+            internals.set_mask(output, tf.ones(tf.shape(output)[:2], bool))
         return (output, *last) if self.return_state else output
 
     def compute_output_shape(
@@ -142,7 +142,7 @@ class ODERNN(keras.Layer):
         )
         if self.return_sequences and (output_times is not None or self.output_times is not None) and mask_of(x) is not None:
             output = specs[0] if self.return_state else specs
-            output._keras_mask = keras.KerasTensor(output.shape[:2], "bool")
+            internals.set_mask(output, keras.KerasTensor(output.shape[:2], "bool"))
         return specs
 
     def compute_mask(self, x, previous_mask):
