@@ -155,8 +155,8 @@ def _implicit(problem, rtol, found, time, y):
 def _cotangents(problem, rtol, found, time, y, cotangents):
     """Those of the first state, which are zero, and of the parameters.
 
-    They need the solution of the linear equation `(df/dy)^T a = -g`. As the steady state attracts the forward solve, it
-    attracts the solve of `da/ds = (df/dy)^T a + g` as well.
+    They need the solution of the linear equation `(df/dy)^T a = -g`. As the steady state attracts the forward solve, that
+    solution attracts the solve of `da/ds = (df/dy)^T a + g`.
     """
     field, per_sample, dtype = problem.field, problem.method.per_sample, time.dtype
     y = tree.where(found, y, problem.y)
@@ -169,8 +169,11 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     g = tree.scale(1 / size, cotangents)
     unit = _or_one(tf.math.divide_no_nan(tree.rms(g, per_sample, dtype), tree.rms(transposed(g), per_sample, dtype)))
 
+    # What attracts the solve as it goes back in time attracts the other there, too.
+    direction = tf.where(problem.clock().direction < 0, -tf.ones_like(unit), 1)
+
     def rate(_, a, with_integrand=True):
-        return Stage(tree.add(tree.scale(unit, transposed(a)), g))
+        return Stage(tree.scale(direction, tree.add(tree.scale(unit, transposed(a)), g)))
 
     method = problem.method
     method = _damped(method._replace(step_size=None if method.controller.adaptive else method.step_size / unit))

@@ -88,6 +88,21 @@ def test_default_tolerances_are_those_of_the_solve_in_single_precision():
     np.testing.assert_allclose(tape.gradient(loss, rates), [0.0, 0.0], atol=5e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"solver": "rk4", "step_size": 0.1}], ids=str)
+def test_what_repels_forward_attracts_backward(options):
+    levels, start = tf.Variable([[1.0], [-2.0]], dtype=tf.float64), tf.constant([[3.0], [3.0]], tf.float64)
+    speed = tf.constant([[1.0], [2.0]], tf.float64)
+    with tf.GradientTape() as tape:
+        event = SteadyState(1e-7, 1e-7)
+        solution = keras_ode.solve(
+            lambda y: speed * (y - levels), start, [1.0, -INFINITY], event=event, per_sample=True, **TIGHT, **options
+        )
+        loss = tf.reduce_sum(solution.event_state * [[1.0], [3.0]])
+    np.testing.assert_allclose(solution.ys, [start, levels], rtol=1e-6)
+    np.testing.assert_allclose(tape.gradient(loss, levels), [[1.0], [3.0]], rtol=1e-6)
+    assert np.all(solution.event_time < 0)
+
+
 def test_layer_has_a_steady_state():
     layer = keras_ode.ODELayer(lambda y: 1.0 - y, per_sample=True)
     solution = layer.solve(tf.zeros([2, 1]), t=INFINITY, event=SteadyState(1e-5, 1e-5))

@@ -104,6 +104,12 @@ def test_nests_and_constant_steps():
     np.testing.assert_allclose(solution.ys["b"][:, 1], 2 * solution.ts, rtol=1e-12)
 
 
+def test_layer_gives_its_steps():
+    layer = keras_ode.ODELayer(lambda y: -y, t=(0.0, 2.0), max_steps=20, jit_compile=False)
+    solution = layer.solve(tf.ones([3, 2]), save="steps")
+    np.testing.assert_allclose(solution.ys[:, 0, 0], np.exp(-solution.ts), rtol=1e-2)
+
+
 def test_what_makes_no_sense_is_refused():
     one = tf.constant([1.0])
     decay = lambda y: -y
