@@ -119,8 +119,8 @@ def _broken_input(problem, sample):
         return None
     others = f" So are {len(found) - 1} more of the weights and inputs." if len(found) > 1 else ""
     return (
-        f"{found[0]}: the dynamics is not to blame.{others} Look for where that comes from: the data, a checkpoint, or a step of "
-        "the optimizer (a lower learning_rate, clipnorm, or keras.callbacks.TerminateOnNaN)."
+        f"{found[0]}, from before the solve.{others} Look for where that comes from: the data, a checkpoint, or a step of the "
+        "optimizer (a lower learning_rate, clipnorm, or keras.callbacks.TerminateOnNaN)."
     )
 
 

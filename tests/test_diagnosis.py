@@ -215,7 +215,7 @@ def test_weight_that_is_nan_is_named_and_not_the_dynamics():
     second.kernel.assign([[1.0, np.nan], [0.0, 0.0]])
     text = message(network, tf.ones([1, 2]), [0.0, 1.0])
     assert "The weight '" in text and "second/kernel' of shape (2, 2) is NaN itself, in 1 of 4 numbers" in text
-    assert "the dynamics is not to blame" in text and "learning_rate" in text and "logarithms" not in text
+    assert "from before the solve" in text and "learning_rate" in text and "logarithms" not in text
     first.bias.assign([np.inf, 0.0])
     assert "first/bias' of shape (2,) is infinite itself, in 1 of 2 numbers" in message(network, tf.ones([1, 2]), [0.0, 1.0])
     assert "So are 1 more of the weights and inputs" in message(network, tf.ones([1, 2]), [0.0, 1.0])
