@@ -8,6 +8,7 @@ import weakref
 import tensorflow as tf
 
 from keras_ode import internals
+from keras_ode.graphs import is_custom_gradient
 
 _saving = threading.local()
 
@@ -97,6 +98,15 @@ def refuses_gradients(values, sources, message):
     # Zero, whatever the sources are, and yet a function of them.
     zero = tf.add_n([tf.cast(tf.reduce_sum(tf.where(tf.zeros_like(x, tf.bool), x, 0)), tf.float32) for x in reals])
     return tuple(tf.raw_ops.PreventGradient(input=x + tf.cast(zero, x.dtype), message=message) for x in values)
+
+
+def leave_out_names(results):
+    """The results as they are; in a graph for a SavedModel's gradient, which nobody differentiates, no operation names its own."""
+    if is_being_saved():
+        for op in tf.compat.v1.get_default_graph().get_operations():
+            if is_custom_gradient(op):
+                internals.clear_attribute(op, internals.GRADIENT)
+    return results
 
 
 def _used():

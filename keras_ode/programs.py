@@ -146,6 +146,8 @@ def _replace_in(nodes, names, output):
     """Replaces operations among nodes, and gives the new names of their outputs; `output`: how inputs name the first one."""
     renamed = {}
     for node in list(nodes):
+        # A program is never differentiated; a SavedModel would miss the custom gradients that its operations name.
+        node.attr.pop(internals.GRADIENT, None)
         for function in internals.called_functions(node):
             function.name = names.get(function.name, function.name)
         if node.op in (_PUT_IN_PLACE, _COPY):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_ode import precision, tree
 from keras_ode.closure import no_autocast, spec, trace
-from keras_ode.custom_gradient import custom_gradient, differentiated_last
+from keras_ode.custom_gradient import custom_gradient, differentiated_last, leave_out_names
 from keras_ode.xla import why_not_compiled
 
 # Traced effects of evaluations in eager code, by what they compute; the oldest go first.
@@ -34,7 +34,7 @@ class PureFunction:
 
     @functools.cached_property
     def _function(self):
-        return trace(lambda *inputs: self._build(*inputs), [*self._specs, *map(spec, self.parameters)])
+        return trace(lambda *inputs: leave_out_names(self._build(*inputs)), [*self._specs, *map(spec, self.parameters)])
 
     def labels(self):
         """What a user calls the parameters."""
