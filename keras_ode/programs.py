@@ -6,7 +6,6 @@ solves have taken, for each size of their inputs, and has XLA compile it for a s
 short training never waits for the compiler, a long one gets its speed, and sizes that are rare are never compiled.
 """
 
-import collections
 import functools
 import itertools
 import threading
@@ -14,27 +13,17 @@ import threading
 import tensorflow as tf
 
 from keras_ode import internals
+from keras_ode.recent import Recent
 
 STEPS_BEFORE_COMPILING = 10_000
 
-# The programs of solves, by what they compute; the least recently used go first.
-_MOST_KEPT = 256
-_kept = collections.OrderedDict()
-_lock = threading.Lock()
+_kept = Recent(256)  # the programs of solves, by what they compute
 _numbers = itertools.count()
 
 
 def programs_of(key):
     """The `Programs` of a solve, the same for an equal hashable `key`, or new ones where it is `None`."""
-    if key is None:
-        return Programs()
-    with _lock:
-        if key not in _kept:
-            _kept[key] = Programs()
-            if len(_kept) > _MOST_KEPT:
-                _kept.popitem(last=False)
-        _kept.move_to_end(key)
-        return _kept[key]
+    return Programs() if key is None else _kept.get(key, Programs)
 
 
 class Programs:

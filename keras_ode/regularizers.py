@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_ode import configurable, tree
 from keras_ode.observers import squared_spectral_radius
-from keras_ode.solvers.base import Solver
+from keras_ode.solvers.base import WrappedSolver
 
 
 class Regularizer(configurable.Configurable):
@@ -157,7 +157,7 @@ class Stiffness(Regularizer):
         return _root(squared_spectral_radius(step, per_sample, dtype))
 
 
-class StepSums(Solver):
+class StepSums(WrappedSolver):
     """Steps of another solver that also add to the leaves of penalties that are sums over steps.
 
     Args:
@@ -166,23 +166,14 @@ class StepSums(Solver):
     """
 
     def __init__(self, solver, regularizers):
-        self.solver, self.regularizers = solver, regularizers
-        self.order, self.error_order, self.degree = solver.order, solver.error_order, solver.degree
-
-    def start(self, field, t, y):
-        return self.solver.start(field, t, y)
-
-    def first_derivative(self, carry):
-        return self.solver.first_derivative(carry)
+        super().__init__(solver)
+        self.regularizers = regularizers
 
     def step(self, field, interval, y, carry, with_dense=False):
-        return self._with_sums(self.solver.step(field, interval, y, carry, with_dense), interval)
+        return self._with_sums(super().step(field, interval, y, carry, with_dense), interval)
 
     def assemble(self, interval, y, stages):
-        return self._with_sums(self.solver.assemble(interval, y, stages), interval)
-
-    def transposed_step(self, *arguments):
-        return self.solver.transposed_step(*arguments)
+        return self._with_sums(super().assemble(interval, y, stages), interval)
 
     def _with_sums(self, step, interval):
         count = len(step.y) - len(self.regularizers)
@@ -194,18 +185,6 @@ class StepSums(Solver):
             for r, total in zip(self.regularizers, step.y[count:], strict=True)
         ]
         return step._replace(y=(*step.y[:count], *totals))
-
-    def interpolate(self, stages, size, y, theta):
-        return self.solver.interpolate(stages, size, y, theta)
-
-    def transposed_interpolate(self, size, theta, among, cotangents):
-        return self.solver.transposed_interpolate(size, theta, among, cotangents)
-
-    def num_stages(self, dense):
-        return self.solver.num_stages(dense)
-
-    def polynomials(self, step, size):
-        return self.solver.polynomials(step, size)
 
 
 def check_supported(regularizers, solver, adjoint):

@@ -1,9 +1,7 @@
 """`solve` and `odeint`: check what is asked, pick the adjoint, return the `Solution`."""
 
-import collections
 import contextlib
 import inspect
-import threading
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -18,6 +16,7 @@ from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.on_step import OnStep
 from keras_ode.programs import programs_of
 from keras_ode.progress import progress_bar
+from keras_ode.recent import Recent
 from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.signature import refuse_symbolic
@@ -26,10 +25,7 @@ from keras_ode.steady_state import solve_steady_state
 from keras_ode.steps import at_steps
 from keras_ode.xla import is_compile_error
 
-# Compiled solves of eager code, by what they compute; the least recently used goes first.
-_MOST_COMPILED = 256
-_compiled = collections.OrderedDict()
-_compiled_lock = threading.Lock()
+_compiled = Recent(256)  # functions of solves in eager code, by what they compute
 
 
 @tf.autograph.experimental.do_not_convert
@@ -339,7 +335,7 @@ def _run(adjoint, problem, segments, jit_compile):
         if not is_compiled:
             return _solve(adjoint, problem, segments, tensors)
         return _function(adjoint, problem, segments, tensors, True)(tensors)
-    function = _kept(key, lambda: _function(adjoint, problem, segments, tensors, is_compiled))
+    function = _compiled.get(key, lambda: _function(adjoint, problem, segments, tensors, is_compiled))
     try:
         return function(tensors)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
@@ -348,8 +344,7 @@ def _run(adjoint, problem, segments, jit_compile):
         if is_compiled:
             _refuse_to_compile(f"this: {str(error).strip().splitlines()[0]}", error)
         function = _function(adjoint, problem._replace(may_compile=False), segments, tensors, False)
-        with _compiled_lock:
-            _compiled[key] = function  # from now on
+        _compiled.replace(key, function)  # from now on
         return function(tensors)
 
 
@@ -386,17 +381,6 @@ def _refuse_to_compile(reason, cause=None):
             f"XLA cannot compile this solve because of {reason}. Use jit_compile='auto' or False, or write the dynamics with "
             "operations that XLA has. Received: jit_compile=True"
         ) from cause
-
-
-def _kept(key, make):
-    """The compiled solve of a key, for all threads."""
-    with _compiled_lock:
-        if key not in _compiled:
-            _compiled[key] = make()
-            if len(_compiled) > _MOST_COMPILED:
-                _compiled.popitem(last=False)
-        _compiled.move_to_end(key)
-        return _compiled[key]
 
 
 def _solve(adjoint, problem, segments, tensors, alone=False):

@@ -13,7 +13,7 @@ from keras_ode.errors import EventTrouble, Status
 from keras_ode.event_time import EventOutcome
 from keras_ode.integrate import integrate
 from keras_ode.observers import Stiffness
-from keras_ode.solvers.base import Solver, Stage
+from keras_ode.solvers.base import Stage, WrappedSolver
 
 # Steps times the spectral radius stay below this, so that every step comes closer to the equilibrium. At the limit of
 # stability, where the error estimate would let them be, the state stays as far from it as the tolerance allows.
@@ -100,21 +100,15 @@ def _damped(method):
     return method._replace(solver=_Damped(method.solver, method.tolerance, method.per_sample))
 
 
-class _Damped(Solver):
+class _Damped(WrappedSolver):
     """Steps of another solver whose error is as large as the tolerance where they are long for the dynamics' Jacobian."""
 
     def __init__(self, solver, tolerance, per_sample):
-        self.solver, self.tolerance, self.per_sample = solver, tolerance, per_sample
-        self.order, self.error_order, self.degree = solver.order, solver.error_order, solver.degree
-
-    def start(self, field, t, y):
-        return self.solver.start(field, t, y)
-
-    def first_derivative(self, carry):
-        return self.solver.first_derivative(carry)
+        super().__init__(solver)
+        self.tolerance, self.per_sample = tolerance, per_sample
 
     def step(self, field, interval, y, carry, with_dense=False):
-        step = self.solver.step(field, interval, y, carry, with_dense)
+        step = super().step(field, interval, y, carry, with_dense)
         (near, near_slope), (end, end_slope) = step.neighbors
         dtype = interval.size.dtype
         unit = tree.peak(end, self.per_sample, dtype) * _ROUNDING_ERRORS * np.finfo(dtype.as_numpy_dtype).eps

@@ -68,7 +68,11 @@ def test_open_end_says_what_to_do_where_no_event_comes():
 
 
 @pytest.mark.parametrize("t", [INFINITY, [0.0, 1.0, INFINITY], [0.0, -INFINITY]], ids=str)
-@pytest.mark.parametrize("options", [{}, {"event": Event(lambda y: y[0], terminal=False)}, {"jump_times": [0.5]}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"event": Event(lambda y: y[0], terminal=False)}, {"jump_times": [0.5]}],
+    ids=["no event", "an event that does not end it", "a jump"],
+)
 def test_open_end_needs_an_event_that_ends_the_solve(t, options):
     with pytest.raises(ValueError, match="needs an event that ends the solve: solve.* Received: array"):
         keras_ode.solve(lambda y: -y, START[0], t, **options)

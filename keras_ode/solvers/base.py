@@ -145,3 +145,38 @@ class Solver(Configurable):
     def polynomials(self, step, size):
         """The interpolant of a dense step as polynomials: see `keras_ode.dense`."""
         raise NotImplementedError
+
+
+class WrappedSolver(Solver):
+    """A solver that does what another one does, but for what a subclass changes."""
+
+    def __init__(self, solver):
+        self.solver = solver
+        self.order, self.error_order, self.degree = solver.order, solver.error_order, solver.degree
+
+    def start(self, field, t, y):
+        return self.solver.start(field, t, y)
+
+    def first_derivative(self, carry):
+        return self.solver.first_derivative(carry)
+
+    def step(self, field, interval, y, carry, with_dense=False):
+        return self.solver.step(field, interval, y, carry, with_dense)
+
+    def interpolate(self, stages, size, y, theta):
+        return self.solver.interpolate(stages, size, y, theta)
+
+    def assemble(self, interval, y, stages):
+        return self.solver.assemble(interval, y, stages)
+
+    def transposed_step(self, *arguments):
+        return self.solver.transposed_step(*arguments)
+
+    def transposed_interpolate(self, size, theta, among, cotangents):
+        return self.solver.transposed_interpolate(size, theta, among, cotangents)
+
+    def num_stages(self, dense):
+        return self.solver.num_stages(dense)
+
+    def polynomials(self, step, size):
+        return self.solver.polynomials(step, size)
