@@ -12,6 +12,7 @@ from keras_ode.controllers import Tolerance
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
 from keras_ode.precision import resolution
+from keras_ode.step_sizes import checked_limits
 
 # Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
 _RESOLUTIONS = 2
@@ -22,7 +23,7 @@ _FINEST_IN_TENSOR_FLOAT_32 = 1e-5
 _ON_FAILURE = ("auto", "raise", "nan")
 
 
-def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
+def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step=None, min_step=None):
     """The `Method` that these options describe, in tensors of `dtype`."""
     solver = solvers.get(solver)
     if controller is None:
@@ -51,12 +52,15 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
         raise ValueError(f"step_size must be a positive number, or None. Received: step_size={step_size!r}")
     if not isinstance(max_steps, numbers.Integral) or isinstance(max_steps, bool) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive whole number. Received: max_steps={max_steps!r}")
+    largest, smallest = checked_limits(max_step, min_step, controller, dtype)
     return Method(
         solver=solver,
         controller=controller,
         tolerance=Tolerance(tf.constant(float(rtol), dtype), tf.constant(float(atol), dtype)),
         step_size=None if step_size is None else tf.constant(float(step_size), dtype),
         max_steps=int(max_steps),
+        max_step=largest,
+        min_step=smallest,
     )
 
 

@@ -37,6 +37,7 @@ def raise_on_failure(problem, outcome, events=None):
         cause=None if trouble else _cause(problem, outcome, step, sample),
         details="" if trouble else _component(problem.method, step, sample),
         trouble=trouble,
+        **({"least": f"min_step={float(problem.method.min_step):g}"} if _is_smallest(problem.method, step_size) else {}),
     )
     raise SolveError(message, Status(status), time, step_size, sample)
 
@@ -75,8 +76,17 @@ def _cause(problem, outcome, step, sample):
             f"is about {stiff:.2g}, where an explicit method is unstable above about {_STABILITY_LIMIT:g}. Use a smaller "
             "step_size, or a solver that controls its steps, such as 'tsit5'."
         )
-    if _of_sample(outcome.status, sample) == Status.NON_FINITE:
+    status = _of_sample(outcome.status, sample)
+    if status == Status.NON_FINITE:
         return None
+    if status == Status.STEP_TOO_SMALL and _is_smallest(method, size):
+        return "Steps of that size are not accurate enough there: use a smaller min_step, or loosen rtol and atol."
+    least = 0 if method.max_step is None else _of_sample(problem.clock().duration, sample) / float(method.max_step)
+    if status == Status.MAX_STEPS and least > method.max_steps:
+        return (
+            f"With max_step={float(method.max_step):g} the whole solve takes {np.ceil(least):.0f} steps or more: raise max_steps, "
+            "or use a larger max_step."
+        )
     rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in outcome.y]
     if _of_sample(method.tolerance.scaled(rounding, outcome.y, outcome.y, method.per_sample, dtype), sample) > 1:
         rtol, atol = (float(x) for x in method.tolerance)
@@ -91,6 +101,11 @@ def _cause(problem, outcome, step, sample):
             "components of the dynamics, solve over a shorter time, or raise max_steps."
         )
     return None
+
+
+def _is_smallest(method, step_size):
+    """Whether `min_step` is what keeps steps from being smaller."""
+    return method.min_step is not None and step_size <= float(method.min_step)
 
 
 def _component(method, step, sample):

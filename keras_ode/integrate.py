@@ -16,7 +16,7 @@ _STRETCH = 1e-3
 # A step is cut to land on a stop before the end if at least this part of it remains.
 _WORTH_LANDING = 0.5
 # A step of fewer units in the last place of the time than this is too small to go on.
-_SMALLEST_STEP_ULPS = 4
+SMALLEST_STEP_ULPS = 4
 
 
 class Method(NamedTuple):
@@ -28,6 +28,27 @@ class Method(NamedTuple):
     step_size: tf.Tensor | None = None
     max_steps: tf.Tensor | int = 4096
     per_sample: bool = False
+    max_step: tf.Tensor | None = None
+    min_step: tf.Tensor | None = None
+
+    def tensors(self):
+        """What of it are tensors, a nest that `with_tensors` takes."""
+        options = {name: getattr(self, name) for name in ("step_size", "max_step", "min_step")}
+        return tuple(self.tolerance), {name: x for name, x in options.items() if x is not None}
+
+    def with_tensors(self, tensors):
+        tolerance, options = tensors
+        return self._replace(tolerance=Tolerance(*tolerance), **options)
+
+    def key(self):
+        """A hashable value, equal for methods that do the same with their tensors."""
+        return self.solver, self.controller, self.max_steps, self.per_sample, tuple(self.tensors()[1])
+
+    def limited(self, size):
+        """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
+        if self.max_step is not None:
+            size = tf.where(size > self.max_step, self.max_step, size)
+        return size if self.min_step is None else tf.where(size < self.min_step, self.min_step, size)
 
 
 class Trial(NamedTuple):
@@ -206,7 +227,7 @@ class _Run:
         accept = verdict.accept & running
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands
-        step_size = tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size)
+        step_size = method.limited(tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size))
         trial = Trial(interval, step, error, accept, running)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
@@ -251,7 +272,7 @@ class _Run:
 
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
-        proposal = loop.since + loop.step_size * (1 + _STRETCH)
+        proposal = loop.since + self._longest(loop)
         if self.stops is None:
             stop = self.limit(loop.since)
             lands = proposal >= stop
@@ -265,6 +286,14 @@ class _Run:
         until = tf.where(running, until, loop.since)
         return self.clock.interval(loop.since, until), lost, lands
 
+    def _longest(self, loop):
+        """How long a step may be to land on a stop: stretched, but beyond the largest that is allowed by rounding only."""
+        longest, largest = loop.step_size * (1 + _STRETCH), self.method.max_step
+        if largest is None:
+            return longest
+        largest += SMALLEST_STEP_ULPS * self.epsilon * (loop.since + largest)
+        return tf.where(longest > largest, largest, longest)
+
     def _scaled_error(self, step):
         """The error on the tolerance's scale; not finite where the step is not."""
         method, dtype = self.method, self.duration.dtype
@@ -277,8 +306,10 @@ class _Run:
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
     def _status(self, until, step_size, error, accept, num_steps, stuck):
-        smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)
-        stuck |= ~accept & (not self.method.controller.adaptive) | (step_size < smallest)
+        smallest = SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)
+        stuck |= ~(step_size >= smallest)  # so is NaN
+        if not self.method.controller.adaptive:
+            stuck |= ~accept
         cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)
@@ -313,10 +344,10 @@ class _Integrator(NamedTuple):
 def first_step_size(field, clock, y, derivative, method, controlled=tuple):
     """The step size to start with, and the evaluations that finding it took."""
     if method.step_size is not None:
-        return tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration), 0
+        return method.limited(tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration)), 0
     order, tolerance = method.solver.error_order, method.tolerance
     size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled)
-    return tf.stop_gradient(size), 1
+    return tf.stop_gradient(method.limited(size)), 1
 
 
 def _where(condition, new, old):

@@ -20,6 +20,7 @@ from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
+from keras_ode.step_sizes import check_resolved
 from keras_ode.xla import is_compile_error
 
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
@@ -43,6 +44,8 @@ def solve(
     controller=None,
     step_size=None,
     max_steps=4096,
+    max_step=None,
+    min_step=None,
     per_sample=False,
     event=None,
     jump_times=None,
@@ -77,6 +80,10 @@ def solve(
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
             one. Positive, in the units of `t`, in either direction of time.
         max_steps: The most steps to try. Defaults to `4096`.
+        max_step: The largest step that an adaptive solve may take, in the units of `t`, forward and backward. Give it where
+            something short, as a pulse, lies between long steps that do not see it.
+        min_step: The smallest step: a solve that would need a smaller one fails with the status `STEP_TOO_SMALL`. Only a step
+            that ends at the end of the interval, at a jump, or at an event may be shorter.
         per_sample: Whether every sample, a row of the leaves' first axis, has its own step size, error, status and
             statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
             Defaults to `False`: all share their steps. A row that fails makes its own gradients NaN, and those of what
@@ -156,6 +163,8 @@ def solve_in_mode(
     controller,
     step_size,
     max_steps,
+    max_step,
+    min_step,
     per_sample,
     event,
     jump_times,
@@ -178,7 +187,8 @@ def solve_in_mode(
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
     asked = arguments.checked_times(t, dtype, per_sample)
     times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
-    method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
+    method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
+    check_resolved(max_step, asked.elapsed)
     method = method._replace(per_sample=bool(per_sample))
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
     arguments.check_on_failure(on_failure)
@@ -322,12 +332,11 @@ def _run(adjoint, problem, segments, jit_compile):
         if not jit_compile:
             return _solve(adjoint, problem, segments, tensors)
         return _function(adjoint, problem, segments, tensors, True)(tensors)
-    method = problem.method
     key = (
         problem.field.fingerprint,
         segments and segments.key(),
         adjoint,
-        (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
+        problem.method.key(),
         (problem.times_vary, problem.dense, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
         (jit_compile, may_fall_back),

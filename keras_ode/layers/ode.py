@@ -41,6 +41,7 @@ class ODELayer(keras.Layer):
             error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
         max_steps: The most steps to try. Defaults to `4096`.
+        max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
         per_sample: Whether every row has its own step size, status and statistics, so that its output does not depend
             on its batch mates. The dynamics then gets `t` as `[B, 1, ..., 1]`. Defaults to `False`.
         return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
@@ -96,6 +97,8 @@ class ODELayer(keras.Layer):
         jump_times=None,
         jit_compile="auto",
         regularizer=None,
+        max_step=None,
+        min_step=None,
         **kwargs,
     ):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
@@ -124,7 +127,9 @@ class ODELayer(keras.Layer):
         self.jit_compile = configurable.plain(jit_compile)
         self._warned = False
         self._recorder = None  # set while a callback records what the solver does
-        checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
+        self.max_step, self.min_step = configurable.plain(max_step), configurable.plain(min_step)
+        dtype = tf.as_dtype(self.variable_dtype)
+        checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, dtype, max_step, min_step)
         self.regularizers = regularizers.get_all(regularizer)
         regularizers.check_supported(self.regularizers, self.solver, self.adjoint)
         self._needs_noise = any(r.needs_noise for r in self.regularizers)
@@ -216,6 +221,8 @@ class ODELayer(keras.Layer):
             "controller": self.controller,
             "step_size": self.step_size,
             "max_steps": self.max_steps,
+            "max_step": self.max_step,
+            "min_step": self.min_step,
             "per_sample": self.per_sample,
             "event": None,
             "jump_times": self.jump_times,
@@ -259,6 +266,8 @@ class ODELayer(keras.Layer):
             "controller": configurable.describe(self.controller, controllers.CONTROLLERS),
             "step_size": self.step_size,
             "max_steps": self.max_steps,
+            "max_step": self.max_step,
+            "min_step": self.min_step,
             "per_sample": self.per_sample,
             "return_sequences": self.return_sequences,
             "jump_times": self.jump_times,
