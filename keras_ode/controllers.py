@@ -24,10 +24,10 @@ class Tolerance(NamedTuple):
             for a, b in zip(y, y_new, strict=True)
         )
 
-    def scaled(self, error, y, y_new, per_sample, dtype):
-        """The root mean square of an error on that scale: at most one is accurate enough."""
+    def scaled(self, error, y, y_new, per_sample, dtype, norm=tree.rms):
+        """The norm of an error on that scale: at most one is accurate enough."""
         ratios = [e / scale for e, scale in zip(error, self.scale(y, y_new), strict=True)]
-        return tree.rms(ratios, per_sample, dtype)
+        return norm(ratios, per_sample, dtype)
 
     def scaled_integral(self, error, total, increment, weights):
         """The largest error among the leaves of an integral, on the scale of the tolerance: a scalar.
@@ -152,21 +152,21 @@ def get(identifier):
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 
-def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled=tuple):
+def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled=tuple, norm=tree.rms):
     """A first step size from the scales of the state, its derivative and its second derivative; one evaluation.
 
     `clock` has the `duration`, the `direction` and the `time` since the start of the solve; `controlled` chooses the
-    leaves whose scales count.
+    leaves whose scales count, and `norm` measures them.
 
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
     duration, dtype = clock.duration, clock.duration.dtype
     scale = tolerance.scale(controlled(y), controlled(y))
 
-    def norm(leaves):
-        return tree.rms([leaf / s for leaf, s in zip(controlled(leaves), scale, strict=True)], per_sample, dtype)
+    def measured(leaves):
+        return norm([leaf / s for leaf, s in zip(controlled(leaves), scale, strict=True)], per_sample, dtype)
 
-    size, slope = norm(y), norm(derivative)
+    size, slope = measured(y), measured(derivative)
     # The published numbers are for durations and time scales around one; longer ones are measured by themselves.
     least = tf.maximum(tf.constant(1e-6, dtype), 1e-6 * duration)
     flat = slope * tf.maximum(tf.ones_like(duration), duration) < 1e-5
@@ -175,7 +175,7 @@ def first_step(field, clock, y, derivative, order, tolerance, per_sample, contro
     ahead = tree.add_scaled(y, clock.direction * trial, derivative)
     probe = field(clock.time(trial), ahead, with_integrand=False)
     change = tuple(b - a for a, b in zip(derivative, probe.derivative, strict=True))
-    curvature = tf.math.divide_no_nan(norm(change), trial)
+    curvature = tf.math.divide_no_nan(measured(change), trial)
     unit = tf.maximum(tf.ones_like(trial), 0.1 * trial)
     largest = tf.maximum(slope * unit, curvature * unit * unit)
     step = tf.where(

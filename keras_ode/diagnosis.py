@@ -78,7 +78,7 @@ def _cause(problem, outcome, step, sample):
         )
     status = _of_sample(outcome.status, sample)
     if status == Status.NON_FINITE:
-        return None
+        return _cause_in_norm(method, step, dtype)
     if status == Status.STEP_TOO_SMALL and _is_smallest(method, size):
         return "Steps of that size are not accurate enough there: use a smaller min_step, or loosen rtol and atol."
     least = 0 if method.max_step is None else _of_sample(problem.clock().duration, sample) / float(method.max_step)
@@ -87,8 +87,9 @@ def _cause(problem, outcome, step, sample):
             f"With max_step={float(method.max_step):g} the whole solve takes {np.ceil(least):.0f} steps or more: raise max_steps, "
             "or use a larger max_step."
         )
-    rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in outcome.y]
-    if _of_sample(method.tolerance.scaled(rounding, outcome.y, outcome.y, method.per_sample, dtype), sample) > 1:
+    y = problem.controlled(outcome.y)
+    rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in y]
+    if _of_sample(method.tolerance.scaled(rounding, y, y, method.per_sample, dtype, method.norm), sample) > 1:
         rtol, atol = (float(x) for x in method.tolerance)
         return (
             f"The tolerances rtol={rtol:g} and atol={atol:g} are finer than {dtype.name} resolves the state, to about "
@@ -101,6 +102,15 @@ def _cause(problem, outcome, step, sample):
             "components of the dynamics, solve over a shorter time, or raise max_steps."
         )
     return None
+
+
+def _cause_in_norm(method, step, dtype):
+    """What is wrong with a norm of the user's that gives no size for a step that is finite."""
+    if step.error is None or not all(np.isfinite(x).all() for x in (*step.y, *step.stages[-1], *step.error)):
+        return None
+    if np.isfinite(method.tolerance.scaled(step.error, step.start, step.y, method.per_sample, dtype, method.norm)).all():
+        return None
+    return "The norm of the step's error is negative or not a number: let norm return a number that is zero or more."
 
 
 def _is_smallest(method, step_size):

@@ -1,5 +1,6 @@
 """The loop over steps. Every solve of the package, forward and backward, is this one `tf.while_loop`."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,19 +31,23 @@ class Method(NamedTuple):
     per_sample: bool = False
     max_step: tf.Tensor | None = None
     min_step: tf.Tensor | None = None
+    norm: Callable = tree.rms
 
     def tensors(self):
         """What of it are tensors, a nest that `with_tensors` takes."""
         options = {name: getattr(self, name) for name in ("step_size", "max_step", "min_step")}
-        return tuple(self.tolerance), {name: x for name, x in options.items() if x is not None}
+        of_norm = getattr(self.norm, "parameters", ())
+        return tuple(self.tolerance), {name: x for name, x in options.items() if x is not None}, of_norm
 
     def with_tensors(self, tensors):
-        tolerance, options = tensors
-        return self._replace(tolerance=Tolerance(*tolerance), **options)
+        tolerance, options, of_norm = tensors
+        norm = self.norm._replace(parameters=of_norm) if hasattr(self.norm, "parameters") else self.norm
+        return self._replace(tolerance=Tolerance(*tolerance), norm=norm, **options)
 
     def key(self):
         """A hashable value, equal for methods that do the same with their tensors."""
-        return self.solver, self.controller, self.max_steps, self.per_sample, tuple(self.tensors()[1])
+        norm = self.norm.key() if hasattr(self.norm, "key") else self.norm
+        return self.solver, self.controller, self.max_steps, self.per_sample, norm, tuple(self.tensors()[1])
 
     def limited(self, size):
         """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
@@ -297,12 +302,14 @@ class _Run:
     def _scaled_error(self, step):
         """The error on the tolerance's scale; not finite where the step is not."""
         method, dtype = self.method, self.duration.dtype
-        finite = tree.is_finite((*step.y, *step.stages[-1]), method.per_sample)
+        # The root mean square of what is not finite is not finite; other norms may not see it.
+        unseen = () if step.error is None or method.norm is tree.rms else step.error
+        finite = tree.is_finite((*step.y, *step.stages[-1], *unseen), method.per_sample)
         if step.error is None:
             error = tf.zeros_like(self.duration)
         else:
             seen = step.select(self.controlled)
-            error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype)
+            error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype, method.norm)
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
     def _status(self, until, step_size, error, accept, num_steps, stuck):
@@ -346,7 +353,7 @@ def first_step_size(field, clock, y, derivative, method, controlled=tuple):
     if method.step_size is not None:
         return method.limited(tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration)), 0
     order, tolerance = method.solver.error_order, method.tolerance
-    size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled)
+    size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled, method.norm)
     return tf.stop_gradient(method.limited(size)), 1
 
 

@@ -15,6 +15,7 @@ _ELSEWHERE = {
     "step_size=": ("dt", "dt0", "h0", "first_step", "stepsize"),
     "max_step=": ("dtmax", "hmax", "maximum_step"),
     "min_step=": ("dtmin", "hmin", "minimum_step"),
+    "norm=": ("internalnorm", "error_norm", "norm_fn"),
     "max_steps=": ("maxiters", "max_num_steps", "mxstep", "max_iters"),
     "args=": ("p", "params", "parameters", "constants"),
     "event=": ("events", "event_fn", "callback", "callbacks"),

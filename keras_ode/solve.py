@@ -14,6 +14,7 @@ from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.events import ClosedEvent, close_events
 from keras_ode.names import explains_keywords, refuse_unknown
+from keras_ode.norms import checked_norm
 from keras_ode.on_step import OnStep
 from keras_ode.progress import progress_bar
 from keras_ode.regularizers import StepSums, check_supported
@@ -46,6 +47,7 @@ def solve(
     max_steps=4096,
     max_step=None,
     min_step=None,
+    norm="rms",
     per_sample=False,
     event=None,
     jump_times=None,
@@ -72,7 +74,7 @@ def solve(
             data (see `keras_ode.paths`).
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
-            `atol + rtol * max(|y|, |y_new|)` in the root mean square. Default to `1e-3` and `1e-6`.
+            `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
             `"interpolating"`, or `"checkpointed"` with `dense`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
@@ -84,6 +86,9 @@ def solve(
             something short, as a pulse, lies between long steps that do not see it.
         min_step: The smallest step: a solve that would need a smaller one fails with the status `STEP_TOO_SMALL`. Only a step
             that ends at the end of the interval, at a jump, or at an event may be shorter.
+        norm: How the errors of all elements, each divided by its tolerance, make one number, which is at most one: `"rms"`, the
+            root mean square; `"max"`, the largest magnitude; or a function `norm(errors)` of a nest like `y0` that gives a
+            float scalar, or `[B]` with `per_sample`. It measures the cotangent of the state too. Defaults to `"rms"`.
         per_sample: Whether every sample, a row of the leaves' first axis, has its own step size, error, status and
             statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
             Defaults to `False`: all share their steps. A row that fails makes its own gradients NaN, and those of what
@@ -165,6 +170,7 @@ def solve_in_mode(
     max_steps,
     max_step,
     min_step,
+    norm,
     per_sample,
     event,
     jump_times,
@@ -189,7 +195,7 @@ def solve_in_mode(
     times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
     check_resolved(max_step, asked.elapsed)
-    method = method._replace(per_sample=bool(per_sample))
+    method = method._replace(per_sample=bool(per_sample), norm=checked_norm(norm, times, y0))
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)

@@ -13,6 +13,7 @@ from keras_ode.arguments import check_jit_compile, check_times, checked_method, 
 from keras_ode.closure import Report, reporting
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
+from keras_ode.norms import check_norm
 from keras_ode.signature import check_signature, mask_of, refuse_symbolic
 from keras_ode.solve import OPTIONS, solve_in_mode
 
@@ -42,6 +43,8 @@ class ODELayer(keras.Layer):
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
         max_steps: The most steps to try. Defaults to `4096`.
         max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
+        norm: `"rms"`, `"max"`, or a function of the scaled errors, see `keras_ode.solve`; to be saved it must be registered, as a
+            dynamics that is a function. Defaults to `"rms"`.
         per_sample: Whether every row has its own step size, status and statistics, so that its output does not depend
             on its batch mates. The dynamics then gets `t` as `[B, 1, ..., 1]`. Defaults to `False`.
         return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
@@ -99,6 +102,7 @@ class ODELayer(keras.Layer):
         regularizer=None,
         max_step=None,
         min_step=None,
+        norm="rms",
         **kwargs,
     ):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
@@ -128,6 +132,8 @@ class ODELayer(keras.Layer):
         self._warned = False
         self._recorder = None  # set while a callback records what the solver does
         self.max_step, self.min_step = configurable.plain(max_step), configurable.plain(min_step)
+        self.norm = keras.saving.deserialize_keras_object(norm) if isinstance(norm, dict) else norm
+        check_norm(self.norm)
         dtype = tf.as_dtype(self.variable_dtype)
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, dtype, max_step, min_step)
         self.regularizers = regularizers.get_all(regularizer)
@@ -223,6 +229,7 @@ class ODELayer(keras.Layer):
             "max_steps": self.max_steps,
             "max_step": self.max_step,
             "min_step": self.min_step,
+            "norm": self.norm,
             "per_sample": self.per_sample,
             "event": None,
             "jump_times": self.jump_times,
@@ -268,6 +275,7 @@ class ODELayer(keras.Layer):
             "max_steps": self.max_steps,
             "max_step": self.max_step,
             "min_step": self.min_step,
+            "norm": self.norm if isinstance(self.norm, str) else keras.saving.serialize_keras_object(self.norm),
             "per_sample": self.per_sample,
             "return_sequences": self.return_sequences,
             "jump_times": self.jump_times,
