@@ -46,11 +46,22 @@ def get(identifier, kind, base, known):
     if isinstance(identifier, dict) and identifier.get("name") in known:
         return known[identifier["name"]].from_config(identifier["config"])
     if isinstance(identifier, str) and identifier.lower() in known:
-        return known[identifier.lower()]()
+        cls = known[identifier.lower()]
+        if not _has_defaults(cls):
+            raise ValueError(
+                f"A {cls.__name__} needs arguments: give an object, {cls.__name__}{inspect.signature(cls)}. "
+                f"Received: {kind}={identifier!r}"
+            )
+        return cls()
     raise ValueError(
         f"{kind} must be one of {', '.join(map(repr, known))}, or a {base.__module__.split('.')[0]} {base.__name__} "
         f"object. Received: {kind}={identifier!r}"
     )
+
+
+def _has_defaults(cls):
+    """Whether its constructor needs no arguments."""
+    return all(parameter.default is not parameter.empty for parameter in inspect.signature(cls).parameters.values())
 
 
 def plain(value):
@@ -62,5 +73,5 @@ def describe(value, known):
     """A name, or a dict of name and configuration, that `get` turns back into `value`; `value` itself if unknown."""
     for name, cls in known.items():
         if type(value) is cls:
-            return name if value == cls() else {"name": name, "config": value.get_config()}
+            return name if _has_defaults(cls) and value == cls() else {"name": name, "config": value.get_config()}
     return value

@@ -68,25 +68,14 @@ def _cause(problem, outcome, step, sample):
     if not np.isfinite(radius):
         radius = _of_sample(outcome.stiffness, sample)
     stiff = size * radius
-    if not method.controller.adaptive:
-        if stiff <= _STABILITY_LIMIT:
-            return None
-        return (
-            f"The constant step_size={size:.3g} is too large for the dynamics: times the spectral radius of its Jacobian it "
-            f"is about {stiff:.2g}, where an explicit method is unstable above about {_STABILITY_LIMIT:g}. Use a smaller "
-            "step_size, or a solver that controls its steps, such as 'tsit5'."
-        )
     status = _of_sample(outcome.status, sample)
+    if not method.controller.adaptive:
+        return _cause_in_given_steps(method, status, size, stiff)
     if status == Status.NON_FINITE:
         return _cause_in_norm(method, step, dtype)
-    if status == Status.STEP_TOO_SMALL and _is_smallest(method, size):
-        return "Steps of that size are not accurate enough there: use a smaller min_step, or loosen rtol and atol."
-    least = 0 if method.max_step is None else _of_sample(problem.clock().duration, sample) / float(method.max_step)
-    if status == Status.MAX_STEPS and least > method.max_steps:
-        return (
-            f"With max_step={float(method.max_step):g} the whole solve takes {np.ceil(least):.0f} steps or more: raise max_steps, "
-            "or use a larger max_step."
-        )
+    limited = _cause_in_limits(method, status, size, _of_sample(problem.clock().duration, sample))
+    if limited:
+        return limited
     y = problem.controlled(outcome.y)
     rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in y]
     if _of_sample(method.tolerance.scaled(rounding, y, y, method.per_sample, dtype, method.norm), sample) > 1:
@@ -102,6 +91,34 @@ def _cause(problem, outcome, step, sample):
             "components of the dynamics, solve over a shorter time, or raise max_steps."
         )
     return None
+
+
+def _cause_in_given_steps(method, status, size, stiff):
+    """What is wrong with steps that the user chose."""
+    if status == Status.MAX_STEPS:
+        return "The steps that you ask for are more than that: raise max_steps, or ask for longer steps."
+    if stiff <= _STABILITY_LIMIT:
+        return None
+    has_times = method.controller.has_times
+    step = f"step of {size:.3g} to the next of the times" if has_times else f"constant step_size={size:.3g}"
+    return (
+        f"The {step} is too large for the dynamics: times the spectral radius of its Jacobian it is about {stiff:.2g}, where an "
+        f"explicit method is unstable above about {_STABILITY_LIMIT:g}. {'Give more times' if has_times else 'Use a smaller step_size'}, "
+        "or a solver that controls its steps, such as 'tsit5'."
+    )
+
+
+def _cause_in_limits(method, status, size, duration):
+    """Whether `min_step` or `max_step` is why the solve failed."""
+    if status == Status.STEP_TOO_SMALL and _is_smallest(method, size):
+        return "Steps of that size are not accurate enough there: use a smaller min_step, or loosen rtol and atol."
+    least = 0 if method.max_step is None else duration / float(method.max_step)
+    if status != Status.MAX_STEPS or least <= method.max_steps:
+        return None
+    return (
+        f"With max_step={float(method.max_step):g} the whole solve takes {np.ceil(least):.0f} steps or more: raise max_steps, or use "
+        "a larger max_step."
+    )
 
 
 def _cause_in_norm(method, step, dtype):

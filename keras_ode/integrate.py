@@ -194,6 +194,8 @@ class _Run:
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
         self.controlled, self.integrator = controlled, integrator
         self.clock, self.duration = clock, clock.duration
+        if limit is None and method.controller.has_times:
+            stops, limit = None, method.controller.limit(clock, stops)
         self.stops, self.limit = stops, limit or (lambda since: self.duration)
         self.epsilon = np.finfo(clock.start.dtype.as_numpy_dtype).eps
 
@@ -350,6 +352,8 @@ class _Integrator(NamedTuple):
 
 def first_step_size(field, clock, y, derivative, method, controlled=tuple):
     """The step size to start with, and the evaluations that finding it took."""
+    if method.controller.has_times:  # how far a step may reach is its size
+        return clock.duration, 0
     if method.step_size is not None:
         return method.limited(tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration)), 0
     order, tolerance = method.solver.error_order, method.tolerance

@@ -22,6 +22,7 @@ _ELSEWHERE = {
     "jump_times=": ("tstops", "d_discontinuities", "jump_ts", "jump_t", "tcrit", "step_locations"),
     "dense=True": ("dense_output",),
     "controller=": ("stepsize_controller", "step_size_controller"),
+    "controller=keras_ode.controllers.StepTo(times)": ("grid_points", "grid_constructor", "step_ts"),
     "adjoint=": ("sensealg", "sensitivity", "adjoint_method"),
     "adjoint=keras_ode.adjoints.Interpolating(rtol=..., atol=...)": ("adjoint_rtol", "adjoint_atol", "adjoint_options"),
     "on_failure=": ("throw", "strict"),

@@ -21,7 +21,7 @@ from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.segments import is_looped, solve_segments
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
-from keras_ode.step_sizes import check_resolved
+from keras_ode.step_sizes import check_resolved, check_rows, checked_grid
 from keras_ode.xla import is_compile_error
 
 # Compiled solves of eager code, by what they compute; the least recently used goes first.
@@ -77,10 +77,10 @@ def solve(
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
             `"interpolating"`, or `"checkpointed"` with `dense`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
-            error, else `"constant"`.
+        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`, whose steps end
+            at these times. `None` is `"pid"` where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
-            one. Positive, in the units of `t`, in either direction of time.
+            one. Positive, in the units of `t`, in either direction of time. With `per_sample` also `[B]`.
         max_steps: The most steps to try. Defaults to `4096`.
         max_step: The largest step that an adaptive solve may take, in the units of `t`, forward and backward. Give it where
             something short, as a pulse, lies between long steps that do not see it.
@@ -191,10 +191,12 @@ def solve_in_mode(
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
-    asked = arguments.checked_times(t, dtype, per_sample)
-    times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
+    check_rows(method.step_size, per_sample, leaves)
+    asked = arguments.checked_times(t, dtype, per_sample)
     check_resolved(max_step, asked.elapsed)
+    asked = checked_grid(method.controller, asked)
+    times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
     method = method._replace(per_sample=bool(per_sample), norm=checked_norm(norm, times, y0))
     adjoint = arguments.checked_adjoint(adjoint, dense, method)
     arguments.check_on_failure(on_failure)

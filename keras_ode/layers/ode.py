@@ -16,6 +16,7 @@ from keras_ode.names import refuse_known_elsewhere, refuse_unknown
 from keras_ode.norms import check_norm
 from keras_ode.signature import check_signature, mask_of, refuse_symbolic
 from keras_ode.solve import OPTIONS, solve_in_mode
+from keras_ode.step_sizes import check_is_number
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -38,8 +39,8 @@ class ODELayer(keras.Layer):
             `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. Defaults to
             `"interpolating"`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
-            error, else `"constant"`.
+        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None` is
+            `"pid"` where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
         max_steps: The most steps to try. Defaults to `4096`.
         max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
@@ -134,6 +135,7 @@ class ODELayer(keras.Layer):
         self.max_step, self.min_step = configurable.plain(max_step), configurable.plain(min_step)
         self.norm = keras.saving.deserialize_keras_object(norm) if isinstance(norm, dict) else norm
         check_norm(self.norm)
+        check_is_number(step_size)
         dtype = tf.as_dtype(self.variable_dtype)
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, dtype, max_step, min_step)
         self.regularizers = regularizers.get_all(regularizer)
