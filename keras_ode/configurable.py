@@ -42,20 +42,22 @@ def get(identifier, kind, base, known):
     if isinstance(identifier, base):
         return identifier
     if inspect.isclass(identifier) and issubclass(identifier, base):
-        return identifier()
+        return _default(identifier, kind, identifier)
     if isinstance(identifier, dict) and identifier.get("name") in known:
         return known[identifier["name"]].from_config(identifier["config"])
     if isinstance(identifier, str) and identifier.lower() in known:
-        cls = known[identifier.lower()]
-        if not _has_defaults(cls):
-            raise ValueError(
-                f"A {cls.__name__} needs arguments: give an object, {cls.__name__}{inspect.signature(cls)}. "
-                f"Received: {kind}={identifier!r}"
-            )
-        return cls()
+        return _default(known[identifier.lower()], kind, identifier)
     raise ValueError(
         f"{kind} must be one of {', '.join(map(repr, known))}, or a {base.__module__.split('.')[0]} {base.__name__} "
         f"object. Received: {kind}={identifier!r}"
+    )
+
+
+def _default(cls, kind, identifier):
+    if _has_defaults(cls):
+        return cls()
+    raise ValueError(
+        f"A {cls.__name__} needs arguments: give an object, {cls.__name__}{inspect.signature(cls)}. Received: {kind}={identifier!r}"
     )
 
 

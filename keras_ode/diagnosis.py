@@ -99,12 +99,13 @@ def _cause_in_given_steps(method, status, size, stiff):
         return "The steps that you ask for are more than that: raise max_steps, or ask for longer steps."
     if stiff <= _STABILITY_LIMIT:
         return None
-    has_times = method.controller.has_times
-    step = f"step of {size:.3g} to the next of the times" if has_times else f"constant step_size={size:.3g}"
+    step, remedy = f"constant step_size={size:.3g}", "Use a smaller step_size"
+    if method.controller.has_times:
+        step, remedy = f"step of {size:.3g} to the next of the times", "Give more times"
     return (
-        f"The {step} is too large for the dynamics: times the spectral radius of its Jacobian it is about {stiff:.2g}, where an "
-        f"explicit method is unstable above about {_STABILITY_LIMIT:g}. {'Give more times' if has_times else 'Use a smaller step_size'}, "
-        "or a solver that controls its steps, such as 'tsit5'."
+        f"The {step} is too large for the dynamics: times the spectral radius of its Jacobian it is about {stiff:.2g}, where "
+        f"an explicit method is unstable above about {_STABILITY_LIMIT:g}. {remedy}, or a solver that controls its "
+        "steps, such as 'tsit5'."
     )
 
 
@@ -116,8 +117,8 @@ def _cause_in_limits(method, status, size, duration):
     if status != Status.MAX_STEPS or least <= method.max_steps:
         return None
     return (
-        f"With max_step={float(method.max_step):g} the whole solve takes {np.ceil(least):.0f} steps or more: raise max_steps, or use "
-        "a larger max_step."
+        f"With max_step={float(method.max_step):g} the whole solve takes {np.ceil(least):.0f} steps or more: raise max_steps, or "
+        "use a larger max_step."
     )
 
 

@@ -316,12 +316,13 @@ class _Run:
 
     def _status(self, until, step_size, error, accept, num_steps, stuck):
         smallest = SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.duration)
-        stuck |= ~(step_size >= smallest)  # so is NaN
         if not self.method.controller.adaptive:
             stuck |= ~accept
         cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)
+        # Not by `step_size < smallest`, nor by its opposite negated, which TensorFlow makes that: a size may be NaN.
+        status = tf.where(step_size >= smallest, status, cause)
         return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
 
 

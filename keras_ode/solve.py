@@ -245,6 +245,7 @@ def _solution(ts, y0, problem, outcome, events, lost):
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
         dense=DenseOutput(*outcome.output, outcome.dense, lost, problem.clock().direction) if problem.dense else None,
         event_index=None if events is None else events.indices,
+        step_size=outcome.step_size,
     )
 
 

@@ -204,3 +204,133 @@ def test_limits_are_saved_with_layers_and_models_that_pass_them_on():
 def test_limits_hold_in_a_layer():
     layer = keras_ode.ODELayer(lambda t, y: tf.cast(pulse(t, y, 1.0), y.dtype), t=(0.0, 10.0), max_step=0.02, jit_compile=False)
     np.testing.assert_allclose(layer(tf.zeros([1, 1])), [[PULSE]], rtol=1e-3)
+
+
+# A step size for every row
+
+
+def rows(t, y):
+    """Rows of different frequencies."""
+    return tf.constant([[1.0], [3.0], [9.0]], y.dtype) * tf.cos(t) * y
+
+
+def row(index):
+    return lambda t, y: 3.0**index * tf.cos(t) * y
+
+
+SIZES = [0.2, 0.05, 0.01]
+
+
+@pytest.mark.parametrize("options", [{"solver": "rk4"}, {"rtol": 1e-6}], ids=["constant", "first"])
+@pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed"])
+def test_rows_with_step_sizes_of_their_own_are_solved_as_each_alone(options, adjoint):
+    y0 = tf.ones([3, 1], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        together = solve(rows, y0, [0.0, 1.0], step_size=SIZES, per_sample=True, adjoint=adjoint, **options)
+        y = together.ys[-1]
+    gradient = tape.gradient(y, y0)
+    for index, size in enumerate(SIZES):
+        with tf.GradientTape() as tape:
+            one = y0[:1] + 0
+            tape.watch(one)
+            alone = solve(row(index), one, [0.0, 1.0], step_size=size, per_sample=True, adjoint=adjoint, **options)
+            end = alone.ys[-1, 0]
+        assert int(together.stats["num_steps"][index]) == int(alone.stats["num_steps"][0])
+        np.testing.assert_allclose(y[index], end, rtol=1e-13)
+        np.testing.assert_allclose(gradient[index], tape.gradient(end, one)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_step_sizes_of_rows_may_be_tensors_in_a_graph(jit_compile):
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def run(sizes):
+        return solve(rows, tf.ones([3, 1], tf.float64), [0.0, 1.0], solver="euler", step_size=sizes, per_sample=True)
+
+    expected = [(lambda h, w: np.prod([1 + h * w * np.cos(h * i) for i in range(round(1 / h))]))(h, 3.0**i) for i, h in enumerate(SIZES)]
+    np.testing.assert_allclose(run(tf.constant(SIZES)).ys[-1, :, 0], expected, rtol=1e-6)  # 0.05 in float32
+    wrong = run(tf.constant([0.2, -1.0, 0.01]))
+    assert wrong.status.numpy().tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+
+
+def test_step_size_that_is_not_positive_in_a_graph_ends_an_adaptive_solve_at_once():
+    solution = tf.function(lambda h: solve(decay, ONE, [0.0, 1.0], step_size=h, max_step=0.5))(tf.constant(0.0))
+    assert int(solution.status) == Status.NON_FINITE and int(solution.stats["num_steps"]) == 1
+
+
+@pytest.mark.parametrize(
+    "step_size, per_sample, words",
+    [
+        ([0.1, 0.2], False, r"one for each row of y0. Received: step_size of shape \(2,\), where per_sample=False"),
+        ([0.1, 0.2], True, r"Received: step_size of shape \(2,\), where y0 has 3 rows"),
+        ([0.1, 0.2, 0.0], True, r"step_size must be a positive number.*Received: step_size=\[0.1, 0.2, 0.0\]"),
+        (np.ones([3, 1]), True, "one for each row with per_sample=True.*Received: step_size=array"),
+        (tf.constant(["a"]), True, "step_size must be a positive number"),
+        (tf.constant(-1.0), False, "step_size must be a positive number.*-1.0"),
+    ],
+)
+def test_step_sizes_that_make_no_sense_are_refused(step_size, per_sample, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        solve(rows, tf.ones([3, 1]), [0.0, 1.0], step_size=step_size, per_sample=per_sample)
+
+
+def test_layer_takes_step_sizes_of_rows_where_it_is_called_alone():
+    with pytest.raises(TypeError, match=r"layer.solve takes one for each row too. Received: step_size=\[0.1, 0.2\]"):
+        keras_ode.ODELayer(decay, step_size=[0.1, 0.2], per_sample=True)
+    layer = keras_ode.ODELayer(decay, solver="euler", step_size=1.0, per_sample=True, jit_compile=False)
+    np.testing.assert_allclose(layer.solve(tf.ones([2, 1]), step_size=[0.5, 1.0]).ys[-1], [[0.25], [0.0]])
+
+
+# The step size to go on with
+
+
+def wave(t, y):
+    return tf.stack([y[..., 1], -25.0 * y[..., 0]], axis=-1)
+
+
+def in_pieces(restart, number=10, **options):
+    """The state after a time of ten in so many pieces, and the evaluations that they took."""
+    y, evaluations, size = tf.constant([[1.0, 0.0], [0.0, 0.1]], tf.float64), 0, None
+    ends = np.linspace(0, 10, number + 1)
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        solution = solve(wave, y, [start, end], rtol=1e-6, atol=1e-9, step_size=size if restart else None, **options)
+        y, size = solution.ys[-1], solution.step_size
+        evaluations += solution.stats["num_evaluations"].numpy()
+    return y, evaluations
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_solve_in_pieces_goes_on_with_the_step_size_of_the_last_one(per_sample):
+    whole, once = in_pieces(False, number=1, per_sample=per_sample)
+    warm, few = in_pieces(True, per_sample=per_sample)
+    _, many = in_pieces(False, per_sample=per_sample)
+    np.testing.assert_allclose(warm, whole, atol=1e-5)
+    np.testing.assert_allclose(warm, [[np.cos(50), -5 * np.sin(50)], [0.02 * np.sin(50), 0.1 * np.cos(50)]], atol=1e-3)
+    assert np.all(few < many)
+    # Each piece costs its first evaluation, the step that is cut short at its end, and at most one that is rejected.
+    assert np.all(few <= once + 9 * (1 + 6 + 6))
+
+
+def test_step_size_is_that_of_a_whole_step_where_the_last_one_was_cut():
+    """The constant slope lets steps grow to ten times the last; the short one at the end does not shorten the next."""
+    solution = solve(lambda t, y: tf.ones_like(y), ONE, [0.0, 1.15], step_size=0.01)
+    assert float(solution.step_size) == pytest.approx(10.0)  # 0.01, 0.1, 1, and then the rest, 0.04
+    assert solution.step_size.dtype == tf.float64
+
+
+def test_constant_step_size_is_given_back():
+    solution = tf.function(lambda: solve(decay, ONE, [0.0, 0.95], solver="euler", step_size=0.1))()
+    assert float(solution.step_size) == 0.1
+
+
+@pytest.mark.parametrize("adjoint", ["interpolating", "direct"])
+def test_gradient_goes_through_the_state_and_not_through_the_step_size(adjoint):
+    def run(y, restart):
+        first = solve(wave, y, [0.0, 1.0], rtol=1e-8, adjoint=adjoint, max_steps=100)
+        return solve(wave, first.ys[-1], [1.0, 2.0], rtol=1e-8, adjoint=adjoint, step_size=first.step_size if restart else 0.01, max_steps=100).ys[-1]
+
+    y0 = tf.constant([1.0, 0.0], tf.float64)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(y0)
+        loss = run(y0, True)[0]
+    np.testing.assert_allclose(tape.gradient(loss, y0), [np.cos(10), np.sin(10) / 5], atol=1e-5)
