@@ -13,6 +13,7 @@ from keras_ode.errors import warn
 from keras_ode.integrate import Method
 from keras_ode.precision import resolution
 from keras_ode.signature import about_dataclasses
+from keras_ode.step_sizes import checked_limits, checked_step_size
 
 # Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
 _RESOLUTIONS = 2
@@ -24,7 +25,7 @@ _ON_FAILURE = ("auto", "raise", "nan")
 _SAVE = ("times", "steps")
 
 
-def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
+def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step=None, min_step=None):
     """The `Method` that these options describe, in tensors of `dtype`."""
     solver = solvers.get(solver)
     if controller is None:
@@ -47,18 +48,23 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype):
             f"{_finest(dtype):.1e}, twice that. Use a larger rtol, or solve in float64."
         )
         rtol = _finest(dtype)
-    if step_size is None and not controller.adaptive:
+    if step_size is None and not (controller.adaptive or controller.has_times):
         raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
-    if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < np.inf):
-        raise ValueError(f"step_size must be a positive number, or None. Received: step_size={step_size!r}")
+    if step_size is not None and controller.has_times:
+        raise ValueError(
+            f"The times of {type(controller).__name__} are where steps end: leave step_size out. Received: step_size={step_size!r}"
+        )
     if not isinstance(max_steps, numbers.Integral) or isinstance(max_steps, bool) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive whole number. Received: max_steps={max_steps!r}")
+    largest, smallest = checked_limits(max_step, min_step, controller, dtype)
     return Method(
         solver=solver,
         controller=controller,
         tolerance=Tolerance(tf.constant(float(rtol), dtype), tf.constant(float(atol), dtype)),
-        step_size=None if step_size is None else tf.constant(float(step_size), dtype),
+        step_size=checked_step_size(step_size, dtype),
         max_steps=int(max_steps),
+        max_step=largest,
+        min_step=smallest,
     )
 
 

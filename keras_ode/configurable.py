@@ -42,15 +42,28 @@ def get(identifier, kind, base, known):
     if isinstance(identifier, base):
         return identifier
     if inspect.isclass(identifier) and issubclass(identifier, base):
-        return identifier()
+        return _default(identifier, kind, identifier)
     if isinstance(identifier, dict) and identifier.get("name") in known:
         return known[identifier["name"]].from_config(identifier["config"])
     if isinstance(identifier, str) and identifier.lower() in known:
-        return known[identifier.lower()]()
+        return _default(known[identifier.lower()], kind, identifier)
     raise ValueError(
         f"{kind} must be one of {', '.join(map(repr, known))}, or a {base.__module__.split('.')[0]} {base.__name__} "
         f"object. Received: {kind}={identifier!r}"
     )
+
+
+def _default(cls, kind, identifier):
+    if _has_defaults(cls):
+        return cls()
+    raise ValueError(
+        f"A {cls.__name__} needs arguments: give an object, {cls.__name__}{inspect.signature(cls)}. Received: {kind}={identifier!r}"
+    )
+
+
+def _has_defaults(cls):
+    """Whether its constructor needs no arguments."""
+    return all(parameter.default is not parameter.empty for parameter in inspect.signature(cls).parameters.values())
 
 
 def plain(value):
@@ -62,5 +75,5 @@ def describe(value, known):
     """A name, or a dict of name and configuration, that `get` turns back into `value`; `value` itself if unknown."""
     for name, cls in known.items():
         if type(value) is cls:
-            return name if value == cls() else {"name": name, "config": value.get_config()}
+            return name if _has_defaults(cls) and value == cls() else {"name": name, "config": value.get_config()}
     return value

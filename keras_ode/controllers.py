@@ -9,6 +9,8 @@ from keras_ode import configurable, tree
 
 # A number of rounding errors below which differences mean nothing.
 _ROUNDING_ERRORS = 100
+# Times that differ by so many of their rounding errors are the same.
+_ROUNDING_OF_TIMES = 8
 
 
 class Tolerance(NamedTuple):
@@ -24,10 +26,10 @@ class Tolerance(NamedTuple):
             for a, b in zip(y, y_new, strict=True)
         )
 
-    def scaled(self, error, y, y_new, per_sample, dtype):
-        """The root mean square of an error on that scale: at most one is accurate enough."""
+    def scaled(self, error, y, y_new, per_sample, dtype, norm=tree.rms):
+        """The norm of an error on that scale: at most one is accurate enough."""
         ratios = [e / scale for e, scale in zip(error, self.scale(y, y_new), strict=True)]
-        return tree.rms(ratios, per_sample, dtype)
+        return norm(ratios, per_sample, dtype)
 
     def scaled_integral(self, error, total, increment, weights):
         """The largest error among the leaves of an integral, on the scale of the tolerance: a scalar.
@@ -62,9 +64,15 @@ class Verdict(NamedTuple):
 
 
 class Controller(configurable.Configurable):
-    """Judges tried steps and proposes the next size. Stateless: its memory is the `state` that goes round the loop."""
+    """Judges tried steps and proposes the next size. Stateless: its memory is the `state` that goes round the loop.
+
+    Attributes:
+        adaptive: Whether it chooses the sizes by the errors.
+        has_times: Whether it is given the times at which steps end, see `limit`.
+    """
 
     adaptive: bool
+    has_times = False
 
     def start(self, step_size):
         """The state before the first step."""
@@ -85,6 +93,63 @@ class Constant(Controller):
 
     def judge(self, error, error_order, step_size, state):
         return Verdict(tf.math.is_finite(error), state[0], state)
+
+
+class StepTo(Controller):
+    """Takes the steps that end at given times, whatever their errors.
+
+    Steps end at each of the times that lies within the interval, and at the end of the interval. Solves backward in time, and
+    backward solves for gradients, take them in the other order. All rows take the same ones with `per_sample=True`.
+
+    Args:
+        times: Two or more numbers, strictly increasing or decreasing. They must reach over the whole interval of the solve.
+
+    Example:
+
+    >>> controller = keras_ode.controllers.StepTo([0.0, 0.5, 1.0])
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="euler", controller=controller)
+    >>> print(float(solution.ys[-1, 0]))
+    0.25
+    """
+
+    adaptive = False
+    has_times = True
+
+    def __init__(self, times):
+        try:
+            known = np.asarray(times, dtype="float64")
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise TypeError(f"times must be two or more numbers. Received: times={times!r}") from error
+        steps = np.diff(known) if known.ndim == 1 else np.array([])
+        if not (steps.size and np.all(np.isfinite(known)) and (np.all(steps > 0) or np.all(steps < 0))):
+            raise ValueError(
+                f"times must be two or more finite numbers, strictly increasing or decreasing. Received: times={times!r}"
+            )
+        self.times = tuple(known.tolist())
+
+    def start(self, step_size):
+        return (step_size,)
+
+    def judge(self, error, error_order, step_size, state):
+        accept = tf.math.is_finite(error)
+        return Verdict(accept, tf.where(accept, state[0], step_size), state)
+
+    def limit(self, clock, stops=None):
+        """A function of a time since the start of a solve: where the step from there ends.
+
+        Args:
+            clock: The `Clock` of the solve.
+            stops: Other times since the start. Those that are times of this, but for rounding, take their places.
+        """
+        start, duration = clock.start, clock.duration
+        times = tf.reshape(tf.constant(self.times, start.dtype), [-1] + [1] * start.shape.rank)
+        since = clock.direction * (times - start)
+        rounding = _ROUNDING_OF_TIMES * np.finfo(start.dtype.as_numpy_dtype).eps * (duration + tf.abs(start))
+        known = duration[None] if stops is None else tf.concat([stops, duration[None]], axis=0)
+        distance = tf.abs(since[:, None] - known[None])
+        nearest = tree.take_each(known, tf.argmin(distance, axis=1, output_type=tf.int32))
+        ends = tf.where(tf.reduce_min(distance, axis=1) <= rounding, nearest, tf.where(since > rounding, since, 0))
+        return lambda since: tf.minimum(tf.reduce_min(tf.where(ends > since, ends, duration), axis=0), duration)
 
 
 class PID(Controller):
@@ -144,7 +209,7 @@ class PID(Controller):
         return Verdict(accept, factor * step_size, state)
 
 
-CONTROLLERS = {"constant": Constant, "pid": PID}
+CONTROLLERS = {"constant": Constant, "pid": PID, "step_to": StepTo}
 
 
 def get(identifier):
@@ -152,11 +217,11 @@ def get(identifier):
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 
-def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled=tuple):
+def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled=tuple, norm=tree.rms):
     """A first step size from the scales of the state, its derivative and its second derivative; one evaluation.
 
     `clock` has the `duration`, the `direction` and the `time` since the start of the solve; `controlled` chooses the
-    leaves whose scales count.
+    leaves whose scales count, and `norm` measures them.
 
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
@@ -164,10 +229,10 @@ def first_step(field, clock, y, derivative, order, tolerance, per_sample, contro
     duration = tf.where(tf.math.is_inf(duration), tf.ones_like(duration), duration)  # an open end tells nothing
     scale = tolerance.scale(controlled(y), controlled(y))
 
-    def norm(leaves):
-        return tree.rms([leaf / s for leaf, s in zip(controlled(leaves), scale, strict=True)], per_sample, dtype)
+    def measured(leaves):
+        return norm([leaf / s for leaf, s in zip(controlled(leaves), scale, strict=True)], per_sample, dtype)
 
-    size, slope = norm(y), norm(derivative)
+    size, slope = measured(y), measured(derivative)
     # The published numbers are for durations and time scales around one; longer ones are measured by themselves.
     least = tf.maximum(tf.constant(1e-6, dtype), 1e-6 * duration)
     flat = slope * tf.maximum(tf.ones_like(duration), duration) < 1e-5
@@ -176,7 +241,7 @@ def first_step(field, clock, y, derivative, order, tolerance, per_sample, contro
     ahead = tree.add_scaled(y, clock.direction * trial, derivative)
     probe = field(clock.time(trial), ahead, with_integrand=False)
     change = tuple(b - a for a, b in zip(derivative, probe.derivative, strict=True))
-    curvature = tf.math.divide_no_nan(norm(change), trial)
+    curvature = tf.math.divide_no_nan(measured(change), trial)
     unit = tf.maximum(tf.ones_like(trial), 0.1 * trial)
     largest = tf.maximum(slope * unit, curvature * unit * unit)
     step = tf.where(

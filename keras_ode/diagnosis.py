@@ -39,6 +39,7 @@ def raise_on_failure(problem, outcome, events=None):
         cause=None if trouble else _cause(problem, outcome, step, sample),
         details="" if trouble else _component(problem.method, step, sample),
         trouble=trouble,
+        **({"least": f"min_step={float(problem.method.min_step):g}"} if _is_smallest(problem.method, step_size) else {}),
     )
     raise SolveError(message, Status(status), time, step_size, sample)
 
@@ -73,18 +74,17 @@ def _cause(problem, outcome, step, sample):
     if not np.isfinite(radius):
         radius = _of_sample(outcome.stiffness, sample)
     stiff = size * radius
+    status = _of_sample(outcome.status, sample)
     if not method.controller.adaptive:
-        if stiff <= _STABILITY_LIMIT:
-            return None
-        return (
-            f"The constant step_size={size:.3g} is too large for the dynamics: times the spectral radius of its Jacobian it "
-            f"is about {stiff:.2g}, where an explicit method is unstable above about {_STABILITY_LIMIT:g}. Use a smaller "
-            "step_size, or a solver that controls its steps, such as 'tsit5'."
-        )
-    if _of_sample(outcome.status, sample) == Status.NON_FINITE:
-        return None
-    rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in outcome.y]
-    if _of_sample(method.tolerance.scaled(rounding, outcome.y, outcome.y, method.per_sample, dtype), sample) > 1:
+        return _cause_in_given_steps(method, status, size, stiff)
+    if status == Status.NON_FINITE:
+        return _cause_in_norm(method, step, dtype)
+    limited = _cause_in_limits(method, status, size, _of_sample(problem.clock().duration, sample))
+    if limited:
+        return limited
+    y = problem.controlled(outcome.y)
+    rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in y]
+    if _of_sample(method.tolerance.scaled(rounding, y, y, method.per_sample, dtype, method.norm), sample) > 1:
         rtol, atol = (float(x) for x in method.tolerance)
         return (
             f"The tolerances rtol={rtol:g} and atol={atol:g} are finer than {dtype.name} resolves the state, to about "
@@ -122,6 +122,49 @@ def _broken_input(problem, sample):
         f"{found[0]}, from before the solve.{others} Look for where that comes from: the data, a checkpoint, or a step of the "
         "optimizer (a lower learning_rate, clipnorm, or keras.callbacks.TerminateOnNaN)."
     )
+
+
+def _cause_in_given_steps(method, status, size, stiff):
+    """What is wrong with steps that the user chose."""
+    if status == Status.MAX_STEPS:
+        return "The steps that you ask for are more than that: raise max_steps, or ask for longer steps."
+    if stiff <= _STABILITY_LIMIT:
+        return None
+    step, remedy = f"constant step_size={size:.3g}", "Use a smaller step_size"
+    if method.controller.has_times:
+        step, remedy = f"step of {size:.3g} to the next of the times", "Give more times"
+    return (
+        f"The {step} is too large for the dynamics: times the spectral radius of its Jacobian it is about {stiff:.2g}, where "
+        f"an explicit method is unstable above about {_STABILITY_LIMIT:g}. {remedy}, or a solver that controls its "
+        "steps, such as 'tsit5'."
+    )
+
+
+def _cause_in_limits(method, status, size, duration):
+    """Whether `min_step` or `max_step` is why the solve failed."""
+    if status == Status.STEP_TOO_SMALL and _is_smallest(method, size):
+        return "Steps of that size are not accurate enough there: use a smaller min_step, or loosen rtol and atol."
+    least = 0 if method.max_step is None else duration / float(method.max_step)
+    if status != Status.MAX_STEPS or least <= method.max_steps:
+        return None
+    return (
+        f"With max_step={float(method.max_step):g} the whole solve takes {np.ceil(least):.0f} steps or more: raise max_steps, or "
+        "use a larger max_step."
+    )
+
+
+def _cause_in_norm(method, step, dtype):
+    """What is wrong with a norm of the user's that gives no size for a step that is finite."""
+    if step.error is None or not all(np.isfinite(x).all() for x in (*step.y, *step.stages[-1], *step.error)):
+        return None
+    if np.isfinite(method.tolerance.scaled(step.error, step.start, step.y, method.per_sample, dtype, method.norm)).all():
+        return None
+    return "The norm of the step's error is negative or not a number: let norm return a number that is zero or more."
+
+
+def _is_smallest(method, step_size):
+    """Whether `min_step` is what keeps steps from being smaller."""
+    return method.min_step is not None and step_size <= float(method.min_step)
 
 
 def _component(method, step, sample):

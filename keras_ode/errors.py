@@ -52,7 +52,16 @@ class SolveError(RuntimeError):
 
 
 def failure_message(
-    status, time, step_size, num_steps, max_steps, sample=None, cause=None, details="", trouble=EventTrouble.NONE
+    status,
+    time,
+    step_size,
+    num_steps,
+    max_steps,
+    sample=None,
+    cause=None,
+    details="",
+    trouble=EventTrouble.NONE,
+    least="the resolution of the time",
 ):
     """What happened and where, why that is likely and what to change, and what else is known.
 
@@ -64,10 +73,11 @@ def failure_message(
         cause: A likely cause with its remedy, where one was found; `None`: what may be said of every such failure.
         details: A further sentence.
         trouble: An `EventTrouble`, where an event is why the solve stopped.
+        least: What limits how small steps are.
     """
     who = "The solve" if sample is None else f"The solve of sample {sample}"
     where = f"at t = {time:.6g} with step size {step_size:.3g} after {num_steps} steps"
-    happened = _HAPPENED[status].format(max_steps=max_steps)
+    happened = _HAPPENED[status].format(max_steps=max_steps, least=least)
     if trouble:
         happened, cause = _OF_EVENTS[trouble]
         cause = cause.format(max_steps=max_steps)
@@ -76,7 +86,7 @@ def failure_message(
 
 _HAPPENED = {
     Status.MAX_STEPS: "max_steps={max_steps} was reached",
-    Status.STEP_TOO_SMALL: "no step was accurate enough, down to the resolution of the time",
+    Status.STEP_TOO_SMALL: "no step was accurate enough, down to {least}",
     Status.NON_FINITE: "the dynamics or the state became NaN or infinite there",
     Status.NOT_CONVERGED: "the stages of the implicit method did not converge",
 }

@@ -1,5 +1,6 @@
 """The loop over steps. Every solve of the package, forward and backward, is this one `tf.while_loop`."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ _STRETCH = 1e-3
 # A step is cut to land on a stop before the end if at least this part of it remains.
 _WORTH_LANDING = 0.5
 # A step of fewer units in the last place of the time than this is too small to go on.
-_SMALLEST_STEP_ULPS = 4
+SMALLEST_STEP_ULPS = 4
 
 
 class Method(NamedTuple):
@@ -28,6 +29,31 @@ class Method(NamedTuple):
     step_size: tf.Tensor | None = None
     max_steps: tf.Tensor | int = 4096
     per_sample: bool = False
+    max_step: tf.Tensor | None = None
+    min_step: tf.Tensor | None = None
+    norm: Callable = tree.rms
+
+    def tensors(self):
+        """What of it are tensors, a nest that `with_tensors` takes."""
+        options = {name: getattr(self, name) for name in ("step_size", "max_step", "min_step")}
+        of_norm = getattr(self.norm, "parameters", ())
+        return tuple(self.tolerance), {name: x for name, x in options.items() if x is not None}, of_norm
+
+    def with_tensors(self, tensors):
+        tolerance, options, of_norm = tensors
+        norm = self.norm._replace(parameters=of_norm) if hasattr(self.norm, "parameters") else self.norm
+        return self._replace(tolerance=Tolerance(*tolerance), norm=norm, **options)
+
+    def key(self):
+        """A hashable value, equal for methods that do the same with their tensors."""
+        norm = self.norm.key() if hasattr(self.norm, "key") else self.norm
+        return self.solver, self.controller, self.max_steps, self.per_sample, norm, tuple(self.tensors()[1])
+
+    def limited(self, size):
+        """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
+        if self.max_step is not None:
+            size = tf.where(size > self.max_step, self.max_step, size)
+        return size if self.min_step is None else tf.where(size < self.min_step, self.min_step, size)
 
 
 class Trial(NamedTuple):
@@ -175,6 +201,8 @@ class _Run:
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
         self.controlled, self.integrator = controlled, integrator
         self.clock, self.duration = clock, clock.duration
+        if limit is None and method.controller.has_times:
+            stops, limit = None, method.controller.limit(clock, stops)
         self.stops, self.limit = stops, limit or (lambda since: self.duration)
         self.epsilon = np.finfo(clock.start.dtype.as_numpy_dtype).eps
 
@@ -217,7 +245,7 @@ class _Run:
         accept = verdict.accept & running
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands
-        step_size = tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size)
+        step_size = method.limited(tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size))
         trial = Trial(interval, step, error, accept, running)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
@@ -263,7 +291,7 @@ class _Run:
 
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
-        proposal = loop.since + loop.step_size * (1 + _STRETCH)
+        proposal = loop.since + self._longest(loop)
         if self.stops is None:
             stop = self.limit(loop.since)
             lands = proposal >= stop
@@ -277,23 +305,36 @@ class _Run:
         until = tf.where(running, until, loop.since)
         return self.clock.interval(loop.since, until), lost, lands
 
+    def _longest(self, loop):
+        """How long a step may be to land on a stop: stretched, but beyond the largest that is allowed by rounding only."""
+        longest, largest = loop.step_size * (1 + _STRETCH), self.method.max_step
+        if largest is None:
+            return longest
+        largest += SMALLEST_STEP_ULPS * self.epsilon * (loop.since + largest)
+        return tf.where(longest > largest, largest, longest)
+
     def _scaled_error(self, step):
         """The error on the tolerance's scale; not finite where the step is not."""
         method, dtype = self.method, self.duration.dtype
-        finite = tree.is_finite((*step.y, *step.stages[-1]), method.per_sample)
+        # The root mean square of what is not finite is not finite; other norms may not see it.
+        unseen = () if step.error is None or method.norm is tree.rms else step.error
+        finite = tree.is_finite((*step.y, *step.stages[-1], *unseen), method.per_sample)
         if step.error is None:
             error = tf.zeros_like(self.duration)
         else:
             seen = step.select(self.controlled)
-            error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype)
+            error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype, method.norm)
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
     def _status(self, until, step_size, error, accept, num_steps, stuck):
-        smallest = _SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.scale)
-        stuck |= ~accept & (not self.method.controller.adaptive) | (step_size < smallest)
+        smallest = SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.scale)
+        if not self.method.controller.adaptive:
+            stuck |= ~accept
         cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)
+        # Not by `step_size < smallest`, nor by its opposite negated, which TensorFlow makes that: a size may be NaN.
+        status = tf.where(step_size >= smallest, status, cause)
         return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
 
 
@@ -324,11 +365,13 @@ class _Integrator(NamedTuple):
 
 def first_step_size(field, clock, y, derivative, method, controlled=tuple):
     """The step size to start with, and the evaluations that finding it took."""
+    if method.controller.has_times:  # how far a step may reach is its size
+        return clock.duration, 0
     if method.step_size is not None:
-        return tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration), 0
+        return method.limited(tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration)), 0
     order, tolerance = method.solver.error_order, method.tolerance
-    size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled)
-    return tf.stop_gradient(size), 1
+    size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled, method.norm)
+    return tf.stop_gradient(method.limited(size)), 1
 
 
 def _where(condition, new, old):

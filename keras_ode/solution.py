@@ -28,6 +28,8 @@ class Solution(NamedTuple):
         dense: A `DenseOutput` with `dense=True`, else `None`.
         event_index: int32, with the shape of `event_time`: which event of a list happened, `-1` where none did. `None` without
             an event.
+        step_size: The size of the next whole step that the controller proposed at the end, scalar or `[B]`: give it as
+            `step_size` to a solve that goes on from there. A step cut short to end at the last time does not shorten it.
     """
 
     ts: tf.Tensor
@@ -38,6 +40,7 @@ class Solution(NamedTuple):
     event_state: Any = None
     dense: DenseOutput | None = None
     event_index: Any = None
+    step_size: Any = None
 
     def evaluate(self, t):
         """The state anywhere in the interval; NaN outside it.

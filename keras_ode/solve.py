@@ -13,6 +13,7 @@ from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.events import ClosedEvent, SteadyState, close_events, ends_the_solve
 from keras_ode.names import explains_keywords, refuse_unknown
+from keras_ode.norms import checked_norm
 from keras_ode.on_step import OnStep
 from keras_ode.programs import programs_of
 from keras_ode.progress import progress_bar
@@ -22,6 +23,7 @@ from keras_ode.segments import is_looped, solve_segments
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
 from keras_ode.steady_state import solve_steady_state
+from keras_ode.step_sizes import check_resolved, check_rows, checked_grid
 from keras_ode.steps import at_steps
 from keras_ode.xla import is_compile_error
 
@@ -43,6 +45,9 @@ def solve(
     controller=None,
     step_size=None,
     max_steps=4096,
+    max_step=None,
+    min_step=None,
+    norm="rms",
     per_sample=False,
     event=None,
     jump_times=None,
@@ -71,14 +76,21 @@ def solve(
             data (see `keras_ode.paths`).
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
-            `atol + rtol * max(|y|, |y_new|)` in the root mean square. Default to `1e-3` and `1e-6`.
+            `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
             `"interpolating"`, or `"checkpointed"` with `dense` and `save="steps"`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
-            error, else `"constant"`.
+        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`, whose steps end
+            at these times. `None` is `"pid"` where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
-            one. Positive, in the units of `t`, in either direction of time.
+            one. Positive, in the units of `t`, in either direction of time. With `per_sample` also `[B]`.
         max_steps: The most steps to try. Defaults to `4096`.
+        max_step: The largest step that an adaptive solve may take, in the units of `t`, forward and backward. Give it where
+            something short, as a pulse, lies between long steps that do not see it.
+        min_step: The smallest step: a solve that would need a smaller one fails with the status `STEP_TOO_SMALL`. Only a step
+            that ends at the end of the interval, at a jump, or at an event may be shorter.
+        norm: How the errors of all elements, each divided by its tolerance, make one number, which is at most one: `"rms"`, the
+            root mean square; `"max"`, the largest magnitude; or a function `norm(errors)` of a nest like `y0` that gives a
+            float scalar, or `[B]` with `per_sample`. It measures the cotangent of the state too. Defaults to `"rms"`.
         per_sample: Whether every sample, a row of the leaves' first axis, has its own step size, error, status and
             statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
             Defaults to `False`: all share their steps. A row that fails makes its own gradients NaN, and those of what
@@ -163,6 +175,9 @@ def solve_in_mode(
     controller,
     step_size,
     max_steps,
+    max_step,
+    min_step,
+    norm,
     per_sample,
     event,
     jump_times,
@@ -184,10 +199,13 @@ def solve_in_mode(
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
+    method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
+    check_rows(method.step_size, per_sample, leaves)
     asked = arguments.checked_times(t, dtype, per_sample, ends_the_solve(event))
+    check_resolved(max_step, asked.elapsed)
+    asked = checked_grid(method.controller, asked)
     times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
-    method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype)
-    method = method._replace(per_sample=bool(per_sample))
+    method = method._replace(per_sample=bool(per_sample), norm=checked_norm(norm, times, y0))
     if isinstance(event, SteadyState):
         arguments.check_steady_state(event, asked.times, jump_times, adjoint)
     keeps_steps = arguments.check_save(save, asked.times, dense, event, jump_times)
@@ -242,6 +260,7 @@ def _solution(ts, y0, problem, outcome, events, lost):
         event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
         dense=DenseOutput(*outcome.output, outcome.dense, lost, problem.clock().direction) if problem.dense else None,
         event_index=None if events is None else events.indices,
+        step_size=outcome.step_size,
     )
 
 
@@ -350,12 +369,11 @@ def _run(adjoint, problem, segments, jit_compile):
 
 def _key(adjoint, problem, segments, how, tensors):
     """A hashable value, equal for two solves of which one compiled function does both."""
-    method = problem.method
     return (
         problem.field.fingerprint,
         segments and segments.key(),
         adjoint,
-        (method.solver, method.controller, method.max_steps, method.per_sample, method.step_size is None),
+        problem.method.key(),
         (problem.times_vary, problem.dense, problem.keeps_steps, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
         how,

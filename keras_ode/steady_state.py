@@ -170,7 +170,9 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
         return Stage(tree.scale(direction, tree.add(tree.scale(unit, transposed(a)), g)))
 
     method = problem.method
-    method = _damped(method._replace(step_size=None if method.controller.adaptive else method.step_size / unit))
+    step_size = None if method.controller.adaptive else method.step_size / unit
+    # The limits of the user's are in another time.
+    method = _damped(method._replace(step_size=step_size, max_step=None, min_step=None))
     smallest = tf.constant(_SMALLEST_RESIDUAL * np.finfo(dtype.as_numpy_dtype).eps, dtype)
     residual = Tolerance(tf.zeros_like(rtol), tf.maximum(rtol, smallest))
     zero = tf.zeros_like(time)

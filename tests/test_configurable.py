@@ -9,7 +9,7 @@ KINDS = {
     "adjoint": (adjoints.get, adjoints.ADJOINTS),
     "controller": (controllers.get, controllers.CONTROLLERS),
 }
-NAMES = [(kind, name) for kind, (_, known) in KINDS.items() for name in known]
+NAMES = [(kind, name) for kind, (_, known) in KINDS.items() for name in known if name != "step_to"]  # which has no default
 
 
 class Animal(configurable.Configurable):

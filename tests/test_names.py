@@ -31,8 +31,8 @@ def test_name_from_elsewhere_is_answered_with_ours_under_the_name_that_was_calle
 
 @pytest.mark.parametrize("function", ["solve", "odeint", "ODELayer.solve"])
 def test_misspelled_keyword_is_answered_with_the_nearest(function):
-    with pytest.raises(TypeError, match=r"'max_step'. Did you mean max_steps\? Received: max_step=7"):
-        CALLS[function](max_step=7)
+    with pytest.raises(TypeError, match=r"'maxsteps'. Did you mean max_steps\? Received: maxsteps=7"):
+        CALLS[function](maxsteps=7)
 
 
 def test_keyword_that_resembles_none_is_answered_with_all():

@@ -74,14 +74,12 @@ class Problem(NamedTuple):
         return tf.nest.flatten(self._structure())
 
     def with_tensors(self, tensors):
-        times, y, parameters, tolerance, step_size, elapsed = tf.nest.pack_sequence_as(self._structure(), tensors)
-        method = self.method._replace(tolerance=Tolerance(*tolerance), step_size=step_size[0] if step_size else None)
+        times, y, parameters, of_method, elapsed = tf.nest.pack_sequence_as(self._structure(), tensors)
+        method = self.method.with_tensors(of_method)
         return self._replace(times=times, y=y, parameters=parameters, method=method, elapsed=elapsed)
 
     def _structure(self):
-        method = self.method
-        step_size = () if method.step_size is None else (method.step_size,)
-        return self.times, self.y, self.parameters, tuple(method.tolerance), step_size, self.elapsed
+        return self.times, self.y, self.parameters, self.method.tensors(), self.elapsed
 
 
 class Outcome(NamedTuple):

@@ -136,7 +136,7 @@ class _Block:
             integral=progress.parameters,
             integral_weights=problem.field.integral_weights,
             quadrature=quadrature,
-            limit=self._limit(early, late) if method.controller.adaptive else None,
+            limit=self._reach(early, late),
             observers=recording,
             dense=method.per_sample,
             controlled=problem.controlled,
@@ -159,10 +159,23 @@ class _Block:
             record=tuple(result.observed),
         )
 
-    def _limit(self, early, late):
-        """How far a backward step may reach from a time since the backward start.
+    def _reach(self, early, late):
+        """How far a backward step may reach from a time since the backward start, if that is limited."""
+        controller = self.method.controller
+        if controller.has_times:  # backward steps are the forward ones
+            begins = tf.concat([early[None], self.window[:-1]], axis=0)
+            return self._targets(late, late - begins)
+        return self._limit(early, late) if controller.adaptive else None
 
-        It may cross ends of forward steps where it is not much longer than the steps that the forward solve's errors
+    def _targets(self, late, targets):
+        """The function that gives the target of the forward step in which a time since the backward start lies."""
+        ends = late - self.window
+        return lambda since: tree.take(targets, tf.reduce_sum(tf.cast(ends > since, tf.int32), axis=0))
+
+    def _limit(self, early, late):
+        """The limit where steps are controlled.
+
+        A step may cross ends of forward steps where it is not much longer than the steps that the forward solve's errors
         allowed on the way: what made forward steps short must not be passed over unseen. It lands on such an end.
         """
         untils = self.window
@@ -176,8 +189,7 @@ class _Block:
         # The first of the steps from which on all are reachable.
         missed = tf.where(reachable | (m[:, None] > m[None]), -1, m[:, None])
         first = tf.reduce_max(missed, axis=0) + 1
-        ends, targets = late - untils, late - tree.take_each(begins, first)
-        return lambda since: tree.take(targets, tf.reduce_sum(tf.cast(ends > since, tf.int32), axis=0))
+        return self._targets(late, late - tree.take_each(begins, first))
 
     def _impulses(self, equation, early, late, a):
         """The impulses at the saved times of this block, and the cotangent with those at its end."""

@@ -14,8 +14,10 @@ from keras_ode.closure import Report, reporting
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
+from keras_ode.norms import check_norm
 from keras_ode.signature import check_signature, mask_of, refuse_symbolic
 from keras_ode.solve import OPTIONS, solve_in_mode
+from keras_ode.step_sizes import check_is_number
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -38,10 +40,13 @@ class ODELayer(keras.Layer):
             `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. Defaults to
             `"interpolating"`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`. `None` is `"pid"` where the solver estimates its
-            error, else `"constant"`.
+        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None` is
+            `"pid"` where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
         max_steps: The most steps to try. Defaults to `4096`.
+        max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
+        norm: `"rms"`, `"max"`, or a function of the scaled errors, see `keras_ode.solve`; to be saved it must be registered, as a
+            dynamics that is a function. Defaults to `"rms"`.
         per_sample: Whether every row has its own step size, status and statistics, so that its output does not depend
             on its batch mates. The dynamics then gets `t` as `[B, 1, ..., 1]`. Defaults to `False`.
         return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
@@ -99,6 +104,9 @@ class ODELayer(keras.Layer):
         jump_times=None,
         jit_compile="auto",
         regularizer=None,
+        max_step=None,
+        min_step=None,
+        norm="rms",
         **kwargs,
     ):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
@@ -127,7 +135,12 @@ class ODELayer(keras.Layer):
         self.jit_compile = configurable.plain(jit_compile)
         self._warned = False
         self._recorder = None  # set while a callback records what the solver does
-        checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, tf.as_dtype(self.variable_dtype))
+        self.max_step, self.min_step = configurable.plain(max_step), configurable.plain(min_step)
+        self.norm = keras.saving.deserialize_keras_object(norm) if isinstance(norm, dict) else norm
+        check_norm(self.norm)
+        check_is_number(step_size)
+        dtype = tf.as_dtype(self.variable_dtype)
+        checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, dtype, max_step, min_step)
         self.regularizers = regularizers.get_all(regularizer)
         regularizers.check_supported(self.regularizers, self.solver, self.adjoint)
         self._needs_noise = any(r.needs_noise for r in self.regularizers)
@@ -224,6 +237,9 @@ class ODELayer(keras.Layer):
             "controller": self.controller,
             "step_size": self.step_size,
             "max_steps": self.max_steps,
+            "max_step": self.max_step,
+            "min_step": self.min_step,
+            "norm": self.norm,
             "per_sample": self.per_sample,
             "event": None,
             "jump_times": self.jump_times,
@@ -267,6 +283,9 @@ class ODELayer(keras.Layer):
             "controller": configurable.describe(self.controller, controllers.CONTROLLERS),
             "step_size": self.step_size,
             "max_steps": self.max_steps,
+            "max_step": self.max_step,
+            "min_step": self.min_step,
+            "norm": self.norm if isinstance(self.norm, str) else keras.saving.serialize_keras_object(self.norm),
             "per_sample": self.per_sample,
             "return_sequences": self.return_sequences,
             "jump_times": self.jump_times,
