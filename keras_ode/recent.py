@@ -12,26 +12,26 @@ class Recent:
     """
 
     def __init__(self, capacity):
-        self._capacity, self._values = capacity, collections.OrderedDict()
+        self._capacity, self._made = capacity, collections.OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key, make):
         """The value of a key, which `make()` gives where there is none."""
         with self._lock:
-            if key not in self._values:
-                self._values[key] = make()
-                if len(self._values) > self._capacity:
-                    self._values.popitem(last=False)
-            self._values.move_to_end(key)
-            return self._values[key]
+            if key not in self._made:
+                self._made[key] = make()
+                if len(self._made) > self._capacity:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(key)
+            return self._made[key]
 
     def replace(self, key, value):
         with self._lock:
-            self._values[key] = value
+            self._made[key] = value
 
     def clear(self):
         with self._lock:
-            self._values.clear()
+            self._made.clear()
 
     def __len__(self):
-        return len(self._values)
+        return len(self._made)
