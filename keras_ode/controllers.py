@@ -157,7 +157,7 @@ class PID(Controller):
 
     The factor from one step size to the next is
     `safety * e_n^(-(p + i + d) / k) * e_(n-1)^((p + 2 d) / k) * e_(n-2)^(-d / k)`, with `k` the order of the error
-    estimate and `e` the scaled errors of the last accepted steps. After a step that was not finite, the next does not grow.
+    estimate and `e` the scaled errors of the last accepted steps. The step after a rejected one does not grow.
 
     Args:
         p: Proportional coefficient. Defaults to `0`.
@@ -205,7 +205,7 @@ class PID(Controller):
         factor = tf.clip_by_value(tf.where(accept, accepted_factor, rejected_factor), self.min_factor, self.max_factor)
         factor = tf.where(may_grow, factor, tf.minimum(factor, 1))
         factor = tf.where(finite, factor, tf.constant(self.min_factor, factor.dtype))
-        state = (tf.where(accept, error, last), tf.where(accept, last, before_last), finite)
+        state = (tf.where(accept, error, last), tf.where(accept, last, before_last), accept)
         return Verdict(accept, factor * step_size, state)
 
 

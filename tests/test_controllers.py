@@ -94,9 +94,10 @@ def test_rejected_step_does_not_enter_the_memory(error):
     np.testing.assert_array_equal(after[:2], state[:2])
 
 
-def test_step_after_one_that_was_not_finite_does_not_grow():
+@pytest.mark.parametrize("error", [5.0, np.nan])
+def test_step_after_a_rejected_one_does_not_grow(error):
     """Else a solve that meets a wall would run against it again and again."""
-    after = judge(PID(), np.nan).state
+    after = judge(PID(), error).state
     verdict = judge(PID(), 0.0, state=after)
     assert float(verdict.step_size) == 1
     assert float(judge(PID(), 0.0, state=verdict.state).step_size) == 10
