@@ -1,7 +1,7 @@
 """Dense output: each step's interpolant as the coefficients of a polynomial.
 
-A leaf of a polynomial has the shape of the state's leaf with one more axis behind: the coefficients of `theta^0,
-theta^1, ...`, where `theta` is the fraction of the step.
+A leaf of a polynomial has one more axis than the state's leaf: the coefficients of `theta^0, theta^1, ...`, where `theta` is the
+fraction of the step. It comes first, or behind that of the samples, so that each coefficient lies in memory as a state does.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class DenseOutput(NamedTuple):
         start, end: The times of the solve, scalars or `[B]`.
         num_steps: How many steps there are.
         untils: Where each ended, since the start: `[S]` or `[S, B]`.
-        polynomials: Leaves `[S, ..., degree + 1]`.
+        polynomials: Leaves `[S, degree + 1, ...]`, or `[S, B, degree + 1, ...]`.
         lost: What rounding took from `start`.
         direction: The sign of the solve's time; empty where it is that of `end` less `start`.
     """
@@ -58,7 +58,7 @@ class DenseOutput(NamedTuple):
         if rank == 0 or t.shape.rank == 0:
             front = tf.shape(t) if rank == 0 else tf.shape(self.start)
             values = (tf.reshape(x, tf.concat([front, tf.shape(x)[1 + rank :]], axis=0)) for x in values)
-        shapes = ([*shape, *leaf.shape[1 + rank : -1]] for leaf in self.polynomials)
+        shapes = ([*shape, *leaf.shape[2 + rank :]] for leaf in self.polynomials)
         return tuple(tf.ensure_shape(x, known) for x, known in zip(values, shapes, strict=True))
 
     def _sign(self):
@@ -106,39 +106,35 @@ def polynomials(weights, y, stages, size):
     """
 
     def polynomial(leaf, *slopes):
-        slopes = tf.stack(slopes, axis=-1)
-        slopes = tree.expand(tf.cast(size, leaf.dtype), slopes) * slopes
-        return tf.concat([leaf[..., None], tree.tensordot(slopes, tf.constant(weights, leaf.dtype))], axis=-1)
+        factor = tree.expand(tf.cast(size, leaf.dtype), leaf)
+        return tf.stack([leaf, *(factor * row for row in tree.combinations(weights.T, slopes))], axis=size.shape.rank)
 
     return tuple(polynomial(*leaves) for leaves in zip(y, *stages, strict=True))
 
 
+def constant(y, degree, rank):
+    """Polynomials that stay where they are; `rank`: that of a scalar of the solve."""
+    return tuple(tf.stack([leaf] + [tf.zeros_like(leaf)] * degree, axis=rank) for leaf in y)
+
+
 def evaluate(leaves, theta):
     """The values of polynomials at `theta`, scalar or `[B]`."""
-    return tuple(_combine(leaf, _powers(theta, leaf.shape[-1])) for leaf in leaves)
+    return tuple(_horner(tf.unstack(leaf, axis=theta.shape.rank), theta) for leaf in leaves)
 
 
 def slope(leaves, theta):
     """Their derivatives by `theta`."""
 
     def derivative(leaf):
-        degree = leaf.shape[-1] - 1
-        factors = tf.range(1, degree + 1, dtype=leaf.dtype)
-        return _combine(leaf[..., 1:] * factors, _powers(theta, degree))
+        _, *coefficients = tf.unstack(leaf, axis=theta.shape.rank)
+        return _horner([tf.constant(j + 1, leaf.dtype) * c for j, c in enumerate(coefficients)], theta)
 
-    return tuple(derivative(leaf) for leaf in leaves)
-
-
-def _powers(theta, count):
-    powers = [tf.ones_like(theta)]
-    for _ in range(count - 1):
-        powers.append(powers[-1] * theta)
-    return tf.stack(powers, axis=-1)
+    return tuple(map(derivative, leaves))
 
 
-def _combine(leaf, powers):
-    powers = tf.cast(powers, leaf.dtype)
-    if powers.shape.rank == 1:
-        return tree.tensordot(leaf, powers)
-    front, inner = tf.shape(powers)[:-1], [1] * (leaf.shape.rank - powers.shape.rank)
-    return tf.reduce_sum(leaf * tf.reshape(powers, tf.concat([front, inner, leaf.shape[-1:]], axis=0)), axis=-1)
+def _horner(coefficients, theta):
+    theta = tree.expand(tf.cast(theta, coefficients[0].dtype), coefficients[0])
+    value = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        value = coefficient + theta * value
+    return value

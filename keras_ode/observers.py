@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import internals, tree
-from keras_ode.dense import DenseOutput
+from keras_ode.dense import DenseOutput, constant
 
 # How many states that a step passes are interpolated together.
 _SAVED_AT_ONCE = 8
@@ -143,8 +143,7 @@ class KeepDense:
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
             untils=tree.repeat(duration, self.capacity + 1),
             polynomials=tuple(
-                tf.tile(leaf[None, ..., None], [self.capacity + 1] + [1] * leaf.shape.rank + [self.solver.degree + 1])
-                for leaf in self.y
+                tree.repeat(leaf, self.capacity + 1) for leaf in constant(self.y, self.solver.degree, duration.shape.rank)
             ),
         )
 

@@ -12,6 +12,8 @@ from keras_ode import internals
 
 # A sum of no more terms needs no matrix product where XLA fuses it with what is around it.
 _FEW = 16
+# An operation on so many elements takes about as long as to start it.
+_MOST_SMALL = 4096
 
 
 def as_tensor(value):
@@ -78,6 +80,19 @@ def weighted_sum(weights, trees):
     """The sum of trees with Python numbers as weights; zeros cost nothing."""
     terms = [(weight, tree) for weight, tree in zip(weights, trees, strict=True) if weight != 0]
     return tuple(_weighted([weight for weight, _ in terms], leaves) for leaves in zip(*(tree for _, tree in terms), strict=True))
+
+
+def combinations(matrix, leaves):
+    """The sums of leaves with each row of a NumPy matrix as weights, one leaf for each."""
+    if is_compiled() or _is_large(leaves[0]):
+        return [_weighted(*zip(*((w, x) for w, x in zip(row, leaves, strict=True) if w != 0), strict=True)) for row in matrix]
+    stacked = tf.stack(leaves)
+    return tf.unstack(tensordot(tf.constant(matrix, stacked.dtype), stacked), num=len(matrix))
+
+
+def _is_large(leaf):
+    """Whether its elements take longer than what TensorFlow needs for each operation."""
+    return leaf.shape.num_elements() is not None and leaf.shape.num_elements() > _MOST_SMALL
 
 
 def tensor_weighted_sum(weights, trees):

@@ -96,8 +96,7 @@ class _Polynomials(History):
         return self.problem.method.solver.polynomials(step, size)
 
     def like(self):
-        count = self.problem.method.solver.degree + 1
-        return tuple(tf.tile(leaf[..., None], [1] * leaf.shape.rank + [count]) for leaf in self.problem.y)
+        return dense.constant(self.problem.y, self.problem.method.solver.degree, self.problem.times.shape.rank - 1)
 
 
 class _Block:
