@@ -13,6 +13,12 @@ from keras_ode.dense import DenseOutput, constant
 
 # How many states that a step passes are interpolated together.
 _SAVED_AT_ONCE = 8
+# Of how many numbers in all, where the loop is differentiated.
+_SAVED_AT_EACH_STEP = 2**15
+# How many numbers of steps may wait until the states saved within them are interpolated together.
+_WAITING = 2**20
+# What an axis of unknown length is taken for.
+_UNKNOWN = 128
 
 
 class SaveAt:
@@ -29,8 +35,12 @@ class SaveAt:
         self.times, self.y, self.solver, self.differentiable = times, y, solver, differentiable
         # Where it is known it must be a number: XLA loses a constant tensor on its way into a loop's second derivative.
         self.count = tf.shape(times)[0] if times.shape[0] is None else times.shape[0]
+        known = times.shape[0]
+        # A loop within a loop that is differentiated costs more than a few states at times that the step does not pass.
+        self.each_step = differentiable and known is not None and known * _size(y) <= _SAVED_AT_EACH_STEP
         # Samples that have their own steps pass their times one by one; and so is the loop least that is differentiated.
-        self.chunk = 1 if times.shape.rank == 2 or differentiable else _SAVED_AT_ONCE
+        one_by_one = times.shape.rank == 2 or differentiable
+        self.chunk = 0 if self.each_step else 1 if one_by_one else _SAVED_AT_ONCE
         # More times, never reached, follow the last.
         never = tf.fill(tf.concat([[self.chunk], tf.shape(times)[1:]], axis=0), tf.constant(np.inf, times.dtype))
         self.queue = tf.concat([times, never], axis=0)
@@ -41,6 +51,8 @@ class SaveAt:
         return self._at_start(), tuple(room(leaf, self.count + self.chunk) for leaf in self.y)
 
     def see(self, state, trial):
+        if self.each_step:
+            return self._see_all(state, trial)
         one_by_one = self.chunk == 1
         put = tree.put_in_place if one_by_one else tree.put_rows_in_place
         put = tree.put if self.differentiable else put
@@ -65,14 +77,26 @@ class SaveAt:
         with internals.not_recorded():
             return tree.while_loop(lambda index, _: tf.reduce_any(pending(index)[1]), save, state, bound=bound)
 
+    def _see_all(self, state, trial):
+        """`see` for all times at once, whether the step passes them or not."""
+        wanted = trial.accept & (self.times > trial.interval.since) & (self.times <= trial.interval.until)
+        # A step that is rejected may hold what is not finite.
+        stages, start, y = tf.nest.map_structure(
+            lambda x: tf.where(tree.expand(trial.accept, x), x, 0), (trial.step.stages, trial.step.start, trial.step.y)
+        )
+        trial = trial._replace(step=trial.step._replace(stages=stages, start=start, y=y))
+        states = self._interpolated(trial, self.times, wanted)
+        passed, saved = state
+        return passed + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), tree.where(wanted, states, saved)
+
     def _interpolated(self, trial, time, wanted):
-        """The states at one time, scalar or `[B]`, or at several, `[C]`."""
+        """The states at one time, scalar or `[B]`, or at several, `[C]` or `[C, B]`."""
         interval, step = trial.interval, trial.step
         length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
         # What is not wanted must stay finite too: its gradient is zero times its value.
         theta = tf.where(wanted, time - interval.since, 0) / length
         states = self.solver.interpolate(step.stages, interval.size, step.start, theta)
-        ends = step.y if self.chunk == 1 else tuple(leaf[None] for leaf in step.y)
+        ends = step.y if time.shape.rank == interval.until.shape.rank else tuple(leaf[None] for leaf in step.y)
         if self.differentiable:
             # At the end of a step, too, the state moves with its time.
             ends = tuple(x + tf.stop_gradient(end - x) for x, end in zip(states, ends, strict=True))
@@ -81,16 +105,148 @@ class SaveAt:
     def saved(self, state):
         """The states, leaves `[K, ...]`: NaN at times that were not reached."""
         reached, buffers = state
-        number = tree.expand(tf.range(self.count), self.times)
-        leaves = []
-        for leaf, buffer in zip(self.y, buffers, strict=True):
-            states = tf.where(tree.expand(number < reached, buffer), buffer[: self.count], tf.constant(np.nan, leaf.dtype))
-            # Where there is nothing to integrate, that is the start.
-            leaves.append(tf.where(tree.expand(number < self._at_start(), buffer), leaf[None], states))
-        return tuple(leaves)
+        return _only_reached(reached, self._at_start(), self.count, self.y, buffers)
 
     def _at_start(self):
         return tf.reduce_sum(tf.cast(self.times <= 0, tf.int32), axis=0)
+
+
+class _Waiting(NamedTuple):
+    """Steps that wait until the states saved within them are interpolated.
+
+    Attributes:
+        passed: How many of the times the solve has passed, a scalar or `[B]`.
+        saved: At how many of them the states are in the buffers; empty where there are none.
+        number: How many steps wait.
+        spans: Their `since`, `until` and signed size: `[capacity + 1, 3]`, or `[capacity + 1, B, 3]`.
+        steps: For each leaf their start, their end and their stages: `[capacity + 1, S, ...]`, or `[capacity + 1, B, S, ...]`.
+        buffers: The states, leaves `[K + capacity, ...]`; none where all steps can wait until the end.
+    """
+
+    passed: tf.Tensor
+    saved: tf.Tensor
+    number: tf.Tensor
+    spans: tf.Tensor
+    steps: tuple
+    buffers: tuple
+
+
+class SaveTogether:
+    """Observes the states at given times as `SaveAt` does, and interpolates those of many steps together.
+
+    Steps wait until there is no room for more, or until the end: then the states within all of them are found at once. So
+    a step that passes saved times costs a copy of its stages, and a saved time no operation of its own.
+
+    Args:
+        times: Times since the start, not decreasing: `[K]`, or `[K, B]` with a grid for every sample.
+        y: The leaves at the start.
+        solver: The solver, which interpolates its own steps and says how many stages they have.
+        capacity: How many steps may wait. Defaults to as many as there are times, where they are small.
+    """
+
+    def __init__(self, times, y, solver, capacity=None):
+        self.times, self.y, self.solver = times, y, solver
+        self.num_points = 2 + solver.num_stages(True)
+        known = times.shape[0]
+        self.count = tf.shape(times)[0] if known is None else known
+        room = max(1, int(_WAITING / (_size(y) * self.num_points)))
+        self.capacity = capacity or min(room, _UNKNOWN if known is None else known)
+        self.all_wait = known is not None and known <= self.capacity
+        never = tf.fill(tf.concat([[self.capacity], tf.shape(times)[1:]], axis=0), tf.constant(np.inf, times.dtype))
+        self.queue = tf.concat([times, never], axis=0)
+
+    def start(self):
+        at_start, time = self._at_start(), self.times[0]
+        return _Waiting(
+            passed=at_start,
+            saved=() if self.all_wait else at_start,
+            number=tf.zeros_like(at_start),
+            spans=tree.room(self._stacked([time] * 3), self.capacity + 1),
+            steps=tuple(tree.room(self._stacked([leaf] * self.num_points), self.capacity + 1) for leaf in self.y),
+            buffers=() if self.all_wait else tuple(tree.room(leaf, self.count + self.capacity) for leaf in self.y),
+        )
+
+    def see(self, state, trial):
+        interval, step = trial.interval, trial.step
+        now = tf.where(trial.accept, interval.until, interval.since)
+        passed = tf.reduce_sum(tf.cast(self.times <= now, tf.int32), axis=0)
+        slot = state.number  # What is not kept is written over by the next.
+        span = self._stacked([interval.since, interval.until, interval.size])
+        points = zip(step.start, step.y, *step.stages, strict=True)
+        state = state._replace(
+            passed=passed,
+            number=slot + tf.cast(passed > state.passed, tf.int32),
+            spans=tree.put_in_place(state.spans, slot, span),
+            steps=tuple(
+                tree.put_in_place(kept, slot, self._stacked(leaves)) for kept, leaves in zip(state.steps, points, strict=True)
+            ),
+        )
+        return state if self.all_wait else self._save(state, tf.reduce_any(state.number >= self.capacity))
+
+    def saved(self, state):
+        """The states, leaves `[K, ...]`: NaN at times that were not reached."""
+        if self.all_wait:
+            states = self._interpolated(state, self.times)
+        else:
+            states = self._save(state, True).buffers
+        return _only_reached(state.passed, self._at_start(), self.count, self.y, states)
+
+    def _save(self, state, when):
+        """Interpolates all states within the steps that wait, if `when`, and lets these steps go."""
+
+        def save(first, buffers):
+            time = tf.gather(self.queue, first + tf.range(self.capacity))
+            states = self._interpolated(state, time)
+            if time.shape.rank == 2:  # rows are not all as far
+                number = tree.expand(first + tf.range(self.capacity), time)
+                new = (number >= state.saved) & (number < state.passed)
+                old = (tf.gather(buffer, first + tf.range(self.capacity)) for buffer in buffers)
+                states = tree.where(new, states, tuple(old))
+            return first + self.capacity, tuple(
+                tree.put_rows_in_place(buffer, first, leaf) for buffer, leaf in zip(buffers, states, strict=True)
+            )
+
+        last = tf.reduce_max(tf.where(when, state.passed, 0))
+        start = tf.reduce_min(state.saved), state.buffers
+        buffers = tree.while_loop(lambda first, _: first < last, save, start)[1]
+        saved, number = tf.where(when, state.passed, state.saved), tf.where(when, 0, state.number)
+        return state._replace(saved=saved, number=number, buffers=buffers)
+
+    def _interpolated(self, state, time):
+        """The states at times `[C]` or `[C, B]`; anything at those that lie in none of the steps."""
+        slots = tree.expand(tf.range(self.capacity), state.spans[: self.capacity, ..., 1])
+        untils = tf.where(slots < state.number, state.spans[: self.capacity, ..., 1], tf.constant(np.inf, time.dtype))
+        slot = tf.reduce_sum(tf.cast(untils[None] < time[:, None], tf.int32), axis=1)
+        slot = tf.minimum(slot, tf.maximum(state.number - 1, 0))
+        since, until, size = tf.unstack(tree.take_each(state.spans, slot), num=3, axis=-1)
+        theta = (tf.minimum(time, until) - since) / tf.where(until > since, until - since, 1)
+        axis = time.shape.rank
+        points = (tf.unstack(tree.take_each(kept, slot), num=self.num_points, axis=axis) for kept in state.steps)
+        start, end, *stages = zip(*points, strict=True)
+        states = self.solver.interpolate(stages, size, start, theta)
+        return tree.where(time >= until, end, states)
+
+    def _stacked(self, leaves):
+        """Stacked behind the axis of the samples, where they have their own steps."""
+        return tf.stack(list(leaves), axis=self.times.shape.rank - 1)
+
+    def _at_start(self):
+        return tf.reduce_sum(tf.cast(self.times <= 0, tf.int32), axis=0)
+
+
+def _size(y):
+    """How many numbers a state has."""
+    return sum(float(np.prod([_UNKNOWN if n is None else max(n, 1) for n in leaf.shape])) for leaf in y)
+
+
+def _only_reached(reached, at_start, count, y, buffers):
+    """The states `[K, ...]`: NaN at times that were not reached, and the start where there is nothing to integrate."""
+    leaves = []
+    for leaf, buffer in zip(y, buffers, strict=True):
+        number = tf.range(count)[:, None] if reached.shape.rank else tf.range(count)
+        states = tf.where(tree.expand(number < reached, buffer), buffer[:count], tf.constant(np.nan, leaf.dtype))
+        leaves.append(tf.where(tree.expand(number < at_start, buffer), leaf[None], states))
+    return tuple(leaves)
 
 
 class Stiffness:

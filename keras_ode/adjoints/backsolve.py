@@ -13,10 +13,6 @@ from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
-# With all of it, a hundred saved times would cost up to three times the evaluations of two. With a tenth it is less than
-# twice, and gradients stay within a hundred times the tolerance.
-_MISMATCH = 0.1
-
 
 class Backsolve(FirstOrderAdjoint):
     """The continuous adjoint, with the state re-integrated backward: memory does not grow with the number of steps.
@@ -58,7 +54,7 @@ class Backsolve(FirstOrderAdjoint):
         equation = _Equation(problem)
         method = backward_method(self, problem)
         stops, stored, impulses = _stored(problem.since_start(), ys, cotangents, self._checkpoints(problem), memory)
-        solver = Impulses(method.solver, equation, stops, stored, impulses, _MISMATCH)
+        solver = Impulses(method.solver, equation, stops, stored, impulses)
         drift = _Drift(equation, method, stops, stored)
         quadrature = None
         if method.per_sample:  # a step that only some samples accept adds to their parameters' cotangents alone
@@ -79,13 +75,11 @@ class Backsolve(FirstOrderAdjoint):
             dense=method.per_sample,
             controlled=equation.controlled,
         )
-        z = (*(leaf[0] for leaf in ys), *equation.cotangent(result.y))
-        a, parameters, evaluations = solver.finish(times[0], z, result.carry, result.integral)
         return Cotangents(
-            y=a,
-            parameters=parameters,
+            y=equation.cotangent(result.y),
+            parameters=result.integral,
             status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
-            num_evaluations=result.num_evaluations + evaluations,
+            num_evaluations=result.num_evaluations,
             record=result.observed[-1] if recording else (),
         )
 
@@ -154,8 +148,6 @@ class _Drift:
 class _Equation:
     """The augmented equation of state and cotangent; the integrand is that of the parameters' cotangents."""
 
-    orientation = 1
-
     def __init__(self, problem):
         self._field, self._parameters, self._num_leaves = problem.field, problem.parameters, len(problem.y)
         self._integrates = not problem.method.per_sample
@@ -175,14 +167,6 @@ class _Equation:
     def with_cotangent(self, z, a):
         return (*z[: self._num_leaves], *a)
 
-    def no_integral(self):
-        return tree.zeros_like(self._field.select(self._parameters)) if self._integrates else ()
-
-    def push(self, t, z, slope):
-        """What a cotangent of the derivative at a point means for the state there and for the parameters."""
-        y = z[: self._num_leaves]
-        return self._field.vjp(t, y, self._parameters, slope)[1:]
-
     def locator(self, solver):
         """How the quadrature finds time, state and cotangent within a step."""
 
@@ -190,7 +174,8 @@ class _Equation:
             theta = tf.fill(tf.shape(interval.size), tf.constant(theta, interval.size.dtype))
             z = solver.interpolate(step.stages, interval.size, step.start, theta)
             # Along backward time: `interval.size` is negative where the forward solve goes on in time.
-            return interval.start + theta * interval.size, z[: self._num_leaves], self.cotangent(z)
+            t = interval.start + theta * interval.size
+            return t, z[: self._num_leaves], tree.add(self.cotangent(z), step.extra(theta))
 
         return locate
 
@@ -204,8 +189,3 @@ class _Equation:
     def state(self, t, z, derivative):
         """The state and its derivative at a point."""
         return z[: self._num_leaves], derivative[: self._num_leaves]
-
-    def raise_error(self, step, missed, y):
-        """The step's error, as large as interpolation misses saved states near `y`."""
-        raised = tuple(tf.maximum(tf.abs(error), leaf) for error, leaf in zip(step.error, missed, strict=False))
-        return (*raised, *step.error[self._num_leaves :])

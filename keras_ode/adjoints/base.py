@@ -12,8 +12,8 @@ from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
-from keras_ode.observers import KeepDense, SaveAt, Stiffness, step_observers
-from keras_ode.solvers.base import Stage
+from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, step_observers
+from keras_ode.solvers.base import Solver, Stage
 from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
@@ -281,7 +281,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     saved = times.shape[0] != 2
     observers = {"stiffness": Stiffness(times[0], problem.controlled)}
     if saved:
-        observers["saved"] = SaveAt(saved_times(problem), y, method.solver, bound is not None)
+        observers["saved"] = _saving(saved_times(problem), y, method.solver, bound is not None)
     if problem.dense:
         observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
     elif problem.keeps_steps:
@@ -328,6 +328,14 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         output=tuple(output),
     )
     return outcome, seen.get("asked", ())
+
+
+def _saving(times, y, solver, differentiable):
+    """The observer of the states at saved times."""
+    # A solver need not say how many stages it has: then none of its steps can wait.
+    if differentiable or type(solver).num_stages is Solver.num_stages:
+        return SaveAt(times, y, solver, differentiable)
+    return SaveTogether(times, y, solver)
 
 
 def stage_field(problem):

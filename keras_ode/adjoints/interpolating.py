@@ -116,7 +116,7 @@ class _Block:
         early = self.replay.interval(self.first).since
         late = tf.where(progress.last > 0, self.replay.interval(tf.maximum(progress.last - 1, 0)).until, early)
         equation = _Equation(problem, self)
-        method, a, impulses = self.method, progress.a, None
+        method, a = self.method, progress.a
         if problem.times.shape[0] != 2:
             impulses, a = self._impulses(equation, early, late, a)
             method = method._replace(solver=impulses)
@@ -140,12 +140,8 @@ class _Block:
             dense=method.per_sample,
             controlled=problem.controlled,
         )
-        a, parameters, evaluations = result.y, result.integral, 0
-        if impulses is not None:
-            a, parameters, count = impulses.finish(early, a, result.carry, parameters)
-            evaluations += count
-        polynomials, count = self.history.refill(self.trajectory, self.polynomials, self.first, after=(*a, *parameters))
-        evaluations += count
+        a, parameters = result.y, result.integral
+        polynomials, evaluations = self.history.refill(self.trajectory, self.polynomials, self.first, after=(*a, *parameters))
         failed = progress.status != int(Status.SUCCESS)
         return progress._replace(
             last=self.first,
@@ -203,7 +199,6 @@ class _Block:
             tf.reverse(stops, [0]),
             tuple(tf.reverse(leaf[1:-1], [0]) for leaf in self.ys),
             tuple(tf.reverse(leaf, [0]) for leaf in inner),
-            mismatch=1.0,
         )
         added = tuple(tf.reduce_sum(tree.expand(tf.cast(at_end, g.dtype), g) * g, axis=0) for g in inner)
         return impulses, tree.add(a, added)
@@ -242,7 +237,6 @@ class _Equation:
     def __init__(self, problem, block):
         self._field, self._parameters, self._block = problem.field, problem.parameters, block
         self._integrates = not problem.method.per_sample
-        self.orientation = block.direction
 
     def __call__(self, since, a, with_integrand=True):
         block = self._block
@@ -256,33 +250,15 @@ class _Equation:
     def with_cotangent(self, _, a):
         return a
 
-    def no_integral(self):
-        return tree.zeros_like(self._field.select(self._parameters)) if self._integrates else ()
-
-    def push(self, since, a, slope):
-        """What a cotangent of the derivative at a point means for the state there and for the parameters."""
-        block = self._block
-        return self._field.vjp(block.time(since), block.evaluate(since), self._parameters, slope)[1:]
-
     def locate(self, interval, step, theta):
         """Time, state and cotangent within a step, for the quadrature along forward time."""
         block = self._block
         fraction = tf.fill(tf.shape(interval.size), tf.constant(theta, interval.size.dtype))
         since = interval.start + fraction * interval.size
         a = block.method.solver.interpolate(step.stages, interval.size, step.start, fraction)
+        if step.extra:
+            a = tree.add(a, step.extra(fraction))
         return block.time(since), block.evaluate(since), tree.scale(block.direction, a)
 
     def reset(self, a, here, ys):
         return a
-
-    def state(self, since, a, derivative):
-        """The state and its derivative along the backward time."""
-        block = self._block
-        return block.evaluate(since), block.slope(since)
-
-    def raise_error(self, step, missed, y):
-        """The step's error, on the cotangent's scale as large as interpolation misses saved states on theirs."""
-        tolerance = self._block.method.tolerance
-        scales = zip(tolerance.scale(step.start, step.y), tolerance.scale(y, y), strict=True)
-        missed = (leaf * (of_a / of_y) for leaf, (of_a, of_y) in zip(missed, scales, strict=True))
-        return tuple(tf.maximum(tf.abs(error), leaf) for error, leaf in zip(step.error, missed, strict=True))

@@ -48,21 +48,7 @@ class ParameterQuadrature:
             # Differences, since sums of many are not safe here (see `tree`): `a` has the sign of backward time.
             total = tree.subtract(total, tree.scale(weight, product))
             error = tree.subtract(error, tree.scale(weight - simpson, product))
-        evaluations = tf.constant(len(_NODES))
-        if not step.extra:
-            return total, error, evaluations
-        slope, applied = step.extra
-        total, evaluations = tf.cond(
-            tf.reduce_any(applied & accept),
-            lambda: (tree.add(total, self._jump(interval, step, accept, slope)), evaluations + 1),
-            lambda: (total, evaluations),
-        )
-        return total, error, evaluations
-
-    def _jump(self, interval, step, accept, slope):
-        """What a cotangent of the derivative where the step starts means for the parameters."""
-        t, y, _ = self.locate(interval, step, 0.0)
-        return self._product(t, y, tree.where(accept, slope, tree.zeros_like(slope)))
+        return total, error, tf.constant(len(_NODES))
 
     def _product(self, t, y, cotangent):
         return self.field.vjp(t, y, self.parameters, cotangent)[2]
