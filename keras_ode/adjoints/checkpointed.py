@@ -44,6 +44,8 @@ class Checkpointed(FirstOrderAdjoint):
 
         def reverse_block(last, kept, a, parameters, evaluations):
             first = history.first(trajectory, last)
+            kept, count = history.refill(trajectory, kept, last)
+            evaluations += count
 
             def reverse_one(n, a, parameters, evaluations):
                 # Samples that are done wait in the step after their last, which has no length.
@@ -55,8 +57,7 @@ class Checkpointed(FirstOrderAdjoint):
             _, a, parameters, evaluations = tree.while_loop(
                 lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters, evaluations)
             )
-            kept, count = history.refill(trajectory, kept, first, after=(*a, *parameters))
-            return first, kept, a, parameters, evaluations + count
+            return first, kept, a, parameters, evaluations
 
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))

@@ -184,14 +184,13 @@ class History:
         """A copy to refill: what was kept may be asked for again."""
         return tuple(map(tree.copy, kept))
 
-    def refill(self, trajectory, kept, last, after):
+    def refill(self, trajectory, kept, last):
         """What is kept of the block of steps before `last`, which are taken again, and the evaluations that this took.
 
-        `after` are tensors to wait for: nobody may still read what is written over.
+        The last steps of the solve are there from the beginning. A loop over blocks refills first, and then reads: so no one
+        still reads what is written over, and nothing is copied.
         """
         replay, first = self.replay(trajectory), self.first(trajectory, last)
-        with tf.control_dependencies(after):
-            kept = tuple(map(tf.identity, kept))
 
         def advance(n, y, kept, evaluations):
             interval, step = replay.step(n, y)
@@ -199,8 +198,9 @@ class History:
             kept = put_each(kept, slot, self.keep(step, interval.size))
             return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), kept, evaluations + step.evaluations
 
-        start = (*replay.checkpoint(first), kept, tf.constant(0))
-        return tree.while_loop(lambda n, *_: tf.reduce_any(n < last), advance, start)[2:]
+        n, y = replay.checkpoint(first)
+        n = tf.where(last < trajectory.num_steps, n, last)
+        return tree.while_loop(lambda n, *_: tf.reduce_any(n < last), advance, (n, y, kept, tf.constant(0)))[2:]
 
 
 class Replay:

@@ -77,7 +77,7 @@ class Interpolating(FirstOrderAdjoint):
 
 
 class _Progress(NamedTuple):
-    """How far the backward pass is: before step `last`, a scalar or `[B]`; `polynomials` are those of the steps before that."""
+    """How far the backward pass is: before step `last`, a scalar or `[B]`; `polynomials` are those of the steps behind that."""
 
     last: tf.Tensor
     polynomials: tuple
@@ -105,7 +105,8 @@ class _Block:
     def __init__(self, problem, history, trajectory, outcome, cotangents, method, progress):
         self.problem, self.history, self.trajectory, self.progress = problem, history, trajectory, progress
         self.replay = history.replay(trajectory)
-        self.first, self.polynomials = history.first(trajectory, progress.last), progress.polynomials
+        self.first = history.first(trajectory, progress.last)
+        self.polynomials, self.refilled = history.refill(trajectory, progress.polynomials, progress.last)
         steps = self.first + tree.expand(tf.range(history.capacity), trajectory.untils)
         self.window, self.allowed = (tree.take_each(x, steps) for x in (trajectory.untils, trajectory.allowed))
         self.method = method._replace(step_size=progress.step_size)
@@ -140,17 +141,15 @@ class _Block:
             dense=method.per_sample,
             controlled=problem.controlled,
         )
-        a, parameters = result.y, result.integral
-        polynomials, evaluations = self.history.refill(self.trajectory, self.polynomials, self.first, after=(*a, *parameters))
         failed = progress.status != int(Status.SUCCESS)
         return progress._replace(
             last=self.first,
-            polynomials=polynomials,
-            a=a,
-            parameters=parameters,
+            polynomials=self.polynomials,
+            a=result.y,
+            parameters=result.integral,
             step_size=result.step_size,
             status=tf.where(failed, progress.status, result.status),
-            num_evaluations=progress.num_evaluations + tf.reduce_max(result.num_evaluations) + evaluations,
+            num_evaluations=progress.num_evaluations + tf.reduce_max(result.num_evaluations) + self.refilled,
             record=tuple(result.observed),
         )
 
