@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from typing import NamedTuple
 
-from benchmarks.peers import environments
+from benchmarks.peers import environments, table
 
 ADJOINTS = ("backsolve", "interpolating", "checkpointed", "direct")
 MODES = {"xla": "XLA", "plain": "graph", "auto": "graph, solve compiled"}
@@ -31,7 +31,8 @@ class Contestant(NamedTuple):
 
 def of_keras_ode(workload, adjoints, modes):
     steppings = {"": workload.per_sample} | ({", shared steps": False} if workload.per_sample else {})
-    return [
+    default = Contestant(table.DEFAULT, "keras_ode", {"mode": "auto", "adjoint": None, "per_sample": workload.per_sample})
+    return [default] + [
         Contestant(
             f"keras_ode, {MODES[mode]}, {adjoint}{stepping}",
             "keras_ode",

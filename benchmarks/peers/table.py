@@ -7,6 +7,7 @@ COLUMNS = (
     "workload", "contestant", "training step, ms", "over best peer", "over floor",
     "inference, ms", "over best peer", "over floor", "first step, s", "memory, MB",
 )  # fmt: skip
+DEFAULT = "keras_ode, as it is by default"
 ANY = "keras_ode, the best of all"
 COMPARISONS = (
     ("training", "best peer", "train", None),
@@ -72,7 +73,7 @@ def summary(results, peers):
     """keras_ode over its peers, geometric means over the workloads in which it and any of them agree with the reference."""
     yield from head(["contestant", "workloads", *(f"{what} over {whom}" for what, whom, _, _ in COMPARISONS)])
     ours = [row for rows in results.values() for row in of(rows, "keras_ode")]
-    for name in (ANY, *dict.fromkeys(row.name for row in ours)):
+    for name in dict.fromkeys((DEFAULT, ANY, *(row.name for row in ours))):
         cells = []
         for _, _, column, rivals in COMPARISONS:
             ratios = []
