@@ -344,9 +344,16 @@ def largest_error(found, expected):
     return max(relative_error(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("number", [2, 10])
+# Of two times, van der Pol's oscillator tells the same in the adjoints that it does not make fail.
+@pytest.mark.parametrize(
+    "adjoint, number",
+    [
+        *((adjoint, 10) for adjoint in ADJOINTS),
+        ("backsolve", 2),
+        *(pytest.param(adjoint, 2, marks=pytest.mark.slow) for adjoint in ADJOINTS if adjoint != "backsolve"),
+    ],
+)
 @pytest.mark.parametrize("end", [2.5, -1.5])
-@EVERY
 def test_gradients_of_state_matrix_and_times_are_those_of_the_matrix_exponential(adjoint, end, number):
     found, expected = linear_gradients_by(adjoint, np.linspace(0.5, end, number), **TIGHT)
     # Tolerance 1e-9 a step, some twenty steps.
@@ -362,12 +369,12 @@ def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
 @pytest.mark.parametrize(
     "how, number",
     [
-        (tf.function, 2),
+        (tf.function, 10),
         (compiled, 10),
-        pytest.param(tf.function, 10, marks=pytest.mark.slow),
+        pytest.param(tf.function, 2, marks=pytest.mark.slow),
         pytest.param(compiled, 2, marks=pytest.mark.slow),
     ],
-    ids=["graph-2", "compiled-10", "graph-10", "compiled-2"],
+    ids=["graph-10", "compiled-10", "graph-2", "compiled-2"],
 )
 @EVERY
 def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
