@@ -450,12 +450,22 @@ def test_times_are_returned_in_the_dtype_of_the_state():
 
 
 def test_number_of_times_may_be_unknown_when_the_graph_is_made():
+    """In its gradient too, by the start and by the times."""
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
     def run(t):
-        return solve(cosine, ONE, t, rtol=1e-8, atol=1e-8).ys[:, 0]
+        with tf.GradientTape() as tape:
+            tape.watch([ONE, t])
+            ys = solve(cosine, ONE, t, rtol=1e-8, atol=1e-8).ys[:, 0]
+            end = ys[-1]
+        return ys, *tape.gradient(end, [ONE, t])
 
     for t in ([0.0, 1.0], [0.0, 0.5, 1.0, 2.0]):
-        np.testing.assert_allclose(run(t), np.exp(np.sin(t)), rtol=1e-7)
+        ys, by_start, by_times = run(t)
+        end = np.exp(np.sin(t[-1]))
+        np.testing.assert_allclose(ys, np.exp(np.sin(t)), rtol=1e-7)
+        np.testing.assert_allclose(by_start, [end], rtol=1e-6)
+        np.testing.assert_allclose(by_times, [-end, *[0] * (len(t) - 2), np.cos(t[-1]) * end], rtol=1e-6, atol=1e-9)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["compiled", "graph"])
