@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # By how much a process may grow within a module before it forgets what it could use again.
-MOST_MEGABYTES = 1500
+MOST_MEGABYTES = 1000
 held = 0
 
 
