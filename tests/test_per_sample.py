@@ -67,17 +67,6 @@ def test_rows_have_their_own_times_and_directions():
     np.testing.assert_allclose(solution.ys[:, :, 0], [[1, 9], [7, 6], [11, -11]], rtol=1e-6)
 
 
-def test_padded_times_repeat_the_last_state_and_its_gradient():
-    start = tf.constant([[1.0], [2.0]], tf.float64)
-    with tf.GradientTape() as tape:
-        tape.watch(start)
-        ys = keras_ode.odeint(lambda y: -y, start, [[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 2.0, 3.0]], per_sample=True, **OPTIONS)
-        loss = tf.reduce_sum(ys)
-    np.testing.assert_allclose(ys[:, 0, 0], np.exp([0, -1, -1, -1]), rtol=1e-6)
-    expected = [[1 + 3 * np.exp(-1)], [np.exp(-np.arange(4.0)).sum()]]
-    np.testing.assert_allclose(tape.gradient(loss, start), expected, rtol=1e-5)
-
-
 def test_a_row_that_fails_leaves_the_others_untouched():
     start = tf.constant([[1.0], [np.nan], [2.0]], tf.float64)
     options = {**OPTIONS, "per_sample": True, "on_failure": "nan"}

@@ -223,7 +223,7 @@ class FirstOrderAdjoint(Adjoint):
         if not self.differentiates_steps:
             found = found._replace(y=tree.scale(size, found.y))
         if problem.times_vary:  # the field is evaluated at each of them, below
-            found = found._replace(num_evaluations=found.num_evaluations + problem.times.shape[0])
+            found = found._replace(num_evaluations=found.num_evaluations + tf.shape(problem.times)[0])
         if report is not None:
             # Graphs of gradients may leave out what nothing depends on.
             with tf.control_dependencies(report(outcome, found)):

@@ -279,12 +279,19 @@ def test_output_times_of_the_layer_are_in_its_config_and_its_masks():
     np.testing.assert_allclose(both(X)[..., 3:], both.backward_layer(X)[:, ::-1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("outputs", [[-0.1, 1.0], [0.5, 0.5], [1.0, 0.5]], ids=str)
-def test_output_times_that_make_no_sense_are_refused_and_nan_in_graphs(outputs):
+@pytest.fixture(scope="module")
+def states_at():
+    """A layer, and its states at two output times that are known when the graph runs."""
     layer = linear(return_sequences=True)
+    return layer, tf.function(lambda s: layer(X, t=TIMES, output_times=s))
+
+
+@pytest.mark.parametrize("outputs", [[-0.1, 1.0], [0.5, 0.5], [1.0, 0.5]], ids=str)
+def test_output_times_that_make_no_sense_are_refused_and_nan_in_graphs(states_at, outputs):
+    layer, in_graph = states_at
     with pytest.raises(ValueError, match="none may come before the first observation. Received: output_times=array"):
         layer(X, t=TIMES, output_times=outputs)
-    states = tf.function(lambda s: layer(X, t=TIMES, output_times=s))(tf.constant(outputs))
+    states = in_graph(tf.constant(outputs))
     assert np.isnan(states[:, 1]).all()
     if outputs[0] > 0:
         np.testing.assert_allclose(states[:, :1], layer(X, t=TIMES, output_times=outputs[:1]), rtol=1e-4, atol=1e-5)

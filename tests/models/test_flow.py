@@ -33,7 +33,8 @@ def density(*matrices, mean=None):
 
 def nonlinear(**options):
     dynamics = TimeSequential([ConcatSquash(8, activation="tanh"), ConcatSquash(2)])
-    return ContinuousNormalizingFlow(dynamics, rtol=1e-4, atol=1e-4, jit_compile=False, **options)
+    options = {"solver": "bosh3", "rtol": 1e-4, "atol": 1e-4, "jit_compile": False, **options}  # traced fast: it has few stages
+    return ContinuousNormalizingFlow(dynamics, **options)
 
 
 @pytest.fixture(scope="module")
