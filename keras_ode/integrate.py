@@ -169,8 +169,8 @@ def integrate(
             then short enough for the integral too. Empty: its error does not count.
         quadrature: What finds the integral for the rows that accept a step, where rows have steps of their own: an object
             with `over(interval, step, accept)`, which returns the integral, its error, and the evaluations.
-        stops: Times since the start, the duration among them: a step that would pass some of them ends on the last of
-            those, unless that would make it much shorter. `None`: the end alone.
+        stops: Times since the start: a step that would pass some of them, but not reach its limit, ends on the last of those,
+            unless that would make it much shorter.
         limit: A function of a time since the start: how far a step that starts there may reach. `None`: to the end.
         observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
         dense: Whether the observers interpolate.
@@ -292,12 +292,12 @@ class _Run:
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
         proposal = loop.since + self._longest(loop)
-        if self.stops is None:
-            stop = self.limit(loop.since)
-            lands = proposal >= stop
-        else:
-            stop = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=0)
-            lands = (stop - loop.since >= _WORTH_LANDING * loop.step_size) | (stop >= self.duration)
+        stop = self.limit(loop.since)
+        lands = proposal >= stop
+        if self.stops is not None:
+            last = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=0)
+            nearer = ~lands & (last - loop.since >= _WORTH_LANDING * loop.step_size)
+            stop, lands = tf.where(nearer, last, stop), lands | nearer
         increment = loop.step_size - loop.lost
         summed = loop.since + increment
         until = tf.where(lands, stop, summed)

@@ -79,15 +79,31 @@ class SaveAt:
 
     def _see_all(self, state, trial):
         """`see` for all times at once, whether the step passes them or not."""
-        wanted = trial.accept & (self.times > trial.interval.since) & (self.times <= trial.interval.until)
-        # A step that is rejected may hold what is not finite.
-        stages, start, y = tf.nest.map_structure(
-            lambda x: tf.where(tree.expand(trial.accept, x), x, 0), (trial.step.stages, trial.step.start, trial.step.y)
+        interval, step = trial.interval, trial.step
+        wanted = trial.accept & (self.times > interval.since) & (self.times <= interval.until)
+        weights = self._weights(interval, len(step.stages), wanted)
+        # A step that is rejected may hold what is not finite, and the gradient of a product with zero is one with it.
+        points = (
+            [tf.where(tree.expand(trial.accept, x), x, 0) for x in leaves]
+            for leaves in zip(step.start, *step.stages, step.y, strict=True)
         )
-        trial = trial._replace(step=trial.step._replace(stages=stages, start=start, y=y))
-        states = self._interpolated(trial, self.times, wanted)
         passed, saved = state
+        states = tuple(_contracted(weights, leaves) for leaves in points)
         return passed + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), tree.where(wanted, states, saved)
+
+    def _weights(self, interval, count, wanted):
+        """How much the start of a step, its `count` stages and its end count in the states at all times: a list of `[K]` or
+        `[K, B]`."""
+        length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
+        theta = tf.where(wanted, self.times - interval.since, 0) / length
+        start, *stages = tf.unstack(tf.eye(1 + count, dtype=theta.dtype))
+        if interval.size.shape.rank:
+            start, *stages = (tree.repeat(x, tf.shape(interval.size)[0]) for x in (start, *stages))
+        weights = self.solver.interpolate([(x,) for x in stages], interval.size, (start,), theta)[0]
+        at_end = self.times >= interval.until
+        # At the end of a step, too, the state moves with its time.
+        weights = tf.where(at_end[..., None], weights - tf.stop_gradient(weights), weights)
+        return [*tf.unstack(weights, num=1 + count, axis=-1), tf.cast(at_end, theta.dtype)]
 
     def _interpolated(self, trial, time, wanted):
         """The states at one time, scalar or `[B]`, or at several, `[C]` or `[C, B]`."""
@@ -232,6 +248,13 @@ class SaveTogether:
 
     def _at_start(self):
         return tf.reduce_sum(tf.cast(self.times <= 0, tf.int32), axis=0)
+
+
+def _contracted(weights, leaves):
+    """The sum of leaves, each times its weights: `[K, ...]` for weights `[K]`, or `[K, B]` for rows of their own."""
+    if weights[0].shape.rank == 1 and not tree.is_compiled():
+        return tree.tensordot(tf.cast(tf.stack(weights, axis=-1), leaves[0].dtype), tf.stack(leaves))
+    return tree.tensor_weighted_sum(weights, [(x[None],) for x in leaves])[0]
 
 
 def _size(y):
