@@ -332,8 +332,9 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
 
 def _saving(times, y, solver, differentiable):
     """The observer of the states at saved times."""
-    # A solver need not say how many stages it has: then none of its steps can wait.
-    if differentiable or type(solver).num_stages is Solver.num_stages:
+    # Under XLA an operation costs little, and copies of stages more. A solver need not say how many stages it has: then none of
+    # its steps can wait.
+    if differentiable or tree.is_compiled() or type(solver).num_stages is Solver.num_stages:
         return SaveAt(times, y, solver, differentiable)
     return SaveTogether(times, y, solver)
 
