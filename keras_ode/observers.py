@@ -82,18 +82,15 @@ class SaveAt:
         interval, step = trial.interval, trial.step
         wanted = trial.accept & (self.times > interval.since) & (self.times <= interval.until)
         weights = self._weights(interval, len(step.stages), wanted)
-        # A step that is rejected may hold what is not finite, and the gradient of a product with zero is one with it.
-        points = (
-            [tf.where(tree.expand(trial.accept, x), x, 0) for x in leaves]
-            for leaves in zip(step.start, *step.stages, step.y, strict=True)
-        )
         passed, saved = state
-        states = tuple(_contracted(weights, leaves) for leaves in points)
-        return passed + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), tree.where(wanted, states, saved)
+        states = tuple(
+            _contracted(weights, leaves, trial.accept) for leaves in zip(step.start, *step.stages, step.y, strict=True)
+        )
+        return passed + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), tree.where_rows(wanted, states, saved)
 
     def _weights(self, interval, count, wanted):
-        """How much the start of a step, its `count` stages and its end count in the states at all times: a list of `[K]` or
-        `[K, B]`."""
+        """How much the start of a step, its `count` stages and its end count in the states at all times: `[K, ...]`, or
+        `[K, B, ...]`."""
         length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
         theta = tf.where(wanted, self.times - interval.since, 0) / length
         start, *stages = tf.unstack(tf.eye(1 + count, dtype=theta.dtype))
@@ -103,7 +100,7 @@ class SaveAt:
         at_end = self.times >= interval.until
         # At the end of a step, too, the state moves with its time.
         weights = tf.where(at_end[..., None], weights - tf.stop_gradient(weights), weights)
-        return [*tf.unstack(weights, num=1 + count, axis=-1), tf.cast(at_end, theta.dtype)]
+        return tf.concat([weights, tf.cast(at_end, theta.dtype)[..., None]], axis=-1)
 
     def _interpolated(self, trial, time, wanted):
         """The states at one time, scalar or `[B]`, or at several, `[C]` or `[C, B]`."""
@@ -240,7 +237,7 @@ class SaveTogether:
         points = (tf.unstack(tree.take_each(kept, slot), num=self.num_points, axis=axis) for kept in state.steps)
         start, end, *stages = zip(*points, strict=True)
         states = self.solver.interpolate(stages, size, start, theta)
-        return tree.where(time >= until, end, states)
+        return tree.where_rows(time >= until, end, states)
 
     def _stacked(self, leaves):
         """Stacked behind the axis of the samples, where they have their own steps."""
@@ -250,11 +247,15 @@ class SaveTogether:
         return tf.reduce_sum(tf.cast(self.times <= 0, tf.int32), axis=0)
 
 
-def _contracted(weights, leaves):
-    """The sum of leaves, each times its weights: `[K, ...]` for weights `[K]`, or `[K, B]` for rows of their own."""
-    if weights[0].shape.rank == 1 and not tree.is_compiled():
-        return tree.tensordot(tf.cast(tf.stack(weights, axis=-1), leaves[0].dtype), tf.stack(leaves))
-    return tree.tensor_weighted_sum(weights, [(x[None],) for x in leaves])[0]
+def _contracted(weights, leaves, accept):
+    """The sum of leaves of a step, each times its weights in the last axis of `[K, N]`, or of `[K, B, N]` for rows of their own."""
+    # A step that is rejected may hold what is not finite, and the gradient of a product with zero is one with it.
+    leaves = tf.stack(leaves)
+    leaves = tf.where(tree.expand(accept[None], leaves) if accept.shape.rank else accept, leaves, 0)
+    if weights.shape.rank == 2 and not tree.is_compiled():
+        return tree.tensordot(tf.cast(weights, leaves.dtype), leaves)
+    weights = tf.unstack(weights, axis=-1)
+    return tree.tensor_weighted_sum(weights, [(leaf[None],) for leaf in tf.unstack(leaves, num=len(weights))])[0]
 
 
 def _size(y):
@@ -264,12 +265,11 @@ def _size(y):
 
 def _only_reached(reached, at_start, count, y, buffers):
     """The states `[K, ...]`: NaN at times that were not reached, and the start where there is nothing to integrate."""
-    leaves = []
-    for leaf, buffer in zip(y, buffers, strict=True):
-        number = tf.range(count)[:, None] if reached.shape.rank else tf.range(count)
-        states = tf.where(tree.expand(number < reached, buffer), buffer[:count], tf.constant(np.nan, leaf.dtype))
-        leaves.append(tf.where(tree.expand(number < at_start, buffer), leaf[None], states))
-    return tuple(leaves)
+    number = tf.range(count)[:, None] if reached.shape.rank else tf.range(count)
+    states = tuple(buffer[:count] for buffer in buffers)
+    nan = tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in states)
+    starts = tuple(tree.repeat(leaf, count) for leaf in y)
+    return tree.where_rows(number < at_start, starts, tree.where_rows(number < reached, states, nan))
 
 
 class Stiffness:
