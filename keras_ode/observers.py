@@ -198,10 +198,7 @@ class SaveTogether:
 
     def saved(self, state):
         """The states, leaves `[K, ...]`: NaN at times that were not reached."""
-        if self.all_wait:
-            states = self._interpolated(state, self.times)
-        else:
-            states = self._save(state, True).buffers
+        states = self._interpolated(state, self.times) if self.all_wait else self._save(state, True).buffers
         return _only_reached(state.passed, self._at_start(), self.count, self.y, states)
 
     def _save(self, state, when):

@@ -9,7 +9,6 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.solvers.base import Interval, WrappedSolver
 
-
 # How much of its error estimate counts for a step that passes saved times: the rest is that of the embedded method alone.
 _COUNTS = 0.1
 
