@@ -356,7 +356,9 @@ def _without_padding(problem, cotangents):
         weights = tree.expand(tf.cast(repeated, g.dtype), g)
         return tf.concat([g[:-1] * (1 - weights), g[-1:] + tf.reduce_sum(weights * g[:-1], axis=0, keepdims=True)], axis=0)
 
-    return tuple(move(g) for g in cotangents)
+    if tree.is_compiled():
+        return tuple(move(g) for g in cotangents)
+    return tf.cond(tf.reduce_any(repeated > 0), lambda: tuple(move(g) for g in cotangents), lambda: tuple(cotangents))
 
 
 def _size(problem, ys, cotangents):
