@@ -89,18 +89,17 @@ class SaveAt:
         return passed + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), tree.where_rows(wanted, states, saved)
 
     def _weights(self, interval, count, wanted):
-        """How much the start of a step, its `count` stages and its end count in the states at all times: `[K, ...]`, or
-        `[K, B, ...]`."""
+        """How much the start of a step, its `count` stages, and what the interpolant misses its end by, count in the states at
+        all times, and behind them in the interpolant's end: `[K + 1, ...]`, or `[K + 1, B, ...]`."""
         length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
         theta = tf.where(wanted, self.times - interval.since, 0) / length
         start, *stages = tf.unstack(tf.eye(1 + count, dtype=theta.dtype))
         if interval.size.shape.rank:
             start, *stages = (tree.repeat(x, tf.shape(interval.size)[0]) for x in (start, *stages))
+        theta = tf.concat([theta, tf.ones_like(theta[:1])], axis=0)
         weights = self.solver.interpolate([(x,) for x in stages], interval.size, (start,), theta)[0]
-        at_end = self.times >= interval.until
-        # At the end of a step, too, the state moves with its time.
-        weights = tf.where(at_end[..., None], weights - tf.stop_gradient(weights), weights)
-        return tf.concat([weights, tf.cast(at_end, theta.dtype)[..., None]], axis=-1)
+        at_end = tf.cast(self.times >= interval.until, theta.dtype)[..., None]
+        return tf.concat([weights, tf.concat([at_end, tf.zeros_like(at_end[:1])], axis=0)], axis=-1)
 
     def _interpolated(self, trial, time, wanted):
         """The states at one time, scalar or `[B]`, or at several, `[C]` or `[C, B]`."""
@@ -245,14 +244,20 @@ class SaveTogether:
 
 
 def _contracted(weights, leaves, accept):
-    """The sum of leaves of a step, each times its weights in the last axis of `[K, N]`, or of `[K, B, N]` for rows of their own."""
+    """The states that `SaveAt._weights` make of the leaves of a step: its start, its stages and its end."""
     # A step that is rejected may hold what is not finite, and the gradient of a product with zero is one with it.
     leaves = tf.stack(leaves)
     leaves = tf.where(tree.expand(accept[None], leaves) if accept.shape.rank else accept, leaves, 0)
+    points = tf.unstack(leaves, num=weights.shape[-1])
+    at_end = tf.unstack(weights[-1], num=len(points), axis=-1)
+    (end,) = tree.tensor_weighted_sum(at_end[:-1], [(x,) for x in points[:-1]])
+    # At the end of a step, too, the state moves with its time.
+    points[-1] = tf.stop_gradient(points[-1] - end)
+    weights = weights[:-1]
     if weights.shape.rank == 2 and not tree.is_compiled():
-        return tree.tensordot(tf.cast(weights, leaves.dtype), leaves)
-    weights = tf.unstack(weights, axis=-1)
-    return tree.tensor_weighted_sum(weights, [(leaf[None],) for leaf in tf.unstack(leaves, num=len(weights))])[0]
+        return tree.tensordot(tf.cast(weights, leaves.dtype), tf.stack(points))
+    weights = tf.unstack(weights, num=len(points), axis=-1)
+    return tree.tensor_weighted_sum(weights, [(x[None],) for x in points])[0]
 
 
 def _size(y):
