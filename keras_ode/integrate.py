@@ -14,7 +14,7 @@ from keras_ode.solvers.base import Interval, Solver, Step
 RUNNING = -1
 # A step that would leave less than this part of itself before a stop is stretched to land on it.
 _STRETCH = 1e-3
-# A step is cut to land on a stop before the end if at least this part of it remains.
+# A step is cut to land on a stop before the end if at least this part of it remains, if nothing else is asked for.
 _WORTH_LANDING = 0.5
 # A step of fewer units in the last place of the time than this is too small to go on.
 SMALLEST_STEP_ULPS = 4
@@ -149,6 +149,7 @@ def integrate(
     integral_weights=(),
     quadrature=None,
     stops=None,
+    worth=_WORTH_LANDING,
     limit=None,
     observers=(),
     dense=False,
@@ -169,8 +170,9 @@ def integrate(
             then short enough for the integral too. Empty: its error does not count.
         quadrature: What finds the integral for the rows that accept a step, where rows have steps of their own: an object
             with `over(interval, step, accept)`, which returns the integral, its error, and the evaluations.
-        stops: Times since the start, the duration among them: a step that would pass some of them ends on the last of
-            those, unless that would make it much shorter. `None`: the end alone.
+        stops: Times since the start: a step that would pass some of them, but not reach its limit, ends on the last of those,
+            unless that would make it much shorter.
+        worth: The least part of a step that must be left where it is cut to land on a stop: a number, or one for each stop.
         limit: A function of a time since the start: how far a step that starts there may reach. `None`: to the end.
         observers: Objects with `start()` and `see(state, trial)`, called with each `Trial`.
         dense: Whether the observers interpolate.
@@ -183,7 +185,7 @@ def integrate(
     """
     clock = Clock(start, end, span)
     integrator = _Integrator(method, integral_weights, quadrature)
-    run = _Run(field, clock, method, stops, limit, observers, dense, halts, controlled, integrator)
+    run = _Run(field, clock, method, stops, worth, limit, observers, dense, halts, controlled, integrator)
     loop = run.first(y, integral)
     loop = tree.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
@@ -197,13 +199,13 @@ def integrate(
 class _Run:
     """One integration: the body of the loop and what stays the same in it."""
 
-    def __init__(self, field, clock, method, stops, limit, observers, dense, halts, controlled, integrator):
+    def __init__(self, field, clock, method, stops, worth, limit, observers, dense, halts, controlled, integrator):
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
         self.controlled, self.integrator = controlled, integrator
         self.clock, self.duration = clock, clock.duration
         if limit is None and method.controller.has_times:
             stops, limit = None, method.controller.limit(clock, stops)
-        self.stops, self.limit = stops, limit or (lambda since: self.duration)
+        self.stops, self.worth, self.limit = stops, worth, limit or (lambda since: self.duration)
         self.epsilon = np.finfo(clock.start.dtype.as_numpy_dtype).eps
 
     def first(self, y, integral):
@@ -292,12 +294,13 @@ class _Run:
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
         proposal = loop.since + self._longest(loop)
-        if self.stops is None:
-            stop = self.limit(loop.since)
-            lands = proposal >= stop
-        else:
-            stop = tf.reduce_max(tf.where(self.stops <= proposal, self.stops, 0), axis=0)
-            lands = (stop - loop.since >= _WORTH_LANDING * loop.step_size) | (stop >= self.duration)
+        stop = self.limit(loop.since)
+        lands = proposal >= stop
+        if self.stops is not None:
+            worth = (self.stops <= proposal) & (self.stops - loop.since >= self.worth * loop.step_size)
+            last = tf.reduce_max(tf.where(worth, self.stops, 0), axis=0)
+            nearer = ~lands & (last > loop.since)
+            stop, lands = tf.where(nearer, last, stop), lands | nearer
         increment = loop.step_size - loop.lost
         summed = loop.since + increment
         until = tf.where(lands, stop, summed)

@@ -79,15 +79,27 @@ class SaveAt:
 
     def _see_all(self, state, trial):
         """`see` for all times at once, whether the step passes them or not."""
-        wanted = trial.accept & (self.times > trial.interval.since) & (self.times <= trial.interval.until)
-        # A step that is rejected may hold what is not finite.
-        stages, start, y = tf.nest.map_structure(
-            lambda x: tf.where(tree.expand(trial.accept, x), x, 0), (trial.step.stages, trial.step.start, trial.step.y)
-        )
-        trial = trial._replace(step=trial.step._replace(stages=stages, start=start, y=y))
-        states = self._interpolated(trial, self.times, wanted)
+        interval, step = trial.interval, trial.step
+        wanted = trial.accept & (self.times > interval.since) & (self.times <= interval.until)
+        weights = self._weights(interval, len(step.stages), wanted)
         passed, saved = state
-        return passed + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), tree.where(wanted, states, saved)
+        states = tuple(
+            _contracted(weights, leaves, trial.accept) for leaves in zip(step.start, *step.stages, step.y, strict=True)
+        )
+        return passed + tf.reduce_sum(tf.cast(wanted, tf.int32), axis=0), tree.where_rows(wanted, states, saved)
+
+    def _weights(self, interval, count, wanted):
+        """How much the start of a step, its `count` stages, and what the interpolant misses its end by, count in the states at
+        all times, and behind them in the interpolant's end: `[K + 1, ...]`, or `[K + 1, B, ...]`."""
+        length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
+        theta = tf.where(wanted, self.times - interval.since, 0) / length
+        start, *stages = tf.unstack(tf.eye(1 + count, dtype=theta.dtype))
+        if interval.size.shape.rank:
+            start, *stages = (tree.repeat(x, tf.shape(interval.size)[0]) for x in (start, *stages))
+        theta = tf.concat([theta, tf.ones_like(theta[:1])], axis=0)
+        weights = self.solver.interpolate([(x,) for x in stages], interval.size, (start,), theta)[0]
+        at_end = tf.cast(self.times >= interval.until, theta.dtype)[..., None]
+        return tf.concat([weights, tf.concat([at_end, tf.zeros_like(at_end[:1])], axis=0)], axis=-1)
 
     def _interpolated(self, trial, time, wanted):
         """The states at one time, scalar or `[B]`, or at several, `[C]` or `[C, B]`."""
@@ -185,10 +197,7 @@ class SaveTogether:
 
     def saved(self, state):
         """The states, leaves `[K, ...]`: NaN at times that were not reached."""
-        if self.all_wait:
-            states = self._interpolated(state, self.times)
-        else:
-            states = self._save(state, True).buffers
+        states = self._interpolated(state, self.times) if self.all_wait else self._save(state, True).buffers
         return _only_reached(state.passed, self._at_start(), self.count, self.y, states)
 
     def _save(self, state, when):
@@ -224,7 +233,7 @@ class SaveTogether:
         points = (tf.unstack(tree.take_each(kept, slot), num=self.num_points, axis=axis) for kept in state.steps)
         start, end, *stages = zip(*points, strict=True)
         states = self.solver.interpolate(stages, size, start, theta)
-        return tree.where(time >= until, end, states)
+        return tree.where_rows(time >= until, end, states)
 
     def _stacked(self, leaves):
         """Stacked behind the axis of the samples, where they have their own steps."""
@@ -234,6 +243,23 @@ class SaveTogether:
         return tf.reduce_sum(tf.cast(self.times <= 0, tf.int32), axis=0)
 
 
+def _contracted(weights, leaves, accept):
+    """The states that `SaveAt._weights` make of the leaves of a step: its start, its stages and its end."""
+    # A step that is rejected may hold what is not finite, and the gradient of a product with zero is one with it.
+    leaves = tf.stack(leaves)
+    leaves = tf.where(tree.expand(accept[None], leaves) if accept.shape.rank else accept, leaves, 0)
+    points = tf.unstack(leaves, num=weights.shape[-1])
+    at_end = tf.unstack(weights[-1], num=len(points), axis=-1)
+    (end,) = tree.tensor_weighted_sum(at_end[:-1], [(x,) for x in points[:-1]])
+    # At the end of a step, too, the state moves with its time.
+    points[-1] = tf.stop_gradient(points[-1] - end)
+    weights = weights[:-1]
+    if weights.shape.rank == 2 and not tree.is_compiled():
+        return tree.tensordot(tf.cast(weights, leaves.dtype), tf.stack(points))
+    weights = tf.unstack(weights, num=len(points), axis=-1)
+    return tree.tensor_weighted_sum(weights, [(x[None],) for x in points])[0]
+
+
 def _size(y):
     """How many numbers a state has."""
     return sum(float(np.prod([_UNKNOWN if n is None else max(n, 1) for n in leaf.shape])) for leaf in y)
@@ -241,12 +267,11 @@ def _size(y):
 
 def _only_reached(reached, at_start, count, y, buffers):
     """The states `[K, ...]`: NaN at times that were not reached, and the start where there is nothing to integrate."""
-    leaves = []
-    for leaf, buffer in zip(y, buffers, strict=True):
-        number = tf.range(count)[:, None] if reached.shape.rank else tf.range(count)
-        states = tf.where(tree.expand(number < reached, buffer), buffer[:count], tf.constant(np.nan, leaf.dtype))
-        leaves.append(tf.where(tree.expand(number < at_start, buffer), leaf[None], states))
-    return tuple(leaves)
+    number = tf.range(count)[:, None] if reached.shape.rank else tf.range(count)
+    states = tuple(buffer[:count] for buffer in buffers)
+    nan = tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in states)
+    starts = tuple(tree.repeat(leaf, count) for leaf in y)
+    return tree.where_rows(number < at_start, starts, tree.where_rows(number < reached, states, nan))
 
 
 class Stiffness:

@@ -71,6 +71,7 @@ class Backsolve(FirstOrderAdjoint):
             integral_weights=problem.field.integral_weights,
             quadrature=quadrature,
             stops=stops,
+            worth=_worth_landing(stops, tf.shape(impulses[0])[0]),
             observers=(drift, *recording),
             dense=method.per_sample,
             controlled=equation.controlled,
@@ -98,6 +99,15 @@ def _stored(times, ys, cotangents, checkpoints, trajectory):
     stops = tf.concat([stops, tf.where(kept < 0, kept, tf.abs(times[0] - times[-1]) - kept)], axis=0)
     slots = tuple(leaf[:-1] for leaf in trajectory.slots)
     return stops, tuple(tf.concat(pair, axis=0) for pair in zip(ys, slots, strict=True)), cotangents
+
+
+def _worth_landing(stops, count):
+    """The least part of a step that must be left for it to end on a stop, of which the first `count` are saved times.
+
+    A step that ends on a saved time is as accurate as without it, one that passes it is not.
+    """
+    worth = tf.where(tf.range(tf.shape(stops)[0]) < count, tf.constant(0.1, stops.dtype), tf.constant(0.5, stops.dtype))
+    return tree.expand(worth, stops)
 
 
 class _Drift:

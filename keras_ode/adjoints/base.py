@@ -332,8 +332,9 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
 
 def _saving(times, y, solver, differentiable):
     """The observer of the states at saved times."""
-    # A solver need not say how many stages it has: then none of its steps can wait.
-    if differentiable or type(solver).num_stages is Solver.num_stages:
+    # Under XLA an operation costs little, and copies of stages more. A solver need not say how many stages it has: then none of
+    # its steps can wait.
+    if differentiable or tree.is_compiled() or type(solver).num_stages is Solver.num_stages:
         return SaveAt(times, y, solver, differentiable)
     return SaveTogether(times, y, solver)
 
@@ -355,7 +356,9 @@ def _without_padding(problem, cotangents):
         weights = tree.expand(tf.cast(repeated, g.dtype), g)
         return tf.concat([g[:-1] * (1 - weights), g[-1:] + tf.reduce_sum(weights * g[:-1], axis=0, keepdims=True)], axis=0)
 
-    return tuple(move(g) for g in cotangents)
+    if tree.is_compiled():
+        return tuple(move(g) for g in cotangents)
+    return tf.cond(tf.reduce_any(repeated > 0), lambda: tuple(move(g) for g in cotangents), lambda: tuple(cotangents))
 
 
 def _size(problem, ys, cotangents):

@@ -9,6 +9,9 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.solvers.base import Interval, WrappedSolver
 
+# How much of its error estimate counts for a step that passes saved times: the rest is that of the embedded method alone.
+_COUNTS = 0.1
+
 
 class Carry(NamedTuple):
     """The inner solver's carry, and whether the next step must evaluate its first stage again: a scalar or `[B]`."""
@@ -27,8 +30,8 @@ class Impulses(WrappedSolver):
     times, and takes one evaluation more than without them: its first stage is not the last of the step before.
 
     With a method of order five, what a cotangent `g` at one saved time contributes is wrong by `|g|` times the fourth
-    power of the step size. The error estimate of the step sees the same terms in its third power, since the embedded
-    method is of lower order, and makes the step short enough.
+    power of the step size. The error estimate of the step sees the third power, since the embedded method is of lower
+    order, so that a part of it suffices to make the step short enough.
 
     Args:
         solver: The solver of the steps.
@@ -73,7 +76,9 @@ class Impulses(WrappedSolver):
         )
         moving = _Moving(field, equation, interval, staircase)
         step = self.solver.step(moving, moving.interval, start, inner, with_dense)
+        counts = tf.where(meets, tf.constant(_COUNTS, interval.size.dtype), 1)
         return step._replace(
+            error=None if step.error is None else tree.scale(counts, step.error),
             y=equation.with_cotangent(step.y, tree.add(equation.cotangent(step.y), total)),
             carry=Carry(step.carry, meets),
             evaluations=step.evaluations + evaluations,

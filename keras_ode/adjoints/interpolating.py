@@ -117,10 +117,10 @@ class _Block:
         early = self.replay.interval(self.first).since
         late = tf.where(progress.last > 0, self.replay.interval(tf.maximum(progress.last - 1, 0)).until, early)
         equation = _Equation(problem, self)
-        method, a = self.method, progress.a
+        method, a, stops = self.method, progress.a, None
         if problem.times.shape[0] != 2:
             impulses, a = self._impulses(equation, early, late, a)
-            method = method._replace(solver=impulses)
+            method, stops = method._replace(solver=impulses), impulses.stops if method.controller.adaptive else None
         quadrature = None
         if method.per_sample:  # a step that only some samples accept adds to their parameters' cotangents alone
             quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locate)
@@ -136,6 +136,7 @@ class _Block:
             integral=progress.parameters,
             integral_weights=problem.field.integral_weights,
             quadrature=quadrature,
+            stops=stops,
             limit=self._reach(early, late),
             observers=recording,
             dense=method.per_sample,

@@ -103,7 +103,8 @@ class Solver(Configurable):
             stages: Those of the `Step`.
             size: The size of its interval.
             y: The leaves at its start.
-            theta: Scalar or `[B]`; or `[K]` or `[K, B]` for leaves `[K, ...]`.
+            theta: Of the shape of `size`, which leads those of all leaves: a scalar, `[B]`, or `[K]` or `[K, B]` for steps of
+                different times. Or with an axis more before it, `[K]` or `[K, B]`, for leaves `[K, ...]` of one step.
         """
         raise NotImplementedError
 
