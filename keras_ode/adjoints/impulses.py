@@ -94,7 +94,9 @@ class Impulses(WrappedSolver):
         powers = [tf.ones_like(theta)]
         for _ in self.weights[1:]:
             powers.append(powers[-1] * theta)
-        rows = tree.tensordot(tf.constant(self.weights, theta.dtype), tf.stack(powers))
+        weights = tf.constant(self.weights.reshape(*self.weights.shape, *[1] * theta.shape.rank), theta.dtype)
+        # Not as a product of matrices, which TensorFlow's Jacobians would make one of other shapes.
+        rows = tf.reduce_sum(weights * tf.stack(powers), axis=1)
         rows = tf.concat([tf.cast(here[:count], theta.dtype)[None], rows * tf.cast(inside, theta.dtype)], axis=0)
         sums = (self._sums_of(rows, g) for g in self.cotangents)
         return list(zip(*sums, strict=True))

@@ -108,7 +108,8 @@ class ExplicitRungeKutta(Solver):
         weights = theta * _polynomial(rows, theta)
         if theta.shape.rank == size.shape.rank:
             return tree.add_scaled(y, size, tree.tensor_weighted_sum(tf.unstack(weights, num=len(rows)), stages))
-        weights = tf.transpose(size * weights, [1, 0, *range(2, weights.shape.rank)])
+        # Not by tf.transpose: in a second derivative XLA would not know its permutation.
+        weights = tf.stack(tf.unstack(size * weights, num=len(rows)), axis=1)
         increments = _contract(weights, map(tf.stack, zip(*stages, strict=True)))
         return tree.add(tuple(leaf[None] for leaf in y), increments)
 
