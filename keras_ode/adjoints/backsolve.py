@@ -132,8 +132,8 @@ class _Drift:
         size = tree.rms(choose(self.equation.cotangent(z)), self.per_sample, dtype)
         largest = tf.where(trial.accept, tf.maximum(largest, size), largest)
         here = self.stops == trial.interval.until
-        y, stored = (choose(self.equation.state(None, x, x)[0]) for x in (z, self.equation.reset(z, here, self.ys)))
-        start = choose(self.equation.state(None, trial.step.start, trial.step.start)[0])
+        y, stored = (choose(self.equation.state(x)) for x in (z, self.equation.reset(z, here, self.ys)))
+        start = choose(self.equation.state(trial.step.start))
         seen = tuple(tf.maximum(p, tf.maximum(tf.abs(a), tf.abs(b))) for p, a, b in zip(peak, start, stored, strict=True))
         peak = tree.where(trial.accept, seen, peak)
         # That of error control, divided by the relative tolerance.
@@ -196,6 +196,5 @@ class _Equation:
         stored = tuple(tree.take(saved, index) for saved in ys)
         return (*tree.where(tf.reduce_any(here, axis=0), stored, y), *a)
 
-    def state(self, t, z, derivative):
-        """The state and its derivative at a point."""
-        return z[: self._num_leaves], derivative[: self._num_leaves]
+    def state(self, z):
+        return z[: self._num_leaves]

@@ -70,7 +70,7 @@ class Interpolating(FirstOrderAdjoint):
         )
 
         def reverse_block(*progress):
-            return tuple(_Block(problem, history, memory.trajectory, outcome, cotangents, method, _Progress(*progress)).reverse())
+            return tuple(_Block(problem, history, memory.trajectory, cotangents, method, _Progress(*progress)).reverse())
 
         end = _Progress(*tree.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *end.record)
@@ -102,7 +102,7 @@ class _Polynomials(History):
 class _Block:
     """The backward solve over at most `capacity` forward steps. Its time is the forward time since the start."""
 
-    def __init__(self, problem, history, trajectory, outcome, cotangents, method, progress):
+    def __init__(self, problem, history, trajectory, cotangents, method, progress):
         self.problem, self.history, self.trajectory, self.progress = problem, history, trajectory, progress
         self.replay = history.replay(trajectory)
         self.first = history.first(trajectory, progress.last)
@@ -110,7 +110,7 @@ class _Block:
         steps = self.first + tree.expand(tf.range(history.capacity), trajectory.untils)
         self.window, self.allowed = (tree.take_each(x, steps) for x in (trajectory.untils, trajectory.allowed))
         self.method = method._replace(step_size=progress.step_size)
-        self.ys, self.cotangents = outcome.ys, cotangents
+        self.cotangents = cotangents
 
     def reverse(self):
         problem, progress = self.problem, self.progress
@@ -193,25 +193,19 @@ class _Block:
         at_end = tf.cast((saved == late) & (early < late), saved.dtype)
         within = (saved > early) & (saved < late)
         stops = tf.where(within, late - saved, -1)
-        impulses = Impulses(
-            self.method.solver,
-            equation,
-            tf.reverse(stops, [0]),
-            tuple(tf.reverse(leaf[1:-1], [0]) for leaf in self.ys),
-            tuple(tf.reverse(leaf, [0]) for leaf in inner),
-        )
+        backward = tuple(tf.reverse(leaf, [0]) for leaf in inner)
+        impulses = Impulses(self.method.solver, equation, tf.reverse(stops, [0]), (), backward)
         added = tuple(tf.reduce_sum(tree.expand(tf.cast(at_end, g.dtype), g) * g, axis=0) for g in inner)
         return impulses, tree.add(a, added)
 
     def evaluate(self, since):
         """The state at a time since the forward start."""
-        polynomials, theta, _ = self._find(since)
-        return dense.evaluate(polynomials, theta)
-
-    def slope(self, since):
-        """Its derivative by that time."""
-        polynomials, theta, length = self._find(since)
-        return tree.scale(1 / length, dense.slope(polynomials, theta))
+        n = self.first + tf.reduce_sum(tf.cast(self.window < since, tf.int32), axis=0)
+        n = tf.clip_by_value(n, 0, tf.maximum(self.progress.last - 1, 0))
+        interval = self.replay.interval(n)
+        length = interval.until - interval.since
+        theta = (since - interval.since) / tf.where(length > 0, length, 1)
+        return dense.evaluate(tuple(tree.take(leaf, n % self.history.capacity) for leaf in self.polynomials), theta)
 
     def time(self, since):
         return self.replay.clock.time(since)
@@ -219,16 +213,6 @@ class _Block:
     @property
     def direction(self):
         return self.replay.clock.direction
-
-    def _find(self, since):
-        """The step that a time falls into: its polynomials, the fraction of it, and its length."""
-        n = self.first + tf.reduce_sum(tf.cast(self.window < since, tf.int32), axis=0)
-        n = tf.clip_by_value(n, 0, tf.maximum(self.progress.last - 1, 0))
-        interval = self.replay.interval(n)
-        length = interval.until - interval.since
-        length = tf.where(length > 0, length, 1)
-        polynomials = tuple(tree.take(leaf, n % self.history.capacity) for leaf in self.polynomials)
-        return polynomials, (since - interval.since) / length, length
 
 
 class _Equation:
@@ -261,4 +245,5 @@ class _Equation:
         return block.time(since), block.evaluate(since), tree.scale(block.direction, a)
 
     def reset(self, a, here, ys):
+        """Nothing: the state is read from the interpolants."""
         return a
