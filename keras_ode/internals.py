@@ -137,6 +137,11 @@ def is_recorded(tensor):
     return record.should_record_backprop([tensor])
 
 
+def may_be_recorded():
+    """Whether there is a tape that records here, whatever it watches. No public way."""
+    return record.could_possibly_record()
+
+
 def has_tangents(tensors):
     """Whether a `tf.autodiff.ForwardAccumulator` follows one of these tensors. Public once one tells what it follows."""
     return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)

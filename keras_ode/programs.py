@@ -6,7 +6,6 @@ solves have taken, for each size of their inputs, and has XLA compile it for a s
 short training never waits for the compiler, a long one gets its speed, and sizes that are rare are never compiled.
 """
 
-import functools
 import itertools
 import threading
 
@@ -39,11 +38,11 @@ class Programs:
         return self._steps(size) >= STEPS_BEFORE_COMPILING
 
     def count(self, size, num_steps):
-        """Adds to the number of steps of a size."""
+        """Adds to the number of steps of a size; the operation that does."""
         total = self._steps(size) + tf.cast(num_steps, tf.int64)
-        tf.raw_ops.LookupTableInsertV2(table_handle=self._table(), keys=size, values=total)
+        return tf.raw_ops.LookupTableInsertV2(table_handle=self._table(), keys=size, values=total)
 
-    def run(self, name, function, inputs, compiled):
+    def run(self, name, function, inputs, compiled=None, count=None, used=lambda found: found):
         """The nest of tensors that a function gives, which is traced when a name is run for the first time.
 
         Args:
@@ -51,11 +50,14 @@ class Programs:
             function: A function of flat tensors. Only its trace is kept.
             inputs: A list of tensors, of the same dtypes and static shapes in every run.
             compiled: A boolean tensor: whether to run it by XLA; or `None`, for never.
+            count: A function of the nest that returns an operation, which runs wherever XLA does not; or `None`.
+            used: A function that picks from the nest what is wanted, which XLA alone computes then.
         """
         with self._lock:
             if name not in self._programs:
                 self._programs[name] = _Program(function, inputs)
-            return self._programs[name](inputs, compiled)
+            program = self._programs[name]
+            return used(program.plain(inputs)) if compiled is None else program(inputs, compiled, count, used)
 
     def _steps(self, size):
         zero = tf.zeros([], tf.int64)
@@ -76,33 +78,47 @@ class _Program:
         attributes = {"_noinline": True}  # so that several calls are optimized once
         plain = tf.function(lambda *inputs: function(*inputs), autograph=False, experimental_attributes=attributes)
         self._plain = plain.get_concrete_function(*specs)
+        self._compiled = {}
 
-    @functools.cached_property
-    def _compiled(self):
+    def plain(self, inputs):
+        """What the plain graph gives."""
+        return self._plain(*inputs)
+
+    def __call__(self, inputs, compiled, count, used):
+        """What is used of what the plain graph or XLA gives, as the tensor `compiled` says."""
+        outputs = self._plain.structured_outputs
+        places = tf.nest.pack_sequence_as(outputs, range(len(tf.nest.flatten(outputs))))
+        places = tuple(tf.nest.flatten(used(places)))
+        if places not in self._compiled:
+            self._compiled[places] = self._for_xla(places)
+
+        def run_plain():
+            found = self._plain(*inputs)
+            with tf.control_dependencies([] if count is None else [count(found)]):
+                return [tf.identity(x) for x in tf.nest.flatten(used(found))]
+
+        given = [*inputs, *self._plain.captured_inputs]
+        found = tf.cond(compiled, lambda: self._compiled[places](*given), run_plain)
+        for x, like in zip(found, tf.nest.flatten(used(outputs)), strict=True):
+            x.set_shape(like.shape)
+        return tf.nest.pack_sequence_as(used(outputs), found)
+
+    def _for_xla(self, places):
+        """A function for XLA that gives the outputs at some places."""
         graph = self._plain.graph
-        names = [x.name for x in graph.inputs], [x.name for x in graph.outputs]
+        taken, given = [x.name for x in graph.inputs], [graph.outputs[i].name for i in places]
         definition = for_xla(graph.as_graph_def(), {x.op.name for x in graph.inputs})
         library = tf.compat.v1.GraphDef(library=definition.library).library
         definition.ClearField("library")
-        taken = {name if ":" in name else f"{name}:0" for node in definition.node for name in node.input}
+        needed = {name if ":" in name else f"{name}:0" for node in definition.node for name in node.input}
 
         def build(*inputs):
             internals.import_functions(tf.compat.v1.get_default_graph(), library)
             # The importer refuses names that no operation takes.
-            inputs = {name: x for name, x in zip(names[0], inputs, strict=True) if name in taken}
-            return tf.graph_util.import_graph_def(definition, input_map=inputs, return_elements=names[1], name="")
+            inputs = {name: x for name, x in zip(taken, inputs, strict=True) if name in needed}
+            return tf.graph_util.import_graph_def(definition, input_map=inputs, return_elements=given, name="")
 
         return tf.function(build, autograph=False, jit_compile=True)
-
-    def __call__(self, inputs, compiled):
-        if compiled is None:
-            return self._plain(*inputs)
-        given = [*inputs, *self._plain.captured_inputs]
-        outputs = tf.nest.flatten(self._plain.structured_outputs)
-        found = tf.cond(compiled, lambda: self._compiled(*given), lambda: tf.nest.flatten(self._plain(*inputs)))
-        for x, like in zip(found, outputs, strict=True):
-            x.set_shape(like.shape)
-        return tf.nest.pack_sequence_as(self._plain.structured_outputs, found)
 
 
 _PUT_IN_PLACE, _COPY = "InplaceUpdate", "DeepCopy"  # what XLA has no kernels for, among what `tree` makes of buffers

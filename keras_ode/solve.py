@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_ode import arguments, dynamics, tree
+from keras_ode import arguments, dynamics, internals, tree
 from keras_ode.adjoints.base import Problem
 from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.dense import DenseOutput
@@ -344,16 +344,18 @@ def _run(adjoint, problem, segments, jit_compile):
     if may_compile:
         problem = adjoint.with_compiled_parts(problem)
     tensors = (problem.tensors(), () if segments is None else segments.tensors)
+    may_be_recorded = not may_compile or internals.may_be_recorded()
     key = _key(adjoint, problem, segments, (in_parts, is_compiled, may_compile), tensors)
     if in_parts and adjoint.pays_to_compile and not tree.is_compiled():
         programs = programs_of(key if problem.recorder is None else None)
-        problem = problem._replace(programs=programs, may_compile=may_compile)
+        problem = problem._replace(programs=programs, may_compile=may_compile, may_be_recorded=may_be_recorded)
     if not adjoint.has_forward_mode:
         refuse_forward_mode(tf.nest.flatten(tensors))
     if not tf.executing_eagerly():
         if not is_compiled:
             return _solve(adjoint, problem, segments, tensors)
         return _function(adjoint, problem, segments, tensors, True)(tensors)
+    key = (key, may_be_recorded)
     function = _compiled.get(key, lambda: _function(adjoint, problem, segments, tensors, is_compiled))
     try:
         return function(tensors)

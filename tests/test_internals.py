@@ -358,3 +358,12 @@ def test_tensor_that_a_forward_accumulator_follows_is_known():
     with tf.autodiff.ForwardAccumulator(x, tf.constant(1.0)):
         assert internals.has_tangents([y, x * x]) and not internals.has_tangents([y])
     assert not internals.has_tangents([x])
+
+
+def test_tape_that_may_record_is_known_where_a_function_is_traced():
+    seen = []
+    note = lambda x: (seen.append(internals.may_be_recorded()), x)[1]
+    tf.function(note, autograph=False)(tf.constant(1.0))
+    with tf.GradientTape():
+        tf.function(note, autograph=False)(tf.constant(1.0))
+    assert seen == [False, True]

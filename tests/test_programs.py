@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import internals, programs
+from keras_ode.recent import Recent
 
 RATE = 0.7
 
@@ -49,6 +50,26 @@ def test_solve_and_gradient_are_right_before_and_after_compiling(adjoint, per_sa
         np.testing.assert_allclose(ys, exact, rtol=1e-5)
         np.testing.assert_allclose(of_y0, (exact[-1] / y0) ** 2, rtol=1e-4)
         np.testing.assert_allclose(of_rate, -np.sum(exact[-1] ** 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_solve_that_no_tape_records_keeps_no_steps_and_still_has_a_gradient(compiled, monkeypatch):
+    monkeypatch.setattr(programs, "STEPS_BEFORE_COMPILING", 1 if compiled else 10**9)
+    monkeypatch.setattr(programs, "_kept", Recent(8))
+    kept = []
+    original = programs._Program._for_xla
+    monkeypatch.setattr(programs._Program, "_for_xla", lambda self, places: (kept.append(len(places)), original(self, places))[1])
+    rate = tf.Variable(RATE, dtype="float64")
+    solve = tf.function(lambda y0: keras_ode.odeint(decay(rate), y0, [0.0, 1.0], rtol=1e-8, atol=1e-8)[-1], autograph=False)
+    y0 = np.array([[1.0], [1.5]])
+    exact = 1 / (1 / y0 + RATE)
+    for _ in range(2):
+        np.testing.assert_allclose(solve(tf.constant(y0)), exact, rtol=1e-6)
+        with tf.GradientTape() as tape:  # the function was traced without one
+            total = tf.reduce_sum(solve(tf.constant(y0)))
+        np.testing.assert_allclose(tape.gradient(total, rate), -np.sum(exact**2), rtol=1e-5)
+    without, with_steps, _ = kept
+    assert without < with_steps
 
 
 def test_only_a_size_that_has_taken_enough_steps_is_compiled(soon):

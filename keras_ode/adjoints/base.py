@@ -39,6 +39,7 @@ class Problem(NamedTuple):
             `times`, or empty.
         programs: The `Programs` that hold the parts of the solve, or `None`, where these are built into the graph around it.
         may_compile: Whether these programs may be compiled.
+        may_be_recorded: Whether a tape may record the solve, as far as one can tell.
         keeps_steps: Whether to keep the states at all accepted steps.
     """
 
@@ -55,6 +56,7 @@ class Problem(NamedTuple):
     elapsed: Any = ()
     programs: Any = None
     may_compile: bool = False
+    may_be_recorded: bool = True
     keeps_steps: bool = False
 
     def clock(self):
@@ -175,29 +177,33 @@ class FirstOrderAdjoint(Adjoint):
         def forward(*tensors):
             return self.forward(problem.with_tensors(tensors))
 
+        # A solve that no tape records needs no memory. Should its function be differentiated afterwards, it runs once more.
+        remembers = problem.may_be_recorded or problem.recorder is not None or not problem.may_compile
+
         @custom_gradient
         def solve(*tensors):
             # The gradient function may use only what is made in here: then it works inside a differentiated loop.
             stopped = [tf.stop_gradient(tensor) for tensor in tensors]
             run = _runner(problem, stopped)
-            outcome, memory = run("forward", forward, stopped)
-
-            structure.append(outcome)
+            found = run("forward", forward, stopped, used=lambda found: found if remembers else found[:1])
             # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
-            kept = tf.nest.map_structure(tf.stop_gradient, (outcome, memory))
+            kept = tf.nest.map_structure(tf.stop_gradient, found)
+            outcome = found[0]
+            structure.append(outcome)
             report = problem.recorder.backward() if problem.recorder is not None else None
             compiled = tree.is_compiled()
 
-            def backward(*inputs):
-                inner, inputs = problem.with_tensors(inputs[:num_tensors]), inputs[num_tensors:]
-                given = tf.nest.pack_sequence_as((*kept, outcome.differentiable()), inputs)
-                return self._backward(inner, *given, report)
-
             def gradient(*cotangents):
-                seen = [_like(x, y) for x, y in zip(cotangents, outcome.differentiable(), strict=False)]
+                seen = tuple(_like(x, y) for x, y in zip(cotangents, outcome.differentiable(), strict=False))
                 # XLA compiles the gradient with the solve, but TensorFlow does not say so where it is traced.
                 with internals.xla_context(compiled):
-                    found = run("backward", backward, [*stopped, *tf.nest.flatten(kept), *seen])
+                    given = (*(kept if remembers else run("forward", forward, stopped)), seen)
+
+                    def backward(*inputs):
+                        inner, inputs = problem.with_tensors(inputs[:num_tensors]), inputs[num_tensors:]
+                        return self._backward(inner, *tf.nest.pack_sequence_as(given, inputs), report)
+
+                    found = run("backward", backward, [*stopped, *tf.nest.flatten(given)])
                     return self._gradients(problem, found, tensors)
 
             return tf.nest.flatten(outcome), gradient
@@ -243,23 +249,17 @@ class FirstOrderAdjoint(Adjoint):
 
 
 def _runner(problem, tensors):
-    """What runs the parts of a solve, `run(name, function, inputs)`: in the graph around it, or as programs."""
+    """What runs the parts of a solve, `run(name, function, inputs, used)`: in the graph around it, or as programs."""
     programs = problem.programs
     if programs is None:
-        return lambda name, function, inputs: function(*inputs)
+        return lambda name, function, inputs, used=lambda found: found: used(function(*inputs))
     if not problem.may_compile:
-        return lambda name, function, inputs: programs.run(name, function, inputs, None)
+        return programs.run
     unknown = [tf.size(x, tf.int64) for x in tensors if not x.shape.is_fully_defined()]
     size = tf.add_n(unknown) if unknown else tf.zeros([], tf.int64)
     compiled = programs.is_worth_compiling(size)
-
-    def run(name, function, inputs):
-        found = programs.run(name, function, inputs, compiled)
-        if name == "forward":
-            programs.count(size, tf.reduce_max(found[0].num_steps))
-        return found
-
-    return run
+    counts = {"forward": lambda found: programs.count(size, tf.reduce_max(found[0].num_steps))}
+    return lambda name, function, inputs, **used: programs.run(name, function, inputs, compiled, counts.get(name), **used)
 
 
 def _like(cotangent, leaf):
