@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import errors
-from keras_ode.adjoints.base import stage_field
+from keras_ode.adjoints.fields import ForwardField
 from keras_ode.errors import EventTrouble, SolveError, Status
 from keras_ode.integrate import Interval
 from keras_ode.observers import spectral_radius
@@ -50,12 +50,12 @@ def _of_sample(x, sample):
 
 def _step_again(problem, outcome, sample, finite):
     """The last step once more; where it is not to be `finite`, as large as it takes."""
-    method, field = problem.method, stage_field(problem)
+    method, field = problem.method, ForwardField(problem)
     carry, _ = method.solver.start(field, outcome.time, outcome.y)
     size = problem.clock().direction * outcome.step_size
     for _ in range(1 if finite else _MOST_TRIES):
         interval = Interval(outcome.time, outcome.time + size, size, tf.zeros_like(size), tf.abs(size))
-        step = method.solver.step(field, interval, outcome.y, carry).select(problem.controlled)
+        step = method.step(field, interval, outcome.y, carry).select(problem.controlled)
         if not all(np.isfinite(_of_sample(leaf, sample)).all() for leaf in (*step.y, *step.stages[-1])):
             break
         size *= 10

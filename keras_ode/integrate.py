@@ -32,6 +32,20 @@ class Method(NamedTuple):
     max_step: tf.Tensor | None = None
     min_step: tf.Tensor | None = None
     norm: Callable = tree.rms
+    sums: Callable | None = None  # `sums(step, interval)` is the step with what it adds to leaves that only sum up steps
+
+    def step(self, field, interval, y, carry, with_dense=False):
+        """Tries one step: see `Solver.step`."""
+        return self._summed(self.solver.step(field, interval, y, carry, with_dense), interval)
+
+    def pullback(self, field, interval, y, carry, memory, outputs, *rest):
+        """The transposed derivative of `step`: see `Solver.pullback`."""
+        return self.solver.pullback(
+            field, interval, y, carry, memory, lambda step: outputs(self._summed(step, interval)), *rest
+        )
+
+    def _summed(self, step, interval):
+        return step if self.sums is None else self.sums(step, interval)
 
     def tensors(self):
         """What of it are tensors, a nest that `with_tensors` takes."""
@@ -47,7 +61,7 @@ class Method(NamedTuple):
     def key(self):
         """A hashable value, equal for methods that do the same with their tensors."""
         norm = self.norm.key() if hasattr(self.norm, "key") else self.norm
-        return self.solver, self.controller, self.max_steps, self.per_sample, norm, tuple(self.tensors()[1])
+        return self.solver, self.controller, self.max_steps, self.per_sample, norm, tuple(self.tensors()[1]), self.sums
 
     def limited(self, size):
         """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
@@ -65,6 +79,7 @@ class Trial(NamedTuple):
         error: Its scaled error; at most one is accepted, unless the step size is constant.
         accept: Whether it was accepted.
         running: Whether the sample was still being solved.
+        carry: That with which the step began.
     """
 
     interval: Interval
@@ -72,6 +87,7 @@ class Trial(NamedTuple):
     error: tf.Tensor
     accept: tf.Tensor
     running: tf.Tensor
+    carry: Any = ()
 
 
 class Result(NamedTuple):
@@ -239,7 +255,7 @@ class _Run:
         running = loop.status == RUNNING
         interval, lost, lands = self._reach(loop, running)
         until = interval.until
-        step = method.solver.step(self.field, interval, loop.y, loop.carry, with_dense=self.dense)
+        step = method.step(self.field, interval, loop.y, loop.carry, with_dense=self.dense)
         error = tf.stop_gradient(self._scaled_error(step))
         error, increment, evaluations = self.integrator.judge(loop.integral, interval, step, error, running)
         tried = tf.stop_gradient(until - loop.since)
@@ -248,7 +264,7 @@ class _Run:
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands
         step_size = method.limited(tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size))
-        trial = Trial(interval, step, error, accept, running)
+        trial = Trial(interval, step, error, accept, running, loop.carry)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
         # A rejected step whose successor rounds to the same one cannot be made smaller.
@@ -261,9 +277,9 @@ class _Run:
             lost=tf.where(accept, lost, loop.lost),
             y=tree.where(accept, step.y, loop.y),
             integral=self.integrator.add(accept, loop.integral, increment),
-            carry=_where(accept, step.carry, loop.carry),
+            carry=tree.where_nest(accept, step.carry, loop.carry),
             step_size=tf.where(running, step_size, loop.step_size),
-            control=_where(running, verdict.state, loop.control),
+            control=tree.where_nest(running, verdict.state, loop.control),
             status=tf.where(running, status, loop.status),
             num_steps=num_steps,
             num_accepted=loop.num_accepted + tf.cast(accept, tf.int32),
@@ -375,8 +391,3 @@ def first_step_size(field, clock, y, derivative, method, controlled=tuple):
     order, tolerance = method.solver.error_order, method.tolerance
     size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled, method.norm)
     return tf.stop_gradient(method.limited(size)), 1
-
-
-def _where(condition, new, old):
-    """Selects among nests of scalars, `[B]` tensors and leaves."""
-    return tf.nest.map_structure(lambda a, b: tf.where(tree.expand(condition, a) if a.shape.rank else condition, a, b), new, old)

@@ -6,13 +6,13 @@ does not see it, so that the steps stay what they were.
 
 import copy
 import numbers
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_ode import configurable, tree
 from keras_ode.observers import squared_spectral_radius
-from keras_ode.solvers.base import WrappedSolver
 
 
 class Regularizer(configurable.Configurable):
@@ -157,25 +157,13 @@ class Stiffness(Regularizer):
         return _root(squared_spectral_radius(step, per_sample, dtype))
 
 
-class StepSums(WrappedSolver):
-    """Steps of another solver that also add to the leaves of penalties that are sums over steps.
+class StepSums(NamedTuple):
+    """Adds to the leaves of penalties that are sums over steps: `regularizers` has the one of each of the last leaves."""
 
-    Args:
-        solver: The solver of the steps.
-        regularizers: The `Regularizer` of each of the last leaves.
-    """
+    regularizers: tuple
 
-    def __init__(self, solver, regularizers):
-        super().__init__(solver)
-        self.regularizers = regularizers
-
-    def step(self, field, interval, y, carry, with_dense=False):
-        return self._with_sums(super().step(field, interval, y, carry, with_dense), interval)
-
-    def assemble(self, interval, y, stages):
-        return self._with_sums(super().assemble(interval, y, stages), interval)
-
-    def _with_sums(self, step, interval):
+    def __call__(self, step, interval):
+        """The step with what it adds to the totals."""
         count = len(step.y) - len(self.regularizers)
         of_state = step.select(lambda leaves: leaves[:count])
         # The choice of the step sizes is not differentiated.

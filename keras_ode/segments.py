@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.adjoints.base import Outcome, stage_field
+from keras_ode.adjoints.base import Outcome
+from keras_ode.adjoints.fields import ForwardField
 from keras_ode.errors import EventTrouble, Status
 from keras_ode.event_time import EventFunction, EventOutcome, farthest, is_same_time
 from keras_ode.events import RootFinder
@@ -204,7 +205,7 @@ class _Segments:
         the evaluations for both."""
         problem = self.problem
         frozen = tf.nest.map_structure(tf.stop_gradient, (problem.y, problem.parameters))
-        field = stage_field(problem._replace(parameters=frozen[1]))
+        field = ForwardField(problem._replace(parameters=frozen[1]))
         derivative = field(self.clock.start, frozen[0]).derivative
         size, evaluations = first_step_size(field, self.clock, frozen[0], derivative, problem.method, problem.controlled)
         return derivative, size, evaluations + 1
@@ -322,7 +323,7 @@ class _Segments:
             progress.handled,
         )
         result = integrate(
-            stage_field(problem._replace(parameters=parameters)),
+            ForwardField(problem._replace(parameters=parameters)),
             start,
             tf.where(detect, stop, start),
             y,

@@ -265,14 +265,14 @@ def _solution(ts, y0, problem, outcome, events, lost):
 
 
 def _penalties(regularizers, noise, leaves, method, adjoint):
-    """The method with a solver that adds up what regularizers ask for, and their `Penalties`, or `None`."""
+    """The method which adds up what regularizers ask for, and their `Penalties`, or `None`."""
     if not regularizers:
         return method, None
     check_supported(regularizers, method.solver, adjoint)
     dtype = method.tolerance.rtol.dtype
     totals = tuple(r.start(leaves, method.per_sample, dtype) for r in regularizers)
     if any(r.sums_steps for r in regularizers):
-        method = method._replace(solver=StepSums(method.solver, regularizers))
+        method = method._replace(sums=StepSums(tuple(regularizers)))
     return method, dynamics.Penalties(regularizers, totals, noise)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import internals, tree
-from keras_ode.adjoints.base import Outcome, nan_unless, stage_field
+from keras_ode.adjoints.base import Outcome, nan_unless
+from keras_ode.adjoints.fields import ForwardField
 from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import EventTrouble, Status
@@ -47,7 +48,7 @@ def solve_steady_state(problem, steady):
     method = _damped(frozen.method)
     watch = _IsSteady(method, Tolerance(rtol, atol), frozen.times[0])
     result = integrate(
-        stage_field(frozen),
+        ForwardField(frozen),
         frozen.times[0],
         frozen.times[-1],
         frozen.y,

@@ -130,6 +130,13 @@ def where(condition, tree, other):
     return tuple(tf.where(expand(condition, a), a, b) for a, b in zip(tree, other, strict=True))
 
 
+def where_nest(condition, nest, other):
+    """Selects among nests of scalars, `[B]` tensors and leaves."""
+    return tf.nest.map_structure(
+        lambda a, b: tf.where(expand(condition, a) if a.shape.rank else condition, a, b), nest, other
+    )
+
+
 def where_rows(condition, tree, other):
     """`where` for leaves that have the same shapes, which broadcasts the condition faster: for rows, a tenth of the time."""
     if condition.shape.rank != 1 or is_compiled():

@@ -97,7 +97,7 @@ def _stored(times, ys, cotangents, checkpoints, trajectory):
         return stops, ys, cotangents
     kept = checkpoints.stops(trajectory)
     stops = tf.concat([stops, tf.where(kept < 0, kept, tf.abs(times[0] - times[-1]) - kept)], axis=0)
-    slots = tuple(leaf[:-1] for leaf in trajectory.slots)
+    slots = tuple(leaf[:-1] for leaf in trajectory.slots[: len(ys)])
     return stops, tuple(tf.concat(pair, axis=0) for pair in zip(ys, slots, strict=True)), cotangents
 
 

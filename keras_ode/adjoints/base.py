@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import internals, tree
+from keras_ode.adjoints.fields import ForwardField
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
 from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, step_observers
-from keras_ode.solvers.base import Solver, Stage
 from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
@@ -292,7 +292,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if observer is not None:
         observers["asked"] = observer
     result = integrate(
-        stage_field(problem),
+        ForwardField(problem),
         times[0],
         times[-1],
         y,
@@ -332,17 +332,10 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
 
 def _saving(times, y, solver, differentiable):
     """The observer of the states at saved times."""
-    # Under XLA an operation costs little, and copies of stages more. A solver need not say how many stages it has: then none of
-    # its steps can wait.
-    if differentiable or tree.is_compiled() or type(solver).num_stages is Solver.num_stages:
+    # Under XLA an operation costs little, and copies of stages more.
+    if differentiable or tree.is_compiled():
         return SaveAt(times, y, solver, differentiable)
     return SaveTogether(times, y, solver)
-
-
-def stage_field(problem):
-    """The problem's field as the loop takes it."""
-    field, parameters = problem.field, problem.parameters
-    return lambda t, y, with_integrand=True: Stage(field(t, y, parameters))
 
 
 def _without_padding(problem, cotangents):

@@ -4,7 +4,8 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, saved_times, solve_forward
-from keras_ode.adjoints.checkpoints import History, checked_checkpoints
+from keras_ode.adjoints.checkpoints import History, checked_checkpoints, packed, remembered
+from keras_ode.adjoints.fields import ForwardField
 
 
 class Checkpointed(FirstOrderAdjoint):
@@ -42,29 +43,33 @@ class Checkpointed(FirstOrderAdjoint):
         replay = history.replay(trajectory)
         reverse = _ReverseStep(problem, replay, cotangents, of_dense)
 
-        def reverse_block(last, kept, a, parameters, evaluations):
+        def reverse_block(last, kept, a, of_carry, parameters, evaluations):
             first = history.first(trajectory, last)
             kept, count = history.refill(trajectory, kept, last)
             evaluations += count
 
-            def reverse_one(n, a, parameters, evaluations):
+            def reverse_one(n, a, of_carry, parameters, evaluations):
                 # Samples that are done wait in the step after their last, which has no length.
                 left = n >= first
                 step = tuple(tree.take(leaf, tf.where(left, n, 0) % history.capacity) for leaf in kept)
-                a, parameters, count = reverse(tf.where(left, n, num_steps), step, a, parameters)
-                return n - 1, a, parameters, evaluations + count
+                a, of_carry, parameters, count = reverse(tf.where(left, n, num_steps), step, a, of_carry, parameters)
+                return n - 1, a, of_carry, parameters, evaluations + count
 
-            _, a, parameters, evaluations = tree.while_loop(
-                lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, parameters, evaluations)
+            _, *found = tree.while_loop(
+                lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, of_carry, parameters, evaluations)
             )
-            return first, kept, a, parameters, evaluations
+            return first, kept, *found
 
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))
-        start = (num_steps, history.writable(memory.kept), a, parameters, tf.constant(0))
-        _, _, a, parameters, evaluations = tree.while_loop(
+        of_carry = tree.zeros_like(remembered(problem))
+        start = (num_steps, history.writable(memory.kept), a, of_carry, parameters, tf.constant(0))
+        _, _, a, of_carry, parameters, evaluations = tree.while_loop(
             lambda last, *_: tf.reduce_any(last > 0), reverse_block, start
         )
+        if of_carry:
+            of_start, change = reverse.begin(problem.y, of_carry)
+            a, parameters = tree.add(a, of_start), tree.add(parameters, change)
         records = problem.recorder is not None and problem.recorder.capacity
         return Cotangents(a, parameters, outcome.status, evaluations, replay.record(problem.recorder) if records else ())
 
@@ -75,13 +80,14 @@ def _is_dense(problem):
 
 
 class _Stages(History):
-    """Keeps the state where a step starts, and the derivatives of its stages: all leaves in a row."""
+    """Keeps the state where a step starts, and what its solver needs of it besides: all leaves in a row."""
 
-    def keep(self, step, size):
-        return (*step.start, *(leaf for stage in step.stages for leaf in stage))
+    def keep(self, step, size, carry):
+        return (*step.start, *remembered(self.problem, carry), *self.problem.method.solver.memory(step))
 
     def like(self):
-        return self.problem.y * (1 + self.problem.method.solver.num_stages(self.dense))
+        y = self.problem.y
+        return (*y, *remembered(self.problem), *self.problem.method.solver.memory_like(y, self.dense))
 
 
 class _ReverseStep:
@@ -92,37 +98,45 @@ class _ReverseStep:
         self.of_dense = of_dense
         self.saved = saved_times(problem)
         self.cotangents = tuple(leaf[1:-1] for leaf in cotangents)
+        self.field = ForwardField(problem)
 
-    def __call__(self, n, kept, a, of_parameters):
+    def __call__(self, n, kept, a, of_carry, of_parameters):
         """The cotangents where step `n` begins and of the parameters, from those where it ends; and evaluations."""
-        problem, interval, count = self.problem, self.replay.interval(n), len(self.problem.y)
-        y, *stages = (kept[i : i + count] for i in range(0, len(kept), count))
-
-        def push(t, point, cotangent):
-            return problem.field.vjp(t, point, problem.parameters, cotangent)[1:]
-
-        of_y, of_stages = self._of_outputs(n, interval, y, stages, a)
-        return self.solver.transposed_step(push, interval, y, stages, of_stages, of_y, of_parameters)
-
-    def _of_outputs(self, n, interval, y, stages, a):
-        """The cotangents of the step's start and of its stages (`None` where nothing depends on one) from those of all
-        that the step gives, which is algebra."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch((y, stages))
-            step = self.solver.assemble(interval, y, stages)
-            targets, weights = step.y, tuple(a)
-            if self.of_dense and self.problem.keeps_steps:
-                weights = tree.add(weights, tuple(tree.take(leaf, n) for leaf in self.of_dense))
-            elif self.of_dense:
-                targets += tuple(self.solver.polynomials(step, interval.size))
-                weights += tuple(tree.take(leaf, n) for leaf in self.of_dense)
-        of_y, of_stages = tape.gradient(targets, (y, stages), weights)
-        of_y, of_stages = _filled(of_y, y), [_filled(*pair) for pair in zip(of_stages, stages, strict=True)]
+        interval, count = self.replay.interval(n), len(self.problem.y)
+        with_carry = count + len(of_carry)
+        y, carry, memory = kept[:count], packed(self.problem, kept[count:with_carry]), kept[with_carry:]
+        of_y, of_stages = tree.zeros_like(y), None
         if self.problem.times.shape[0] != 2:
-            saved_y, saved_stages = self._of_saved(interval)
-            of_y = tree.add(of_y, saved_y)
-            of_stages = [b if a is None else tree.add(a, b) for a, b in zip(of_stages, saved_stages, strict=True)]
-        return of_y, of_stages
+            of_y, of_stages = self._of_saved(interval)
+
+        def outputs(step):
+            targets, weights = self._outputs(n, interval, step, a, of_stages)
+            return targets + remembered(self.problem, step.carry), weights + tuple(of_carry)
+
+        dense = _is_dense(self.problem)
+        return self.problem.method.pullback(self.field, interval, y, carry, memory, outputs, dense, of_y, of_parameters)
+
+    def begin(self, y, of_carry):
+        """The cotangents of the start and of the parameters from those of the first carry."""
+        field = self.field.inlined()
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch((y, field.parameters))
+            carry, _ = self.solver.start(field, self.problem.times[0], y)
+        targets = remembered(self.problem, carry)
+        return tape.gradient(targets, (y, field.parameters), of_carry, tf.UnconnectedGradients.ZERO)
+
+    def _outputs(self, n, interval, step, a, of_stages):
+        """What the solve makes of a step, and the cotangents of that."""
+        targets, weights = step.y, tuple(a)
+        if self.of_dense and self.problem.keeps_steps:
+            weights = tree.add(weights, tuple(tree.take(leaf, n) for leaf in self.of_dense))
+        elif self.of_dense:
+            targets += self.solver.polynomials(step, interval.size)
+            weights += tuple(tree.take(leaf, n) for leaf in self.of_dense)
+        if of_stages is not None:
+            targets += tuple(leaf for stage in step.stages for leaf in stage)
+            weights += tuple(leaf for stage in of_stages for leaf in stage)
+        return targets, weights
 
     def _of_saved(self, interval):
         """The cotangents of the step's start and of its stages from those of the states saved within it."""
@@ -130,10 +144,3 @@ class _ReverseStep:
         length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
         theta = tf.where(within, self.saved - interval.since, 0) / length
         return self.solver.transposed_interpolate(interval.size, theta, within, self.cotangents)
-
-
-def _filled(cotangents, leaves):
-    """Zeros for leaves that nothing depends on; `None` if there are no others."""
-    if all(cotangent is None for cotangent in cotangents):
-        return None
-    return tuple(tf.zeros_like(x) if g is None else g for g, x in zip(cotangents, leaves, strict=True))

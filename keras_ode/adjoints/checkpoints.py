@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.adjoints.base import stage_field
+from keras_ode.adjoints.fields import ForwardField
 from keras_ode.observers import StepRecord
 
 # A state takes a fraction of the room of a whole step, and saves taking steps again.
@@ -25,7 +25,7 @@ class Trajectory(NamedTuple):
             hold the duration, so that steps past the last have no length.
         allowed: How large a step the error of each accepted step would have allowed, like `untils`.
         slots: The states where some of the steps began, by a `Plan`: leaves `[capacity + 1, ...]`; the last slot is where
-            writes go that are not wanted.
+            writes go that are not wanted. Behind them the carries, where the solver remembers.
     """
 
     num_steps: tf.Tensor
@@ -90,7 +90,7 @@ class Checkpoints:
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
             untils=tree.repeat(duration, self.problem.method.max_steps + self.window),
             allowed=tree.repeat(duration, self.problem.method.max_steps + self.window),
-            slots=rooms(self.problem, self.problem.y, self.capacity),
+            slots=rooms(self.problem, (*self.problem.y, *remembered(self.problem)), self.capacity),
         )
 
     def see(self, state, trial):
@@ -103,7 +103,7 @@ class Checkpoints:
             num_steps=n + tf.cast(trial.accept, tf.int32),
             untils=tree.put(state.untils, last, until),
             allowed=tree.put(state.allowed, last, allowed),
-            slots=put_each(state.slots, slot, trial.step.start),
+            slots=put_each(state.slots, slot, (*trial.step.start, *remembered(self.problem, trial.carry))),
         )
 
     def _allowed(self, trial):
@@ -154,8 +154,8 @@ class History:
         self.problem, self.capacity, self.dense = problem, capacity, dense
         self.checkpoints = Checkpoints(problem, _STATES_A_STEP * capacity, window=capacity)
 
-    def keep(self, step, size):
-        """What to keep of a step of a signed size: a tuple of tensors."""
+    def keep(self, step, size, carry):
+        """What to keep of a step of a signed size that began with a carry: a tuple of tensors."""
         raise NotImplementedError
 
     def like(self):
@@ -167,7 +167,7 @@ class History:
 
     def see(self, state, trial):
         slot = tf.where(trial.accept, state.trajectory.num_steps % self.capacity, self.capacity)
-        kept = put_each(state.kept, slot, self.keep(trial.step, trial.interval.size))
+        kept = put_each(state.kept, slot, self.keep(trial.step, trial.interval.size, trial.carry))
         return Memory(self.checkpoints.see(state.trajectory, trial), kept)
 
     def replay(self, trajectory):
@@ -192,15 +192,17 @@ class History:
         """
         replay, first = self.replay(trajectory), self.first(trajectory, last)
 
-        def advance(n, y, kept, evaluations):
-            interval, step = replay.step(n, y)
+        def advance(n, y, carry, kept, evaluations):
+            interval, step = replay.step(n, y, carry)
             slot = tf.where((n >= first) & (n < last), n % self.capacity, self.capacity)
-            kept = put_each(kept, slot, self.keep(step, interval.size))
-            return tf.where(n < last, n + 1, n), tree.where(n < last, step.y, y), kept, evaluations + step.evaluations
+            kept = put_each(kept, slot, self.keep(step, interval.size, carry))
+            y, carry = tree.where_nest(n < last, (step.y, step.carry), (y, carry))
+            return tf.where(n < last, n + 1, n), y, carry, kept, evaluations + step.evaluations
 
-        n, y = replay.checkpoint(first)
+        n, y, carry = replay.checkpoint(first)
         n = tf.where(last < trajectory.num_steps, n, last)
-        return tree.while_loop(lambda n, *_: tf.reduce_any(n < last), advance, (n, y, kept, tf.constant(0)))[2:]
+        carry, evaluations = replay.begin(n, y, carry, tf.reduce_any(n < last))
+        return tree.while_loop(lambda n, *_: tf.reduce_any(n < last), advance, (n, y, carry, kept, evaluations))[3:]
 
 
 class Replay:
@@ -214,7 +216,7 @@ class Replay:
     """
 
     def __init__(self, problem, trajectory, plan, dense):
-        self.solver, self.field, self.trajectory = problem.method.solver, stage_field(problem), trajectory
+        self.problem, self.method, self.field, self.trajectory = problem, problem.method, ForwardField(problem), trajectory
         self.plan, self.dense = plan, dense
         self.clock = problem.clock()
 
@@ -225,12 +227,26 @@ class Replay:
         since = tf.where(n > 0, tree.take(untils, tf.maximum(n - 1, 0)), 0)
         return self.clock.interval(since, tree.take(untils, n))
 
-    def step(self, n, y):
+    def begin(self, n, y, carry, wanted=True):
+        """The carry with which step `n` begins from `y`, and the evaluations that this took; anything if it is not `wanted`.
+
+        Args:
+            carry: What `checkpoint` gave.
+        """
+        solver = self.method.solver
+        if solver.remembers:
+            return carry, tf.constant(0)
+
+        def start():
+            carry, evaluations = solver.start(self.field, self.interval(n).start, y)
+            return carry, tf.convert_to_tensor(evaluations)
+
+        return tf.cond(wanted, start, lambda: (solver.carry_like(y), tf.constant(0)))
+
+    def step(self, n, y, carry):
         """Takes step `n` from its start `y`."""
         interval = self.interval(n)
-        carry, evaluations = self.solver.start(self.field, interval.start, y)
-        step = self.solver.step(self.field, interval, y, carry, with_dense=self.dense)
-        return interval, step._replace(evaluations=step.evaluations + evaluations)
+        return interval, self.method.step(self.field, interval, y, carry, with_dense=self.dense)
 
     def record(self, recorder):
         """The `StepRecord` of the steps taken again from the last to the first: all accepted, and no error estimated."""
@@ -243,9 +259,25 @@ class Replay:
         return StepRecord(count[: recorder.samples], rows[:, : recorder.samples]) if count.shape.rank else StepRecord(count, rows)
 
     def checkpoint(self, n):
-        """The last step not after `n` whose first state was kept, and that state."""
+        """The last step not after `n` whose first state was kept, that state, and the carry if the solver remembers."""
         n -= n % self.plan.stride(self.trajectory.num_steps)
-        return n, tuple(tree.take(leaf, self.plan.slot(n)) for leaf in self.trajectory.slots)
+        kept = tuple(tree.take(leaf, self.plan.slot(n)) for leaf in self.trajectory.slots)
+        y, carry = kept[: len(self.problem.y)], kept[len(self.problem.y) :]
+        return n, y, packed(self.problem, carry)
+
+
+def remembered(problem, carry=None):
+    """The tensors of a carry that have to be kept with a state, by default such as have their shapes."""
+    solver = problem.method.solver
+    if not solver.remembers:
+        return ()
+    return tuple(tf.nest.flatten(solver.carry_like(problem.y) if carry is None else carry))
+
+
+def packed(problem, tensors):
+    """The carry of what `remembered` gave, or `()`."""
+    solver = problem.method.solver
+    return tf.nest.pack_sequence_as(solver.carry_like(problem.y), tensors) if solver.remembers else ()
 
 
 def rooms(problem, like, capacity):

@@ -46,7 +46,7 @@ class Impulses(WrappedSolver):
     def __init__(self, solver, equation, stops, ys, cotangents):
         super().__init__(solver)
         self.equation, self.stops, self.ys, self.cotangents = equation, stops, ys, cotangents
-        self.weights = _staircase_weights(solver.order // 2)
+        self._rows = _staircase_weights(solver.order // 2)
 
     def start(self, field, t, z):
         inner, evaluations = self.solver.start(field, t, z)
@@ -73,7 +73,7 @@ class Impulses(WrappedSolver):
         start, inner, total, staircase, evaluations = tf.cond(
             tf.reduce_any(carry.stale | meets) | tf.reduce_any(here),
             restart,
-            lambda: (tuple(z), carry.inner, none, (none,) * (len(self.weights) - 1), 0),
+            lambda: (tuple(z), carry.inner, none, (none,) * (len(self._rows) - 1), 0),
         )
         moving = _Moving(field, equation, interval, staircase)
         step = self.solver.step(moving, moving.interval, start, inner, with_dense)
@@ -93,9 +93,9 @@ class Impulses(WrappedSolver):
         count = tf.shape(self.cotangents[0])[0]
         theta = tf.where(inside, self.stops[:count] - since, 0) / tf.where(until > since, until - since, 1)
         powers = [tf.ones_like(theta)]
-        for _ in self.weights[1:]:
+        for _ in self._rows[1:]:
             powers.append(powers[-1] * theta)
-        weights = tf.constant(self.weights.reshape(*self.weights.shape, *[1] * theta.shape.rank), theta.dtype)
+        weights = tf.constant(self._rows.reshape(*self._rows.shape, *[1] * theta.shape.rank), theta.dtype)
         # Not as a product of matrices, which TensorFlow's Jacobians would make one of other shapes.
         rows = tf.reduce_sum(weights * tf.stack(powers), axis=1)
         rows = tf.concat([tf.cast(here[:count], theta.dtype)[None], rows * tf.cast(inside, theta.dtype)], axis=0)
@@ -103,7 +103,7 @@ class Impulses(WrappedSolver):
         return list(zip(*sums, strict=True))
 
     def _sums_of(self, rows, cotangents):
-        rows, count = tf.cast(rows, cotangents.dtype), len(self.weights) + 1
+        rows, count = tf.cast(rows, cotangents.dtype), len(self._rows) + 1
         if rows.shape.rank == 2:
             return tf.unstack(tree.tensordot(rows, cotangents), num=count)
         rows = tf.unstack(rows, num=count)

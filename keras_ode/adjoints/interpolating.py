@@ -92,7 +92,7 @@ class _Progress(NamedTuple):
 class _Polynomials(History):
     """Keeps the interpolants of steps as polynomials."""
 
-    def keep(self, step, size):
+    def keep(self, step, size, carry):
         return self.problem.method.solver.polynomials(step, size)
 
     def like(self):

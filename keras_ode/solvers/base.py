@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from keras_ode import dense, tree
 from keras_ode.configurable import Configurable
 
 
@@ -12,6 +14,17 @@ class Stage(NamedTuple):
 
     derivative: tuple
     integrand: tuple = ()
+
+
+class Field:
+    """What a solver integrates: a function `field(t, y, with_integrand=True)` that gives a `Stage`."""
+
+    def __call__(self, t, y, with_integrand=True):
+        raise NotImplementedError
+
+    def linearize(self, t, y):
+        """The `Linearization` at a point, for implicit methods."""
+        raise NotImplementedError
 
 
 class Interval(NamedTuple):
@@ -39,13 +52,13 @@ class Step(NamedTuple):
         y: The leaves at the end of the interval.
         error: Their estimated error, or `None`.
         integral: What the integrand adds up to over the step.
-        stages: The derivatives of all stages, from which the interpolant is made, in the order of their evaluation; the
-            first is that of the carry.
+        stages: Slopes from which the interpolant is made, leaves like those of the state: see `Solver.weights`.
         carry: What the next step starts from.
         evaluations: How often the field was evaluated: a number, or an int32 tensor.
-        neighbors: Two points close to each other, leaves, each with the derivative there: the last two stages.
+        neighbors: Two points close to each other, leaves, each with the derivative there.
         extra: What a solver has to tell besides.
         integral_error: The estimated error of `integral`; empty where the method estimates none.
+        converged: Whether the equations of implicit stages were solved, a boolean, or `[B]`; `None` where there are none.
     """
 
     start: tuple
@@ -58,6 +71,7 @@ class Step(NamedTuple):
     neighbors: tuple
     extra: Any = ()
     integral_error: tuple = ()
+    converged: Any = None
 
     def select(self, choose):
         """The step of those leaves that `choose` takes of all; stages and carry stay whole."""
@@ -72,29 +86,66 @@ class Step(NamedTuple):
 class Solver(Configurable):
     """A method of integration. Stateless: what it remembers between steps is the `carry` of its last step.
 
-    A field is a function `field(t, y, with_integrand=True) -> Stage`.
+    A subclass has `start` and `step`, and names its order. What it does not say of its interpolant and of its gradient
+    follows from these.
 
     Attributes:
         order: The order of convergence.
         error_order: The power of the step size that the error estimate follows, or `None` without an estimate.
-        degree: The degree of its interpolant.
+        weights: How the interpolant is made of the `S` stages of a step with dense output: a NumPy matrix `[S, degree]`. The
+            state at `start + theta size` is `y + size * sum_ij weights[i, j] theta^(j + 1) stages[i]`. Defaults to Hermite's
+            cubic, for the stages that `hermite_stages` gives.
+        is_implicit: Whether it asks a field for its Jacobian, by `field.linearize`.
+        remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
     """
 
     order: int
     error_order: int | None = None
-    degree: int
+    is_implicit = False
+    remembers = False
+
+    @property
+    def weights(self):
+        return _HERMITE
+
+    @property
+    def degree(self):
+        """The degree of its interpolant."""
+        return self.weights.shape[1]
+
+    @property
+    def backward(self):
+        """The solver for adjoint equations, which are linear, and whose fields have no derivative by time."""
+        return self
 
     def start(self, field, t, y):
         """The carry at the first point `(t, y)`, and how many evaluations it took."""
         raise NotImplementedError
 
+    def carry_like(self, y):
+        """A carry of the right shapes, of finite numbers."""
+        return Stage(tree.zeros_like(y))
+
     def first_derivative(self, carry):
-        """The derivative's leaves at the point of `carry`."""
-        raise NotImplementedError
+        """The derivative's leaves at the point of `carry`, which is a `Stage` if a solver does not say otherwise."""
+        return carry.derivative
 
     def step(self, field, interval, y, carry, with_dense=False):
-        """Tries one step from `y`; `with_dense`, also what its interpolant needs."""
+        """Tries one step from `y`; `with_dense`, also what its interpolant needs.
+
+        Args:
+            field: A `Field`.
+            interval: An `Interval`.
+            y: The leaves at its start.
+            carry: That of `start`, or of the step before.
+        """
         raise NotImplementedError
+
+    def num_stages(self, dense):
+        """How many stages a step has; `dense`, with those that only its interpolant needs."""
+        return len(self.weights)
+
+    # What follows from these.
 
     def interpolate(self, stages, size, y, theta):
         """The leaves at `start + theta * size` within a step from `y`.
@@ -106,27 +157,14 @@ class Solver(Configurable):
             theta: Of the shape of `size`, which leads those of all leaves: a scalar, `[B]`, or `[K]` or `[K, B]` for steps of
                 different times. Or with an axis more before it, `[K]` or `[K, B]`, for leaves `[K, ...]` of one step.
         """
-        raise NotImplementedError
-
-    def assemble(self, interval, y, stages):
-        """The step from `y` whose stages, their derivatives' leaves, are known: no evaluation, and neither carry nor
-        integral."""
-        raise NotImplementedError
-
-    def transposed_step(self, push, interval, y, stages, of_stages, of_y, of_parameters):
-        """Carries the cotangents of a step's stages back to where it starts.
-
-        Args:
-            push: A function of a time, a state and a cotangent of the derivative there, which gives those of the state and
-                of the parameters: the field's vector-Jacobian products.
-            interval, y, stages: As in `assemble`.
-            of_stages: The cotangent of each stage, leaves, or `None` where nothing depends on it but other stages.
-            of_y, of_parameters: The cotangents of `y` and of the parameters from all else.
-
-        Returns:
-            Those of `y` and of the parameters, and how often `push` was called.
-        """
-        raise NotImplementedError
+        rows = self.weights
+        weights = theta * _polynomial(rows, theta)
+        if theta.shape.rank == size.shape.rank:
+            return tree.add_scaled(y, size, tree.tensor_weighted_sum(tf.unstack(weights, num=len(rows)), stages))
+        # Not by tf.transpose: in a second derivative XLA would not know its permutation.
+        weights = tf.stack(tf.unstack(size * weights, num=len(rows)), axis=1)
+        increments = _contract(weights, map(tf.stack, zip(*stages, strict=True)))
+        return tree.add(tuple(leaf[None] for leaf in y), increments)
 
     def transposed_interpolate(self, size, theta, among, cotangents):
         """The cotangents of `y` and of each stage from those of interpolated leaves.
@@ -137,15 +175,67 @@ class Solver(Configurable):
             among: Which of them count, booleans like `theta`.
             cotangents: Leaves `[K, ...]`.
         """
-        raise NotImplementedError
-
-    def num_stages(self, dense):
-        """How many stages a step has; `dense`, with those that only its interpolant needs."""
-        raise NotImplementedError
+        rows = self.weights
+        weights = size * theta * _polynomial(np.vstack([np.zeros_like(rows[:1]), rows]), theta)
+        # That of the start is one.
+        weights += tf.reshape(tf.one_hot(0, 1 + len(rows), dtype=theta.dtype), [-1] + [1] * theta.shape.rank)
+        products = _contract(weights * tf.cast(among, theta.dtype), cotangents)
+        of_start, *of_stages = zip(*map(tf.unstack, products), strict=True)
+        return of_start, of_stages
 
     def polynomials(self, step, size):
         """The interpolant of a dense step as polynomials: see `keras_ode.dense`."""
-        raise NotImplementedError
+        return dense.polynomials(self.weights, step.start, step.stages, size)
+
+    def memory(self, step):
+        """What `pullback` shall be given of a step: a tuple of tensors like leaves of the state, as many as in `memory_like`."""
+        return ()
+
+    def memory_like(self, y, dense):
+        """Finite tensors of the shapes of what `memory` gives; `dense`, of steps with dense output."""
+        return ()
+
+    def pullback(self, field, interval, y, carry, memory, outputs, dense, of_y, of_parameters):
+        """Carries the cotangents of a step back to where it starts: the transposed derivative of `step`.
+
+        This one differentiates the step as it is, for any method.
+
+        Args:
+            field: A `Field` with `parameters`, the differentiable ones; `vjp(t, y, cotangent)`, the products with its Jacobians by
+                the state and by these; and `inlined()`, the same field for a tape.
+            interval, y: As in `step`.
+            carry: That with which the step began if the solver remembers; else empty: it follows from `y`.
+            memory: What `memory` gave.
+            outputs: A function of the `Step` that gives tensors made of it and the cotangent of each.
+            dense: Whether to take the step with dense output.
+            of_y, of_parameters: The cotangents of `y` and of the parameters from all else.
+
+        Returns:
+            The cotangents of `y`, of the tensors of `carry` and of the parameters; and the number of evaluations.
+        """
+        field, flat = field.inlined(), tf.nest.flatten(carry)
+        parameters = tuple(field.parameters)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch((y, flat, parameters))
+            count = 0
+            if not self.remembers:
+                carry, count = self.start(field, interval.start, y)
+            step = self.step(field, interval, y, carry, with_dense=dense)
+            targets, weights = outputs(step)
+        of_start, of_carry, change = tape.gradient(
+            targets, (y, flat, parameters), weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return tree.add(of_y, of_start), tuple(of_carry), tree.add(of_parameters, change), count + step.evaluations
+
+
+def hermite_stages(interval, y, slope, end, end_slope):
+    """The stages from which Hermite's cubic is made: the slopes at both ends, and the mean one."""
+    size = tf.where(interval.size == 0, tf.ones_like(interval.size), interval.size)
+    return slope, end_slope, tree.scale(1 / size, tree.subtract(end, y))
+
+
+# Of theta, theta^2 and theta^3 for the slopes at the start and at the end and for the mean slope.
+_HERMITE = np.array([[1.0, -2.0, 1.0], [0.0, -1.0, 1.0], [0.0, 3.0, -2.0]])
 
 
 class WrappedSolver(Solver):
@@ -153,10 +243,18 @@ class WrappedSolver(Solver):
 
     def __init__(self, solver):
         self.solver = solver
-        self.order, self.error_order, self.degree = solver.order, solver.error_order, solver.degree
+        self.order, self.error_order = solver.order, solver.error_order
+        self.is_implicit, self.remembers = solver.is_implicit, solver.remembers
+
+    @property
+    def weights(self):
+        return self.solver.weights
 
     def start(self, field, t, y):
         return self.solver.start(field, t, y)
+
+    def carry_like(self, y):
+        return self.solver.carry_like(y)
 
     def first_derivative(self, carry):
         return self.solver.first_derivative(carry)
@@ -164,20 +262,22 @@ class WrappedSolver(Solver):
     def step(self, field, interval, y, carry, with_dense=False):
         return self.solver.step(field, interval, y, carry, with_dense)
 
-    def interpolate(self, stages, size, y, theta):
-        return self.solver.interpolate(stages, size, y, theta)
-
-    def assemble(self, interval, y, stages):
-        return self.solver.assemble(interval, y, stages)
-
-    def transposed_step(self, *arguments):
-        return self.solver.transposed_step(*arguments)
-
-    def transposed_interpolate(self, size, theta, among, cotangents):
-        return self.solver.transposed_interpolate(size, theta, among, cotangents)
-
     def num_stages(self, dense):
         return self.solver.num_stages(dense)
 
-    def polynomials(self, step, size):
-        return self.solver.polynomials(step, size)
+
+def _contract(weights, leaves):
+    """Sums of leaves `[N, ...]` with weights `[M, N]`, or `[M, N, B]` for rows of their own: leaves `[M, ...]`."""
+    if weights.shape.rank == 2:
+        return tuple(tree.tensordot(tf.cast(weights, leaf.dtype), leaf) for leaf in leaves)
+    return tuple(tf.reduce_sum(tree.expand(tf.cast(weights, leaf.dtype), leaf[None]) * leaf[None], axis=1) for leaf in leaves)
+
+
+def _polynomial(rows, theta):
+    """Horner's rule for all rows at once: `sum_j rows[:, j] theta^j`."""
+    shape = (-1,) + (1,) * theta.shape.rank
+    columns = [tf.constant(column.reshape(shape), theta.dtype) for column in rows.T]
+    value = columns[-1] + tf.zeros_like(theta)
+    for column in columns[-2::-1]:
+        value = value * theta + column
+    return value

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import dense, tree
+from keras_ode import tree
 from keras_ode.solvers.base import Solver, Step
 
 
@@ -25,9 +25,6 @@ class ExplicitRungeKutta(Solver):
 
     def start(self, field, t, y):
         return field(t, y), 1
-
-    def first_derivative(self, carry):
-        return carry.derivative
 
     def step(self, field, interval, y, carry, with_dense=False):
         table = _table(type(self))
@@ -47,12 +44,31 @@ class ExplicitRungeKutta(Solver):
             evaluations=len(stages) - 1,
         )
 
-    def assemble(self, interval, y, stages):
+    def memory(self, step):
+        return tuple(leaf for stage in step.stages for leaf in stage)
+
+    def memory_like(self, y, dense):
+        return y * self.num_stages(dense)
+
+    def pullback(self, field, interval, y, carry, memory, outputs, dense, of_y, of_parameters):
+        """One vector-Jacobian product for each stage: the stages are known, and the rest is algebra."""
+        stages = [memory[i : i + len(y)] for i in range(0, len(memory), len(y))]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch((y, stages))
+            targets, weights = outputs(self._assemble(interval, y, stages))
+        of_start, of_stages = tape.gradient(targets, (y, stages), weights)
+        of_stages = [_filled(*pair) for pair in zip(of_stages, stages, strict=True)]
+        of_y = tree.add(of_y, _filled(of_start, y) or tree.zeros_like(y))
+        return self._transposed(field, interval, y, stages, of_stages, of_y, of_parameters)
+
+    def _assemble(self, interval, y, stages):
+        """The step from `y` whose stages are known: no evaluation, and neither carry nor integral."""
         last = _table(type(self)).num_stages - 1
         near, end = (self._point(i, interval, y, stages) for i in (last - 1, last))
         return self._assembled(interval, y, stages, near, end)
 
-    def transposed_step(self, push, interval, y, stages, of_stages, of_y, of_parameters):
+    def _transposed(self, field, interval, y, stages, of_stages, of_y, of_parameters):
+        """Carries the cotangents of stages (`None` where nothing depends on one but other stages) back to the start."""
         table, count = _table(type(self)), 0
         times = _stage_times(interval, table.c)
         # All with the opposite sign: what follows are differences, for sums of many are not safe here (see `tree`).
@@ -60,7 +76,7 @@ class ExplicitRungeKutta(Solver):
         for i in reversed(range(len(stages))):
             if of_stages[i] is None:
                 continue
-            of_point, change = push(times[i], self._point(i, interval, y, stages), of_stages[i])
+            of_point, change = field.vjp(times[i], self._point(i, interval, y, stages), of_stages[i])
             count += 1
             of_y, of_parameters = tree.subtract(of_y, of_point), tree.subtract(of_parameters, change)
             scaled = tree.scale(-interval.size, of_point)
@@ -70,7 +86,7 @@ class ExplicitRungeKutta(Solver):
                     of_stages[j] = tree.scale(-1, share)
                 elif weight:
                     of_stages[j] = tree.subtract(of_stages[j], share)
-        return of_y, of_parameters, count
+        return of_y, (), of_parameters, count
 
     def _point(self, i, interval, y, slopes):
         """The state of a stage, from the derivatives of those before it."""
@@ -100,41 +116,19 @@ class ExplicitRungeKutta(Solver):
         return tree.scale(size, tree.weighted_sum(weights, slopes[: len(weights)]))
 
     @property
-    def degree(self):
-        return _table(type(self)).interpolant.shape[1]
-
-    def interpolate(self, stages, size, y, theta):
-        rows = _table(type(self)).interpolant
-        weights = theta * _polynomial(rows, theta)
-        if theta.shape.rank == size.shape.rank:
-            return tree.add_scaled(y, size, tree.tensor_weighted_sum(tf.unstack(weights, num=len(rows)), stages))
-        # Not by tf.transpose: in a second derivative XLA would not know its permutation.
-        weights = tf.stack(tf.unstack(size * weights, num=len(rows)), axis=1)
-        increments = _contract(weights, map(tf.stack, zip(*stages, strict=True)))
-        return tree.add(tuple(leaf[None] for leaf in y), increments)
-
-    def transposed_interpolate(self, size, theta, among, cotangents):
-        rows = _table(type(self)).interpolant
-        weights = size * theta * _polynomial(np.vstack([np.zeros_like(rows[:1]), rows]), theta)
-        # That of the start is one.
-        weights += tf.reshape(tf.one_hot(0, 1 + len(rows), dtype=theta.dtype), [-1] + [1] * theta.shape.rank)
-        products = _contract(weights * tf.cast(among, theta.dtype), cotangents)
-        of_start, *of_stages = zip(*map(tf.unstack, products), strict=True)
-        return of_start, of_stages
+    def weights(self):
+        return _table(type(self)).interpolant
 
     def num_stages(self, dense):
         table = _table(type(self))
         return len(table.c) if dense else table.num_stages
 
-    def polynomials(self, step, size):
-        return dense.polynomials(_table(type(self)).interpolant, step.start, step.stages, size)
 
-
-def _contract(weights, leaves):
-    """Sums of leaves `[N, ...]` with weights `[M, N]`, or `[M, N, B]` for rows of their own: leaves `[M, ...]`."""
-    if weights.shape.rank == 2:
-        return tuple(tree.tensordot(tf.cast(weights, leaf.dtype), leaf) for leaf in leaves)
-    return tuple(tf.reduce_sum(tree.expand(tf.cast(weights, leaf.dtype), leaf[None]) * leaf[None], axis=1) for leaf in leaves)
+def _filled(cotangents, leaves):
+    """Zeros for leaves that nothing depends on; `None` if there are no others."""
+    if all(cotangent is None for cotangent in cotangents):
+        return None
+    return tuple(tf.zeros_like(x) if g is None else g for g, x in zip(cotangents, leaves, strict=True))
 
 
 class _Table(NamedTuple):
@@ -189,13 +183,3 @@ def _integral(weights, integrands, size):
         return ()
     weights, integrands = zip(*weighted, strict=True)
     return tree.tensor_weighted_sum([weight * size for weight in weights], integrands)
-
-
-def _polynomial(rows, theta):
-    """Horner's rule for all rows at once: `sum_j rows[:, j] theta^j`."""
-    shape = (-1,) + (1,) * theta.shape.rank
-    columns = [tf.constant(column.reshape(shape), theta.dtype) for column in rows.T]
-    value = columns[-1] + tf.zeros_like(theta)
-    for column in columns[-2::-1]:
-        value = value * theta + column
-    return value

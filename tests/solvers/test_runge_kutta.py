@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_ode import tree
 from keras_ode.solvers import SOLVERS
-from keras_ode.solvers.base import Interval, Stage
+from keras_ode.solvers.base import Field, Interval, Stage
 from keras_ode.solvers.explicit import RK4
 from tests.references import MATRIX, START
 
@@ -17,21 +18,39 @@ def interval(size):
     return Interval(start, start + size, size, tf.constant(0.0, tf.float64), tf.abs(size))
 
 
+class Linear(Field):
+    """`y' = s A y` at `s = 1`, with the products of its Jacobians by `y` and by `s`; counts them."""
+
+    def __init__(self):
+        self.parameters, self.pushed = (tf.constant(1.0, tf.float64),), 0
+
+    def __call__(self, t, y, with_integrand=True):
+        return Stage((self.parameters[0] * tf.linalg.matvec(tf.constant(MATRIX), y[0]),))
+
+    def vjp(self, t, point, cotangent):
+        self.pushed += 1
+        value = tf.linalg.matvec(tf.constant(MATRIX), point[0])
+        by_y = tf.linalg.matvec(tf.constant(MATRIX), cotangent[0], transpose_a=True)
+        return (by_y,), (tf.reduce_sum(value * cotangent[0]),)
+
+    def inlined(self):
+        return self
+
+
 def step_of(solver, y, size):
-    """A dense step of `y' = A y`."""
-
-    def field(t, y, with_integrand=True):
-        return Stage((tf.linalg.matvec(tf.constant(MATRIX), y[0]),))
-
-    carry, _ = solver.start(field, interval(size).start, y)
-    return solver.step(field, interval(size), y, carry, with_dense=True)
+    """A dense step."""
+    carry, _ = solver.start(Linear(), interval(size).start, y)
+    return solver.step(Linear(), interval(size), y, carry, with_dense=True)
 
 
-def push(t, point, cotangent):
-    """The products of `y' = s A y` with the Jacobians by `y` and, at `s = 1`, by `s`."""
-    value = tf.linalg.matvec(tf.constant(MATRIX), point[0])
-    by_y = tf.linalg.matvec(tf.constant(MATRIX), cotangent[0], transpose_a=True)
-    return (by_y,), (tf.reduce_sum(value * cotangent[0]),)
+def pulled_back(solver, y, size, outputs, field=None):
+    """The cotangents of the start and of `s`, and the evaluations."""
+    step, zero = step_of(solver, y, size), tf.zeros([], tf.float64)
+    carry = solver.start(Linear(), interval(size).start, y)[0] if solver.remembers else ()
+    of_y, _, of_parameters, count = solver.pullback(
+        field or Linear(), interval(size), y, carry, solver.memory(step), outputs, True, tree.zeros_like(y), (zero,)
+    )
+    return of_y[0], of_parameters[0], count
 
 
 def growth(z):
@@ -40,40 +59,34 @@ def growth(z):
 
 
 @pytest.mark.parametrize("size", [H, -H])
-def test_transposed_step_of_a_linear_equation_is_the_transposed_stability_function(size):
-    solver, y, a = RK4(), (tf.constant(START),), np.array([0.3, -1.0, 2.0])
-    stages = step_of(solver, y, size).stages[:4]
-    # The classical method weighs its stages by h/6, h/3, h/3 and h/6.
-    of_stages = [(tf.constant(size * b * a),) for b in (1 / 6, 1 / 3, 1 / 3, 1 / 6)]
-    of_y, of_scale, count = solver.transposed_step(
-        push, interval(size), y, stages, of_stages, (tf.constant(a),), (tf.constant(0.0, tf.float64),)
-    )
-
-    np.testing.assert_allclose(of_y[0], growth(size * MATRIX).T @ a, rtol=1e-12)
+def test_cotangent_of_a_step_of_a_linear_equation_is_by_the_transposed_stability_function(size):
+    y, a = (tf.constant(START),), np.array([0.3, -1.0, 2.0])
+    of_y, of_scale, count = pulled_back(RK4(), y, size, lambda step: (step.y, (tf.constant(a),)))
+    np.testing.assert_allclose(of_y, growth(size * MATRIX).T @ a, rtol=1e-12)
     # By the scale s of the matrix: the derivative of a^T R(s h A) y at s = 1, by a complex step.
     by_scale = (a @ growth((1 + 1e-30j) * size * MATRIX) @ START).imag / 1e-30
-    np.testing.assert_allclose(of_scale[0], by_scale, rtol=1e-12)
+    np.testing.assert_allclose(of_scale, by_scale, rtol=1e-12)
     assert count == 4
 
 
 def test_stage_that_nothing_depends_on_is_not_pushed():
-    solver, y = RK4(), (tf.constant(START),)
-    stages = step_of(solver, y, H).stages[:4]
-    of_stages = [(tf.ones([3], tf.float64),), None, None, None]
-    zero = tf.constant(0.0, tf.float64)
-    *_, count = solver.transposed_step(push, interval(H), y, stages, of_stages, (tf.constant(START),), (zero,))
-    assert count == 1
+    field = Linear()
+    pulled_back(RK4(), (tf.constant(START),), H, lambda step: (step.stages[0], (tf.ones([3], tf.float64),)), field)
+    assert field.pushed == 1
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_assembled_step_is_the_step(name):
-    solver, y = SOLVERS[name](), (tf.constant(START),)
-    step = step_of(solver, y, H)
-    again = solver.assemble(interval(H), y, step.stages)
-    np.testing.assert_array_equal(again.y[0], step.y[0])
-    assert len(step.stages) == solver.num_stages(True)
-    if step.error is not None:
-        np.testing.assert_array_equal(again.error[0], step.error[0])
+def test_cotangent_of_a_step_is_by_the_transposed_matrix_of_the_step(name):
+    """A step of a linear equation is linear: its matrix is found column by column."""
+    solver, a, b = SOLVERS[name](), np.array([0.3, -1.0, 2.0]), np.array([1.0, 0.5, -2.0])
+    middle = lambda step, y: solver.interpolate(step.stages, interval(H).size, y, tf.constant(0.4, tf.float64))[0]
+    steps = [(step_of(solver, (y,), H), (y,)) for y in tf.eye(3, dtype=tf.float64)]
+    matrix, at_middle = np.transpose([s.y[0] for s, _ in steps]), np.transpose([middle(s, y) for s, y in steps])
+    y = (tf.constant(START),)
+    outputs = lambda step: ((*step.y, middle(step, step.start)), (tf.constant(a), tf.constant(b)))
+    of_y, *_ = pulled_back(solver, y, H, outputs)
+    np.testing.assert_allclose(of_y, matrix.T @ a + at_middle.T @ b, rtol=1e-10)
+    assert len(steps[0][0].stages) == solver.num_stages(True)
 
 
 @pytest.mark.parametrize("by_sample", [False, True])

@@ -1,0 +1,27 @@
+"""The field of a problem, as the loop and its solvers take it."""
+
+from keras_ode.solvers.base import Field, Stage
+
+
+class ForwardField(Field):
+    """The field of the forward solve.
+
+    Attributes:
+        parameters: The differentiable ones.
+    """
+
+    def __init__(self, problem, inlined=False):
+        self.problem = problem
+        self._field = problem.field.inlined() if inlined else problem.field
+        self.parameters = problem.field.select(problem.parameters)
+
+    def __call__(self, t, y, with_integrand=True):
+        return Stage(self._field(t, y, self.problem.parameters))
+
+    def vjp(self, t, y, cotangent):
+        """The products of a cotangent of the derivative with the Jacobians by the state and by the parameters."""
+        return self._field.vjp(t, y, self.problem.parameters, cotangent)[1:]
+
+    def inlined(self):
+        """The same field for a tape: each evaluation is a part of the graph around it."""
+        return ForwardField(self.problem, inlined=True)
