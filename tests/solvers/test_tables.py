@@ -3,23 +3,33 @@
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
+from itertools import product as choices
+from math import prod
 
 import numpy as np
 import pytest
 
+from keras_ode.solvers.esdirk_tables import KENCARP4, KVAERNO3, KVAERNO5, ESDIRKTableau
 from keras_ode.solvers.rodas_tables import RODAS3, RODAS3P, RODAS5P, ROSENBROCK23, RosenbrockTableau
 from tests.rooted_trees import dot, gamma, trees
 
-# Rational tables are exact. Others are rounded, to 16 digits of numbers up to 200, or to 40 decimals.
+# How far the published digits may be from the conditions. Rational tables are exact; others are rounded to 40 decimals,
+# to 25 (KenCarp4), to 17 (Kvaerno5), or to 16 digits of numbers up to 200 (Rodas5P).
 ROSENBROCK = {
     "rodas5p": (RODAS5P, Fraction(1, 10**12)),
     "rodas3": (RODAS3, 0),
     "rodas3p": (RODAS3P, 0),
     "rosenbrock23": (ROSENBROCK23, Fraction(1, 10**38)),
 }
+ESDIRK = {
+    "kvaerno3": (KVAERNO3, Fraction(1, 10**38)),
+    "kvaerno5": (KVAERNO5, Fraction(1, 10**15)),
+    "kencarp4": (KENCARP4, Fraction(1, 10**23)),
+}
 STIFF = -(10**10)
 
 each_rosenbrock = pytest.mark.parametrize("table, rounding", ROSENBROCK.values(), ids=ROSENBROCK)
+each_esdirk = pytest.mark.parametrize("table, rounding", ESDIRK.values(), ids=ESDIRK)
 
 
 def padded(rows, width):
@@ -208,3 +218,91 @@ def test_rosenbrock_estimate_and_interpolant_shrink_with_their_orders(table, rou
 def test_rosenbrock_table_of_wrong_lengths_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         RosenbrockTableau(**{**vars(RODAS3), **change})
+
+
+def weights_of_additive(tables, tree):
+    """The elementary weights at all stages, for each way to give every branch one of the tables."""
+    branches = [
+        [[dot(row, at_stages) for row in a] for a in tables for at_stages in weights_of_additive(tables, branch)]
+        for branch in tree
+    ]
+    ones = [1] * len(tables[0])
+    return [[prod(factors) for factors in zip(ones, *chosen, strict=True)] for chosen in choices(*branches)]
+
+
+def conditions(table, order):
+    """The elementary weights of an implicit table, and of what couples it to its explicit one, with the density."""
+    tables = (table.a, table.a_explicit) if table.a_explicit else (table.a,)
+    return [(at_stages, gamma(tree)) for tree in trees(order) for at_stages in weights_of_additive(tables, tree)]
+
+
+def test_additive_method_of_two_tables_has_a_condition_for_each_coloring():
+    assert [len(conditions(KENCARP4, order)) for order in (1, 2, 3, 4)] == [1, 2, 8, 32]
+
+
+@each_esdirk
+def test_implicit_method_meets_all_conditions_of_its_order_and_misses_the_next(table, rounding):
+    def residual(order):
+        return max(abs(dot(table.b, weights) - Fraction(1, density)) for weights, density in conditions(table, order))
+
+    assert max(map(residual, range(1, table.order + 1))) <= rounding
+    assert residual(table.order + 1) > Fraction(1, 1000)
+
+
+@each_esdirk
+def test_implicit_error_estimate_is_of_its_error_order(table, rounding):
+    def largest(order):
+        return max(abs(dot(table.b_error, weights)) for weights, _ in conditions(table, order))
+
+    assert max(map(largest, range(1, table.error_order))) <= rounding
+    assert largest(table.error_order) > Fraction(1, 1000)
+
+
+@each_esdirk
+def test_implicit_rows_sum_to_the_nodes(table, rounding):
+    for rows in filter(None, (table.a, table.a_explicit)):
+        assert max(abs(sum(row) - node) for row, node in zip(rows, table.c, strict=True)) <= rounding
+
+
+@each_esdirk
+def test_implicit_method_has_one_diagonal_coefficient_and_is_stiffly_accurate(table, rounding):
+    assert [row[-1] for row in table.a] == [0, *[table.gamma] * (len(table.c) - 1)]
+    assert table.a[-1] == table.b
+    assert table.c[-1] == 1
+
+
+@each_esdirk
+def test_implicit_method_is_l_stable_in_the_stiff_limit(table, rounding):
+    k = []
+    for *row, diagonal in table.a:
+        k.append(STIFF * (1 + dot(row, k)) / (1 - STIFF * diagonal))
+    assert abs(1 + dot(table.b, k)) < 1e-6
+
+
+def test_interpolant_of_kencarp4_is_of_its_order_and_meets_the_end():
+    rounding = ESDIRK["kencarp4"][1]
+
+    def residual(order):
+        return max(
+            abs(dot(column, weights) - Fraction(power == order, density))
+            for weights, density in conditions(KENCARP4, order)
+            for power, column in enumerate(zip(*KENCARP4.dense, strict=True), 1)
+        )
+
+    assert max(map(residual, range(1, KENCARP4.dense_order + 1))) <= rounding
+    assert residual(KENCARP4.dense_order + 1) > Fraction(1, 1000)
+    assert max(abs(sum(row) - b) for row, b in zip(KENCARP4.dense, KENCARP4.b, strict=True)) <= rounding
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"b_error": (1,)}, "`b_error` must have 6 entries. Received 1."),
+        ({"a": ((), *KENCARP4.a[1:])}, "Row 0 of `a` must have 1 entries. Received 0."),
+        ({"a_explicit": ((0,), *KENCARP4.a_explicit[1:])}, "Row 0 of `a_explicit` must have 0 entries. Received 1."),
+        ({"dense": KENCARP4.dense[1:]}, "`dense` must have 6 entries. Received 5."),
+    ],
+)
+def test_implicit_table_of_wrong_lengths_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ESDIRKTableau(**{**vars(KENCARP4), **change})
