@@ -1,5 +1,6 @@
 """The tables of implicit methods and of high order: order conditions in exact arithmetic, and plain NumPy steps."""
 
+from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -11,7 +12,8 @@ import pytest
 
 from keras_ode.solvers.esdirk_tables import KENCARP4, KVAERNO3, KVAERNO5, ESDIRKTableau
 from keras_ode.solvers.rodas_tables import RODAS3, RODAS3P, RODAS5P, ROSENBROCK23, RosenbrockTableau
-from tests.rooted_trees import dot, gamma, trees
+from keras_ode.solvers.verner_tables import VERN7, VERN7_INTERPOLANT, VERN9, VERN9_INTERPOLANT
+from tests.rooted_trees import dot, elementary_weights, gamma, trees
 
 # How far the published digits may be from the conditions. Rational tables are exact; others are rounded to 40 decimals,
 # to 25 (KenCarp4), to 17 (Kvaerno5), or to 16 digits of numbers up to 200 (Rodas5P).
@@ -26,10 +28,12 @@ ESDIRK = {
     "kvaerno5": (KVAERNO5, Fraction(1, 10**15)),
     "kencarp4": (KENCARP4, Fraction(1, 10**23)),
 }
+VERNER = {"vern7": (VERN7, VERN7_INTERPOLANT, 7), "vern9": (VERN9, VERN9_INTERPOLANT, 9)}
 STIFF = -(10**10)
 
 each_rosenbrock = pytest.mark.parametrize("table, rounding", ROSENBROCK.values(), ids=ROSENBROCK)
 each_esdirk = pytest.mark.parametrize("table, rounding", ESDIRK.values(), ids=ESDIRK)
+each_verner = pytest.mark.parametrize("table, interpolant, order", VERNER.values(), ids=VERNER)
 
 
 def padded(rows, width):
@@ -306,3 +310,49 @@ def test_interpolant_of_kencarp4_is_of_its_order_and_meets_the_end():
 def test_implicit_table_of_wrong_lengths_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         ESDIRKTableau(**{**vars(KENCARP4), **change})
+
+
+# Arithmetic of decimals is faster than that of fractions. It rounds to 28 digits: the interpolants' weights, which reach
+# 7000, are then good to some 1e-22.
+@cache
+def verner_weights(table):
+    return elementary_weights([decimals(row) for row in (*table.closed.a, *table.a_dense)])
+
+
+def decimals(row):
+    return [Decimal(x.numerator) / x.denominator for x in row]
+
+
+def largest_weight(table, weights, order, density_matters=False):
+    """The largest elementary weight, or the largest residual, for trees of `order` nodes."""
+    phi, weights = verner_weights(table), decimals(weights)
+    return max(abs(dot(weights, phi(tree)) - density_matters / Decimal(gamma(tree))) for tree in trees(order))
+
+
+@each_verner
+def test_verners_method_meets_all_conditions_of_its_order_and_misses_the_next(table, interpolant, order):
+    assert max(largest_weight(table, table.b, nodes, True) for nodes in range(1, order + 1)) < 1e-25
+    assert largest_weight(table, table.b, order + 1, True) > 1e-6
+
+
+@each_verner
+def test_verners_error_estimate_is_of_the_order_of_the_method(table, interpolant, order):
+    assert max(largest_weight(table, table.b_error, nodes) for nodes in range(1, order)) < 1e-25
+    assert largest_weight(table, table.b_error, order) > 1e-5
+
+
+@each_verner
+def test_verners_interpolant_meets_all_conditions_of_its_order(table, interpolant, order):
+    assert interpolant.order == order
+    for power, weights in enumerate(zip(*interpolant.weights(table), strict=True), 1):
+        assert max(largest_weight(table, weights, nodes, power == nodes) for nodes in range(1, order + 1)) < 1e-21
+
+
+@each_verner
+def test_verners_interpolant_meets_the_end_of_the_step_and_the_slopes_at_both_ends(table, interpolant, order):
+    weights, end = interpolant.weights(table), len(table.closed.c) - 1
+    for i, row in enumerate(weights):
+        b = table.closed.b[i] if i <= end else 0
+        assert abs(sum(row) - b) < 1e-25
+        assert row[0] == (i == 0)
+        assert abs(sum(power * x for power, x in enumerate(row, 1)) - (i == end)) < 1e-24
