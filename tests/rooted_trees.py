@@ -9,7 +9,6 @@ Reference:
     Butcher (1963), J. Austral. Math. Soc. 3(2), 185-201.
 """
 
-from fractions import Fraction
 from functools import cache
 from math import prod
 
@@ -43,7 +42,7 @@ def elementary_weights(a):
     @cache
     def phi(tree):
         branches = [[dot(row, phi(branch)) for row in a] for branch in tree]
-        return tuple(prod(at_stage) for at_stage in zip([Fraction(1)] * len(a), *branches, strict=True))
+        return tuple(prod(at_stage) for at_stage in zip([1] * len(a), *branches, strict=True))
 
     return phi
 
