@@ -32,6 +32,7 @@ class Method(NamedTuple):
     max_step: tf.Tensor | None = None
     min_step: tf.Tensor | None = None
     norm: Callable = tree.rms
+    rows: bool = False  # whether rows of a batch are known to be independent, so that each has a Jacobian of its own
     sums: Callable | None = None  # `sums(step, interval)` is the step with what it adds to leaves that only sum up steps
 
     def step(self, field, interval, y, carry, with_dense=False):
@@ -61,7 +62,7 @@ class Method(NamedTuple):
     def key(self):
         """A hashable value, equal for methods that do the same with their tensors."""
         norm = self.norm.key() if hasattr(self.norm, "key") else self.norm
-        return self.solver, self.controller, self.max_steps, self.per_sample, norm, tuple(self.tensors()[1]), self.sums
+        return self.solver, self.controller, self.max_steps, self.per_sample, norm, tuple(self.tensors()[1]), self.rows, self.sums
 
     def limited(self, size):
         """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
@@ -269,7 +270,7 @@ class _Run:
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
         # A rejected step whose successor rounds to the same one cannot be made smaller.
         stuck = ~accept & (loop.since + (step_size - loop.lost) >= until)
-        status = self._status(until, step_size, error, accept, num_steps, stuck)
+        status = self._status(until, step_size, error, accept, num_steps, stuck, step.converged)
         if self.halts is not None:
             status = tf.where(self.halts(observed[-1]), int(Status.EVENT), status)
         return _Loop(
@@ -343,13 +344,17 @@ class _Run:
         else:
             seen = step.select(self.controlled)
             error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype, method.norm)
+        if step.converged is not None:
+            finite &= step.converged
         return tf.where(finite, error, tf.constant(np.inf, dtype))
 
-    def _status(self, until, step_size, error, accept, num_steps, stuck):
+    def _status(self, until, step_size, error, accept, num_steps, stuck, converged):
         smallest = SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.scale)
         if not self.method.controller.adaptive:
             stuck |= ~accept
         cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
+        if converged is not None:
+            cause = tf.where(converged, cause, int(Status.NOT_CONVERGED))
         status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
         status = tf.where(stuck, cause, status)
         # Not by `step_size < smallest`, nor by its opposite negated, which TensorFlow makes that: a size may be NaN.

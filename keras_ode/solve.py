@@ -57,6 +57,7 @@ def solve(
     on_step=None,
     progress=False,
     save="times",
+    rows=False,
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
@@ -192,9 +193,10 @@ def solve_in_mode(
     noise=(),
     recorder=None,
     save="times",
+    rows=False,
 ):
     """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
-    and with who is told of it (see `Problem`)."""
+    with who is told of it (see `Problem`), and whether rows of a batch are known to be independent."""
     refuse_symbolic((y0, t, args), "Call a layer there: keras_ode.ODELayer(dynamics, t=...)(y0).")
     y0 = arguments.checked_state(y0, per_sample)
     leaves = tuple(tf.nest.flatten(y0))
@@ -205,7 +207,7 @@ def solve_in_mode(
     check_resolved(max_step, asked.elapsed)
     asked = checked_grid(method.controller, asked)
     times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if per_sample else asked
-    method = method._replace(per_sample=bool(per_sample), norm=checked_norm(norm, times, y0))
+    method = method._replace(per_sample=bool(per_sample), norm=checked_norm(norm, times, y0), rows=rows or bool(per_sample))
     if isinstance(event, SteadyState):
         arguments.check_steady_state(event, asked.times, jump_times, adjoint)
     keeps_steps = arguments.check_save(save, asked.times, dense, event, jump_times)

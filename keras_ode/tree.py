@@ -223,6 +223,35 @@ def while_loop(condition, body, state, bound=None):
     return tf.while_loop(condition, body, state, parallel_iterations=1, maximum_iterations=bound)
 
 
+def packed(leaves, rows):
+    """The vectors of leaves: `[B, D]` where `rows` are independent, else `[1, N]`."""
+    flat = [tf.reshape(leaf, [tf.shape(leaf)[0] if rows else 1, _width(leaf, rows)]) for leaf in leaves]
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
+    return flat[0] if len(flat) == 1 else tf.concat([tf.cast(x, dtype) for x in flat], axis=1)
+
+
+def unpacked(vectors, like, rows):
+    """The leaves of vectors, of the shapes of leaves `like`."""
+    parts = tf.split(vectors, [_width(leaf, rows) for leaf in like], axis=1) if len(like) > 1 else [vectors]
+    return tuple(tf.cast(tf.reshape(x, tf.shape(leaf)), leaf.dtype) for x, leaf in zip(parts, like, strict=True))
+
+
+def num_unknowns(leaves, rows):
+    """The length of a vector. It has to be known where the solve is traced."""
+    return sum(_width(leaf, rows) for leaf in leaves)
+
+
+def _width(leaf, rows):
+    width = leaf.shape[1:].num_elements() if rows else leaf.shape.num_elements()
+    if width is None:
+        raise ValueError(
+            "An implicit solver needs to know the size of the state where it is traced"
+            + (", but for the number of rows" if rows else "")
+            + f". Received: a state with a leaf of shape {leaf.shape}"
+        )
+    return width
+
+
 def tensordot(a, b):
     """The contraction of the last axis of `a` with the first of `b`, in their full precision.
 

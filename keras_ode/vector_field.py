@@ -104,7 +104,7 @@ class VectorField(PureFunction):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self._vjp = None
+        self._vjp, self._jacobians = None, {}
 
     def __call__(self, t, y, parameters):
         """The derivative at `(t, y)`: a tuple of leaves like `y`; `t` is a scalar, or `[B]`."""
@@ -117,6 +117,14 @@ class VectorField(PureFunction):
         num_leaves = len(y)
         results = self._vjp(tree.expand(t, y[0]), *y, *parameters, *cotangent)
         return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
+
+    def jacobian(self, t, y, parameters, rows):
+        """The Jacobian by the state, `[B, D, D]` where `rows` are independent, else `[1, N, N]`, and the derivative by time,
+        leaves, or `None` where there is none."""
+        if rows not in self._jacobians:
+            self._jacobians[rows] = self._trace_jacobian(t, y, parameters, rows)
+        matrix, *by_time = self._jacobians[rows](tree.expand(t, y[0]), *y, *parameters)
+        return matrix, tuple(by_time) or None
 
     def inlined(self):
         """The same field for loops that are differentiated; each call is built once more, in the caller's graph.
@@ -151,11 +159,38 @@ class VectorField(PureFunction):
         return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
 
 
+    def _trace_jacobian(self, t, y, parameters, rows):
+        num_leaves = len(y)
+
+        def jacobian(t, *rest):
+            return self._jacobian(t, rest[:num_leaves], rest[num_leaves:], rows)
+
+        return trace(jacobian, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)])
+
+    def _jacobian(self, t, y, parameters, rows):
+        """One vector-Jacobian product for each element of a row, or of the state, in the current graph."""
+        derivative = self._build(t, *y, *parameters)
+        flat = tree.packed(derivative, rows)
+        columns = (tf.gradients(column, y, unconnected_gradients="zero") for column in tf.unstack(flat, axis=1))
+        matrix = tf.stack([tree.packed([tf.convert_to_tensor(x) for x in found], rows) for found in columns], axis=1)
+        # The derivative of a vector-Jacobian product, which is linear, by its vector.
+        vectors = [tf.zeros_like(x) for x in derivative]
+        by_time = tf.gradients(derivative, t, vectors)[0]
+        if by_time is None:
+            return (matrix,)
+        by_time = tf.gradients(by_time, vectors, unconnected_gradients="zero")
+        return (matrix, *(tf.convert_to_tensor(x) for x in by_time))
+
+
 class _InlinedField(VectorField):
     """See `VectorField.inlined`."""
 
     def __call__(self, t, y, parameters):
         return self._build(tree.expand(t, y[0]), *y, *parameters)
+
+    def jacobian(self, t, y, parameters, rows):
+        matrix, *by_time = self._jacobian(tree.expand(t, y[0]), y, parameters, rows)
+        return matrix, tuple(by_time) or None
 
 
 class _CompiledField(VectorField):

@@ -1,6 +1,7 @@
 """The field of a problem, as the loop and its solvers take it."""
 
 from keras_ode.solvers.base import Field, Stage
+from keras_ode.solvers.linear import Linearization
 
 
 class ForwardField(Field):
@@ -21,6 +22,15 @@ class ForwardField(Field):
     def vjp(self, t, y, cotangent):
         """The products of a cotangent of the derivative with the Jacobians by the state and by the parameters."""
         return self._field.vjp(t, y, self.problem.parameters, cotangent)[1:]
+
+    @property
+    def rows(self):
+        """Whether rows of a batch are independent."""
+        return self.problem.method.rows
+
+    def linearize(self, t, y):
+        matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows)
+        return Linearization(matrix, by_time, matrix.shape[-1])
 
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""

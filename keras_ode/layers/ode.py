@@ -246,6 +246,7 @@ class ODELayer(keras.Layer):
             "dense": False,
             "on_failure": "auto",
             "jit_compile": self.jit_compile,
+            "rows": True,
         }
         t = self._times(training) if t is None else t
         y = tf.nest.map_structure(self._as_state, y)

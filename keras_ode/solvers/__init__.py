@@ -2,7 +2,8 @@
 
 from keras_ode import configurable
 from keras_ode.solvers.base import Solver
-from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5
+from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
+from keras_ode.solvers.rosenbrock import Rodas5P, Rosenbrock23
 
 SOLVERS = {
     "euler": Euler,
@@ -14,6 +15,10 @@ SOLVERS = {
     "dopri5": Dopri5,
     "tsit5": Tsit5,
     "dopri8": Dopri8,
+    "vern7": Vern7,
+    "vern9": Vern9,
+    "rodas5p": Rodas5P,
+    "rosenbrock23": Rosenbrock23,
 }
 
 

@@ -26,6 +26,11 @@ class Field:
         """The `Linearization` at a point, for implicit methods."""
         raise NotImplementedError
 
+    @property
+    def rows(self):
+        """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
+        raise NotImplementedError
+
 
 class Interval(NamedTuple):
     """The time span of one step, scalars or `[B]`.

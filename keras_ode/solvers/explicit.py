@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.interpolation import CorrectedHermite, CubicHermite
-from keras_ode.solvers import dopri8
+from keras_ode.solvers import dopri8, verner_tables
 from keras_ode.solvers.runge_kutta import ExplicitRungeKutta
 from keras_ode.solvers.tableau import ButcherTableau
 
@@ -215,3 +215,29 @@ class Dopri8(ExplicitRungeKutta):
             tf.math.divide_no_nan(tf.square(e5), tf.sqrt(tf.square(e5) + 0.01 * tf.square(e3)))
             for e5, e3 in zip(fifth, third, strict=True)
         )
+
+
+class Vern7(ExplicitRungeKutta):
+    """Verner's method for tight tolerances in float64: order 7(6), 10 stages, with an interpolant of order 7.
+
+    References:
+        Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms 53, 383-396.
+        Verner, coefficients of the "most efficient" pairs, https://www.sfu.ca/~jverner.
+    """
+
+    order = error_order = 7
+    tableau = verner_tables.VERN7
+    interpolant = verner_tables.VERN7_INTERPOLANT
+
+
+class Vern9(ExplicitRungeKutta):
+    """Verner's method for the tightest tolerances in float64: order 9(8), 16 stages, with an interpolant of order 9.
+
+    References:
+        Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms 53, 383-396.
+        Verner, coefficients of the "most efficient" pairs, https://www.sfu.ca/~jverner.
+    """
+
+    order = error_order = 9
+    tableau = verner_tables.VERN9
+    interpolant = verner_tables.VERN9_INTERPOLANT

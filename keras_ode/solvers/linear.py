@@ -1,0 +1,99 @@
+"""Linear equations of implicit methods: states as vectors, Jacobians as matrices of them, and their inverses.
+
+Where the rows of a batch are independent, each has a vector and a matrix of its own, `[B, D]` and `[B, D, D]`. Otherwise the
+whole state is one vector, `[1, N]` and `[1, N, N]`.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_ode import tree
+from keras_ode.custom_gradient import custom_gradient
+
+# Up to so many unknowns the elimination is written out, and products are sums that XLA fuses.
+_FEW = 8
+_MOST_SUMMED = 32
+
+
+class Linearization(NamedTuple):
+    """A field near a point.
+
+    Attributes:
+        matrix: Its Jacobian by the state, `[B, D, D]` or `[1, N, N]`.
+        by_time: Its derivative by time, leaves; `None` if the field has none.
+        evaluations: How many evaluations finding them is worth.
+    """
+
+    matrix: tf.Tensor
+    by_time: tuple | None
+    evaluations: Any
+
+
+def identity_less(factor, matrix):
+    """`I - factor * matrix`, with a factor that is a scalar, or one for each row."""
+    factor = tf.cast(factor, matrix.dtype)
+    return tf.eye(matrix.shape[-1], dtype=matrix.dtype) - (factor[:, None, None] if factor.shape.rank else factor) * matrix
+
+
+def product(matrix, vectors):
+    """Each matrix times its vector, in their full precision."""
+    if matrix.shape[-1] <= _MOST_SUMMED:
+        return tf.reduce_sum(matrix * vectors[:, None, :], axis=-1)
+    return tf.linalg.matvec(matrix, vectors)
+
+
+def inverse(matrix):
+    """The inverses of matrices `[R, D, D]`: not finite where one is singular.
+
+    TensorFlow's own raise an error for that, which ends the program; a solve rejects the step.
+
+    Reference: Golub, Van Loan (2013), Matrix Computations, section 3.4.
+    """
+
+    @custom_gradient
+    def invert(matrix):
+        found = _eliminated(matrix)
+
+        def gradient(g):
+            transposed = tf.linalg.matrix_transpose(inverse(matrix))
+            return -_matmul(transposed, _matmul(g, transposed))
+
+        return found, gradient
+
+    return invert(matrix)
+
+
+def _matmul(a, b):
+    if a.shape[-1] <= _MOST_SUMMED:
+        return tf.reduce_sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
+    return tf.linalg.matmul(a, b)
+
+
+def _eliminated(matrix):
+    """Elimination by Gauss and Jordan, with the largest pivot of each column."""
+    size = matrix.shape[-1]
+    both = tf.concat([matrix, tf.zeros_like(matrix) + tf.eye(size, dtype=matrix.dtype)], axis=-1)
+
+    def eliminate(k, both):
+        rows = tf.range(size)
+        column = tf.gather(both, k, axis=-1)
+        pivot = tf.argmax(tf.where(rows >= k, tf.abs(column), -1), axis=-1, output_type=tf.int32)
+        here, there = rows == k, rows == pivot[:, None]
+        pivot_row, row = _row(both, there), _row(both, tf.broadcast_to(here, tf.shape(there)))
+        both = tf.where(there[..., None], row[:, None], both)
+        scaled = pivot_row / tf.reduce_sum(tf.where(there, column, 0), axis=-1)[:, None]
+        column = tf.where(there, tf.reduce_sum(tf.where(here, column, 0), axis=-1)[:, None], column)
+        return k + 1, tf.where(here[:, None], scaled[:, None], both - column[..., None] * scaled[:, None])
+
+    if size <= _FEW:
+        for k in range(size):
+            both = eliminate(tf.constant(k), both)[1]
+    else:
+        both = tree.while_loop(lambda k, _: k < size, eliminate, (tf.constant(0), both))[1]
+    return both[..., size:]
+
+
+def _row(both, chosen):
+    """The row of each matrix that is chosen."""
+    return tf.reduce_sum(tf.where(chosen[..., None], both, 0), axis=1)

@@ -1,0 +1,112 @@
+"""Rosenbrock-Wanner methods: linearly implicit, so that a step of a stiff equation needs no iteration."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ode import tree
+from keras_ode.solvers import rodas_tables
+from keras_ode.solvers.base import Solver, Stage, Step
+from keras_ode.solvers.linear import identity_less, inverse, product
+
+
+class Rosenbrock(Solver):
+    """A method given by its `table` alone. Each stage solves a linear equation with the Jacobian at the start of the step.
+
+    Its stages are the table's `u_i`, divided by the size of the step.
+
+    Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.7.
+    """
+
+    table = None
+    is_implicit = True
+
+    @property
+    def weights(self):
+        return _numbers(type(self)).dense
+
+    def start(self, field, t, y):
+        return field(t, y), 1
+
+    def step(self, field, interval, y, carry, with_dense=False):
+        numbers, size, rows = _numbers(type(self)), interval.size, field.rows
+        near = field.linearize(interval.start, y)
+        solve = inverse(identity_less(numbers.gamma * size, near.matrix))
+        stages = []
+        for i in range(len(numbers.a)):
+            slope = carry.derivative if i == 0 else field(*self._point(i, interval, y, stages)).derivative
+            if any(numbers.c[i]):
+                slope = tree.add(slope, tree.weighted_sum(*_nonzero(numbers.c[i], stages)))
+            if near.by_time is not None and numbers.gammas[i]:
+                slope = tree.add_scaled(slope, tf.constant(numbers.gammas[i], size.dtype) * size, near.by_time)
+            found = product(solve, tree.packed(slope, rows))
+            stages.append(tree.scale(tf.constant(numbers.gamma, size.dtype), tree.unpacked(found, slope, rows)))
+        end = tree.add_scaled(y, size, tree.weighted_sum(*_nonzero(numbers.m, stages)))
+        next_carry = field(interval.end, end)
+        return Step(
+            start=y,
+            y=end,
+            error=tree.scale(size, tree.weighted_sum(*_nonzero(numbers.e, stages))),
+            integral=(),
+            stages=tuple(stages),
+            carry=Stage(next_carry.derivative),
+            evaluations=len(stages) + near.evaluations,
+            neighbors=((y, carry.derivative), (end, next_carry.derivative)),
+        )
+
+    def _point(self, i, interval, y, stages):
+        """The time and the state of a stage."""
+        numbers, size = _numbers(type(self)), interval.size
+        t = interval.end if numbers.alpha[i] == 1 else interval.start + tf.constant(numbers.alpha[i], size.dtype) * size
+        if not any(numbers.a[i]):
+            return t, y
+        return t, tree.add_scaled(y, interval.size, tree.weighted_sum(*_nonzero(numbers.a[i], stages)))
+
+
+class Rodas5P(Rosenbrock):
+    """Steinebach's method for stiff equations: order 5(4), 8 stages, L-stable, with an interpolant of order 4.
+
+    Reference: Steinebach (2023), Construction of Rosenbrock-Wanner method Rodas5P and numerical benchmarks within the Julia
+    Differential Equations package, BIT 63, article 27.
+    """
+
+    table = rodas_tables.RODAS5P
+    order, error_order = table.order, table.error_order
+
+
+class Rosenbrock23(Rosenbrock):
+    """Shampine and Reichelt's method for stiff equations at loose tolerances: order 2(3), 3 stages, L-stable.
+
+    Reference: Shampine, Reichelt (1997), The MATLAB ODE suite, SIAM J. Sci. Comput. 18(1), 1-22.
+    """
+
+    table = rodas_tables.ROSENBROCK23
+    order, error_order = table.order, table.error_order
+
+
+class _Numbers:
+    """The numbers of a table as floats. `dense` are the `weights` of a `Solver`."""
+
+    def __init__(self, table):
+        self.gamma = float(table.gamma)
+        self.alpha, self.gammas, self.m, self.e = ([float(x) for x in row] for row in (table.alpha, table.gammas, table.m, table.e))
+        self.a, self.c = ([[float(x) for x in row] for row in rows] for rows in (table.a, table.c))
+        # theta m + theta (1 - theta) (K_0 + theta (K_1 + ...)), by powers of theta.
+        self.dense = np.zeros([len(table.m), len(table.dense) + 1])
+        self.dense[:, 0] = self.m
+        for power, row in enumerate(table.dense):
+            row = np.array([float(x) for x in row])
+            self.dense[:, power] += row
+            self.dense[:, power + 1] -= row
+
+
+@functools.cache
+def _numbers(method):
+    return _Numbers(method.table)
+
+
+def _nonzero(weights, stages):
+    """The weights that are not zero, and their stages."""
+    pairs = [(w, s) for w, s in zip(weights, stages, strict=True) if w]
+    return [w for w, _ in pairs], [s for _, s in pairs]
