@@ -7,10 +7,8 @@ from keras_ode import errors
 from keras_ode.adjoints.fields import ForwardField
 from keras_ode.errors import EventTrouble, SolveError, Status
 from keras_ode.integrate import Interval
-from keras_ode.observers import spectral_radius
+from keras_ode.observers import STABILITY_LIMIT, spectral_radius
 
-# Explicit methods are stable while the step size times the spectral radius is below about this.
-_STABILITY_LIMIT = 2.0
 # How often the last step is tried again, each time ten times as large, until it is not finite.
 _MOST_TRIES = 16
 # What may belong to one row alone, as labels begin.
@@ -90,11 +88,11 @@ def _cause(problem, outcome, step, sample):
             f"The tolerances rtol={rtol:g} and atol={atol:g} are finer than {dtype.name} resolves the state, to about "
             f"{np.finfo(dtype.as_numpy_dtype).eps:.1g} of its size: loosen them, or solve in float64."
         )
-    if stiff > _STABILITY_LIMIT:
+    if stiff > STABILITY_LIMIT and not method.solver.is_implicit:
         return (
             f"The equation is stiff there: the step size times the spectral radius of the Jacobian is about {stiff:.2g}, the "
-            "limit of explicit methods, so that stability and not the tolerances keeps the steps small. Slow down the fast "
-            "components of the dynamics, solve over a shorter time, or raise max_steps."
+            "limit of explicit methods, so that stability and not the tolerances keeps the steps small. Use an implicit solver, "
+            "solver='rodas5p', or slow down the fast components of the dynamics."
         )
     return None
 
@@ -126,17 +124,19 @@ def _broken_input(problem, sample):
 
 def _cause_in_given_steps(method, status, size, stiff):
     """What is wrong with steps that the user chose."""
+    if method.solver.is_implicit and status != Status.MAX_STEPS:
+        return None
     if status == Status.MAX_STEPS:
         return "The steps that you ask for are more than that: raise max_steps, or ask for longer steps."
-    if stiff <= _STABILITY_LIMIT:
+    if stiff <= STABILITY_LIMIT:
         return None
     step, remedy = f"constant step_size={size:.3g}", "Use a smaller step_size"
     if method.controller.has_times:
         step, remedy = f"step of {size:.3g} to the next of the times", "Give more times"
     return (
         f"The {step} is too large for the dynamics: times the spectral radius of its Jacobian it is about {stiff:.2g}, where "
-        f"an explicit method is unstable above about {_STABILITY_LIMIT:g}. {remedy}, or a solver that controls its "
-        "steps, such as 'tsit5'."
+        f"an explicit method is unstable above about {STABILITY_LIMIT:g}. {remedy}, a solver that controls its "
+        "steps, such as 'tsit5', or an implicit one, 'rodas5p'."
     )
 
 

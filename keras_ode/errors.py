@@ -17,6 +17,7 @@ class Status(enum.IntEnum):
     NON_FINITE = 3
     EVENT = 4
     NOT_CONVERGED = 5
+    STIFF = 6
 
 
 class EventTrouble(enum.IntEnum):
@@ -89,6 +90,7 @@ _HAPPENED = {
     Status.STEP_TOO_SMALL: "no step was accurate enough, down to {least}",
     Status.NON_FINITE: "the dynamics or the state became NaN or infinite there",
     Status.NOT_CONVERGED: "the stages of the implicit method did not converge",
+    Status.STIFF: "max_steps={max_steps} was reached, and the equation is stiff",
 }
 _CAUSES = {
     Status.MAX_STEPS: "The tolerances need more steps than that: raise max_steps, or loosen rtol and atol.",
@@ -100,6 +102,10 @@ _CAUSES = {
         "Check the dynamics at that time and state (logarithms, divisions, square roots, overflow), and the input for NaN."
     ),
     Status.NOT_CONVERGED: "Try a smaller step_size or another solver.",
+    Status.STIFF: (
+        "Stability and not the tolerances keeps the steps of an explicit method small there: use an implicit one, such as "
+        "solver='rodas5p'."
+    ),
 }
 _OF_EVENTS = {
     EventTrouble.AGAIN: (

@@ -10,7 +10,10 @@ import tensorflow as tf
 
 from keras_ode import internals, tree
 from keras_ode.dense import DenseOutput, constant
+from keras_ode.errors import Status
 
+# Explicit methods are stable while the step size times the spectral radius is below about this.
+STABILITY_LIMIT = 2.0
 # How many states that a step passes are interpolated together.
 _SAVED_AT_ONCE = 8
 # Of how many numbers in all, where the loop is differentiated.
@@ -275,7 +278,8 @@ def _only_reached(reached, at_start, count, y, buffers):
 
 
 class Stiffness:
-    """Observes the largest spectral radius of the Jacobian that accepted steps show, per unit of time.
+    """Observes the largest spectral radius of the Jacobian that accepted steps show, per unit of time; and the latest one times
+    the size of the step.
 
     It is the ratio of the differences of derivative and state between the last two stages.
 
@@ -286,14 +290,28 @@ class Stiffness:
         self.like, self.controlled = like, controlled
 
     def start(self):
-        return tf.zeros_like(self.like)
+        return tf.zeros_like(self.like), tf.zeros_like(self.like)
 
     def see(self, state, trial):
+        largest, latest = state
         # Where the loop is differentiated: the root of zero has no derivative.
         step = trial.step.select(self.controlled)
         step = step._replace(neighbors=tf.nest.map_structure(tf.stop_gradient, step.neighbors))
         radius = spectral_radius(step, self.like.shape.rank == 1, self.like.dtype)
-        return tf.where(trial.accept, tf.maximum(state, radius), state)
+        relative = tf.abs(tf.stop_gradient(trial.interval.size)) * radius
+        return tf.where(trial.accept, tf.maximum(largest, radius), largest), tf.where(trial.accept, relative, latest)
+
+
+def status_of_stiff(status, latest, solver, controller):
+    """The status, which is `STIFF` where an explicit solver needed too many steps since longer ones would be unstable.
+
+    Args:
+        latest: The spectral radius times the size of the last step.
+    """
+    if solver.is_implicit or not controller.adaptive:
+        return status
+    stiff = (status == int(Status.MAX_STEPS)) & (latest > STABILITY_LIMIT)
+    return tf.where(stiff, int(Status.STIFF), status)
 
 
 def spectral_radius(step, per_sample, dtype):

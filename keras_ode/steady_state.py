@@ -69,7 +69,7 @@ def solve_steady_state(problem, steady):
         num_steps=result.num_steps,
         num_accepted=result.num_accepted,
         num_evaluations=result.num_evaluations,
-        stiffness=result.observed[0],
+        stiffness=result.observed[0][0],
         y=result.y,
         output=(),
     )

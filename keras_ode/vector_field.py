@@ -256,6 +256,9 @@ class ScaledField:
     def __call__(self, t, y, parameters):
         return self.field(t, y, parameters)
 
+    def jacobian(self, t, y, parameters, rows):
+        return self.field.jacobian(t, y, parameters, rows)
+
     def vjp(self, t, y, parameters, cotangent):
         derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))
         return derivative, tree.scale(1 / self.unit, products), integrand

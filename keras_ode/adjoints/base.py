@@ -13,7 +13,7 @@ from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
-from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, step_observers
+from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, status_of_stiff, step_observers
 from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
@@ -304,6 +304,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         controlled=problem.controlled,
     )
     seen = dict(zip(observers, result.observed, strict=False))
+    stiffness, latest = seen["stiffness"]
     if problem.recorder is not None:
         problem.recorder.forward(result, seen.get("record", ()))
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
@@ -317,13 +318,13 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     outcome = Outcome(
         ys=ys,
         dense=kept,
-        status=result.status,
+        status=status_of_stiff(result.status, latest, method.solver, method.controller),
         time=result.time,
         step_size=result.step_size,
         num_steps=result.num_steps,
         num_accepted=result.num_accepted,
         num_evaluations=result.num_evaluations,
-        stiffness=seen["stiffness"],
+        stiffness=stiffness,
         y=result.y,
         output=tuple(output),
     )
@@ -411,7 +412,7 @@ def backward_method(adjoint, problem):
         rtol if adjoint.rtol is None else tf.constant(adjoint.rtol, rtol.dtype),
         atol if adjoint.atol is None else tf.constant(adjoint.atol, atol.dtype),
     )
-    return method._replace(tolerance=tolerance, solver=adjoint.solver or method.solver)
+    return method._replace(tolerance=tolerance, solver=adjoint.solver or method.solver.backward)
 
 
 def nan_unless(condition, leaves):

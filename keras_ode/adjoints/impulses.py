@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.solvers.base import Interval, WrappedSolver
+from keras_ode.solvers.base import Field, Interval, WrappedSolver
 
 # How much of its error estimate counts for a step that passes saved times. Chosen by trial: with all of it, gradients of many
 # saved states take up to twice as many evaluations.
@@ -110,7 +110,7 @@ class Impulses(WrappedSolver):
         return [tf.reduce_sum(tree.expand(row, cotangents) * cotangents, axis=0) for row in rows]
 
 
-class _Moving:
+class _Moving(Field):
     """A field of `b`, where the cotangent is `b + G`, in a time of its own: that since the step began.
 
     Far from zero, differences of times would not tell where in the step a stage is.
@@ -124,11 +124,20 @@ class _Moving:
         self._length = tf.where(tf.equal(size, 0), tf.ones_like(size), size)
 
     def __call__(self, time, z, with_integrand=True):
+        return self._field(*self._point(time, z), with_integrand=with_integrand)
+
+    @property
+    def rows(self):
+        return self._field.rows
+
+    def linearize(self, time, z):
+        return self._field.linearize(*self._point(time, z))
+
+    def _point(self, time, z):
         outer, equation = self._outer, self._equation
         theta = time / self._length
         t = tf.where(theta >= 1, outer.end, tf.clip_by_value(outer.start + time, self._low, self._high))
-        z = equation.with_cotangent(z, tree.add(equation.cotangent(z), self.staircase_at(theta)))
-        return self._field(t, z, with_integrand=with_integrand)
+        return t, equation.with_cotangent(z, tree.add(equation.cotangent(z), self.staircase_at(theta)))
 
     def staircase_at(self, theta):
         """The polynomial in place of `G` at a fraction of the step."""

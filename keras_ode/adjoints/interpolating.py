@@ -20,7 +20,8 @@ from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Stage
+from keras_ode.solvers.base import Field, Stage
+from keras_ode.solvers.linear import Linearization
 
 # A backward step may be so many times as long as the steps that the errors of the forward solve allowed on its way.
 _MOST_ALLOWED = 5
@@ -215,18 +216,31 @@ class _Block:
         return self.replay.clock.direction
 
 
-class _Equation:
+class _Equation(Field):
     """The equation of the cotangent alone, along the stored states."""
 
     def __init__(self, problem, block):
         self._field, self._parameters, self._block = problem.field, problem.parameters, block
         self._integrates = not problem.method.per_sample
+        self._rows = problem.method.rows
 
     def __call__(self, since, a, with_integrand=True):
         block = self._block
         y = block.evaluate(since)
         _, slope, integrand = self._field.vjp(block.time(since), y, self._parameters, tree.scale(-block.direction, a))
         return Stage(slope, tuple(integrand) if with_integrand and self._integrates else ())
+
+    @property
+    def rows(self):
+        return self._rows
+
+    def linearize(self, since, a):
+        """That of the forward field, transposed; its derivative by time would be a second one."""
+        block = self._block
+        matrix, _ = self._field.jacobian(block.time(since), block.evaluate(since), self._parameters, self.rows)
+        sign = block.direction[:, None, None] if block.direction.shape.rank else block.direction
+        matrix = -tf.cast(sign, matrix.dtype) * tf.linalg.matrix_transpose(matrix)
+        return Linearization(matrix, None, matrix.shape[-1])
 
     def cotangent(self, a):
         return a
