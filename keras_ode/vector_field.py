@@ -134,6 +134,10 @@ class VectorField(PureFunction):
         """
         return _InlinedField(self._closure, self._specs, self.parameters, self.differentiable)
 
+    def shared(self):
+        """The same field, whose calls are those of one traced function."""
+        return self if type(self) is VectorField else VectorField(self._closure, self._specs, self.parameters, self.differentiable)
+
     def compiled(self):
         """The same field, of which XLA compiles every call and its gradient, each alone."""
         return _CompiledField(self._closure, self._specs, self.parameters, self.differentiable)

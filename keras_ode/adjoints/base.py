@@ -18,6 +18,10 @@ from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
 
+# How many derivatives of implicit steps, one of the other, are exact where the loop is differentiated.
+_DERIVATIVES = 2
+
+
 class Problem(NamedTuple):
     """What is to be solved, and how: the inputs of a differentiable solve are `times`, `y` and `parameters`.
 
@@ -292,7 +296,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if observer is not None:
         observers["asked"] = observer
     result = integrate(
-        ForwardField(problem),
+        ForwardField(problem, derivatives=0 if bound is None else _DERIVATIVES),
         times[0],
         times[-1],
         y,

@@ -1,5 +1,7 @@
 """The field of a problem, as the loop and its solvers take it."""
 
+import tensorflow as tf
+
 from keras_ode.solvers.base import Field, Stage
 from keras_ode.solvers.linear import Linearization
 
@@ -7,12 +9,17 @@ from keras_ode.solvers.linear import Linearization
 class ForwardField(Field):
     """The field of the forward solve.
 
+    Args:
+        problem: A `Problem`.
+        inlined: Whether each evaluation is a part of the graph around it.
+        derivatives: See `Field`.
+
     Attributes:
         parameters: The differentiable ones.
     """
 
-    def __init__(self, problem, inlined=False):
-        self.problem = problem
+    def __init__(self, problem, inlined=False, derivatives=0):
+        self.problem, self.derivatives = problem, derivatives
         self._field = problem.field.inlined() if inlined else problem.field
         self.parameters = problem.field.select(problem.parameters)
 
@@ -34,4 +41,19 @@ class ForwardField(Field):
 
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""
-        return ForwardField(self.problem, inlined=True)
+        return ForwardField(self.problem, inlined=True, derivatives=max(self.derivatives, 1))
+
+    def constant(self):
+        if not self.derivatives:
+            return self
+        problem = self.problem
+        return ForwardField(
+            problem._replace(field=problem.field.shared(), parameters=tuple(map(tf.stop_gradient, problem.parameters)))
+        )
+
+    def scaled(self, change, y, per_sample, dtype):
+        method, controlled = self.problem.method, self.problem.controlled
+        if not method.controller.adaptive:
+            return super().scaled(change, y, per_sample, dtype)
+        y = controlled(y)
+        return method.tolerance.scaled(controlled(change), y, y, per_sample, dtype, method.norm)

@@ -2,6 +2,7 @@
 
 from keras_ode import configurable
 from keras_ode.solvers.base import Solver
+from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, Kvaerno3, Kvaerno5, Trapezoid
 from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
 from keras_ode.solvers.rosenbrock import Rodas5P, Rosenbrock23
 
@@ -19,6 +20,11 @@ SOLVERS = {
     "vern9": Vern9,
     "rodas5p": Rodas5P,
     "rosenbrock23": Rosenbrock23,
+    "kvaerno3": Kvaerno3,
+    "kvaerno5": Kvaerno5,
+    "implicit_euler": ImplicitEuler,
+    "implicit_midpoint": ImplicitMidpoint,
+    "trapezoid": Trapezoid,
 }
 
 

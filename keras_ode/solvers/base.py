@@ -31,6 +31,27 @@ class Field:
         """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
         raise NotImplementedError
 
+    # How many derivatives of a step, one of the other, are asked for.
+    derivatives = 0
+
+    def constant(self):
+        """The same field, of which no derivative is asked for."""
+        return self
+
+    def scaled(self, change, y, per_sample, dtype):
+        """How large a change of the state `y` is in units of the tolerance, a scalar or `[B]`: of a tight one, if not said."""
+        size = tree.rms(y, per_sample, dtype)
+        ratios = []
+        for a, b in zip(change, y, strict=True):
+            least = tf.cast(size + np.finfo(dtype.as_numpy_dtype).tiny, b.dtype)
+            ratios.append(a / (_tight(b.dtype) * (tf.abs(b) + tree.expand(least, b))))
+        return tree.rms(ratios, per_sample, dtype)
+
+
+def _tight(dtype):
+    """A relative tolerance near what a floating-point type can resolve."""
+    return 1e-8 if dtype == tf.float64 else 1e-5
+
 
 class Interval(NamedTuple):
     """The time span of one step, scalars or `[B]`.
