@@ -133,6 +133,9 @@ class _Moving(Field):
     def linearize(self, time, z):
         return self._field.linearize(*self._point(time, z))
 
+    def scaled(self, *arguments):
+        return self._field.scaled(*arguments)
+
     def _point(self, time, z):
         outer, equation = self._outer, self._equation
         theta = time / self._length

@@ -234,6 +234,13 @@ class _Equation(Field):
     def rows(self):
         return self._rows
 
+    def scaled(self, change, a, per_sample, dtype):
+        method, controlled = self._block.method, self._block.problem.controlled
+        if not method.controller.adaptive:
+            return super().scaled(change, a, per_sample, dtype)
+        a = controlled(a)
+        return method.tolerance.scaled(controlled(change), a, a, per_sample, dtype, method.norm)
+
     def linearize(self, since, a):
         """That of the forward field, transposed; its derivative by time would be a second one."""
         block = self._block

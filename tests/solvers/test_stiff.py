@@ -9,7 +9,6 @@ from scipy.integrate import solve_ivp
 
 import keras_ode
 from keras_ode import Status
-from tests import stiff
 from tests.stiff import PROBLEMS
 
 TOLERANCES = [1e-4, 1e-6, 1e-8]
