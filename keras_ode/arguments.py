@@ -352,7 +352,12 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
             f"{option} keeps the solver's own steps, so its gradient is that of these steps: use "
             f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
         )
-    backward = getattr(adjoint, "solver", None) or method.solver
+    backward = getattr(adjoint, "solver", None) or method.solver.backward
+    if adjoint.solves_back and (method.solver.is_implicit or backward.is_implicit):
+        raise ValueError(
+            f"adjoint={adjoint!r} solves the equation back in time, where a stiff one is unstable: use 'interpolating' or "
+            f"'checkpointed'. Received: solver={method.solver!r}"
+        )
     if method.controller.adaptive and not backward.error_order:
         raise ValueError(
             f"The backward solver {type(backward).__name__} does not estimate its error, but the step size is "

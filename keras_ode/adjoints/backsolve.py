@@ -38,6 +38,8 @@ class Backsolve(FirstOrderAdjoint):
         Kidger, Chen, Lyons (2021), "Hey, that's not an ODE": Faster ODE adjoints via seminorms, ICML.
     """
 
+    solves_back = True
+
     def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints, least=0)
         self.rtol, self.atol = checked_tolerances(rtol, atol)

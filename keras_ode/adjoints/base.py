@@ -126,12 +126,14 @@ class Adjoint(Configurable):
         differentiates_steps: Whether the gradient is that of the steps taken; so dense output, and sums over steps, have
             gradients.
         has_forward_mode: Whether forward accumulators go through it.
+        solves_back: Whether the state is integrated back in time.
     """
 
     compiles_alone = True
     pays_to_compile = True
     differentiates_steps = False
     has_forward_mode = False
+    solves_back = False
 
     def with_compiled_parts(self, problem):
         """The problem, with parts compiled that pay where the program around them is not compiled."""
