@@ -411,7 +411,7 @@ def backward_method(adjoint, problem):
         rtol if adjoint.rtol is None else tf.constant(adjoint.rtol, rtol.dtype),
         atol if adjoint.atol is None else tf.constant(adjoint.atol, atol.dtype),
     )
-    return method._replace(tolerance=tolerance, solver=adjoint.solver or method.solver)
+    return method._replace(tolerance=tolerance, solver=adjoint.solver or method.solver.backward)
 
 
 def nan_unless(condition, leaves):
