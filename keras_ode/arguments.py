@@ -352,7 +352,13 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
             f"{option} keeps the solver's own steps, so its gradient is that of these steps: use "
             f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
         )
-    backward = getattr(adjoint, "solver", None) or method.solver.backward
+    asked = getattr(adjoint, "solver", None)
+    if asked is not None and asked.backward != asked:
+        raise ValueError(
+            f"{type(asked).__name__} cannot integrate adjoint equations: give the adjoint no solver, or "
+            f"{type(asked.backward).__name__}. Received: adjoint={adjoint!r}"
+        )
+    backward = asked or method.solver.backward
     if adjoint.solves_back and (method.solver.is_implicit or backward.is_implicit):
         raise ValueError(
             f"adjoint={adjoint!r} solves the equation back in time, where a stiff one is unstable: use 'interpolating' or "

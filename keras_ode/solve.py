@@ -202,6 +202,7 @@ def solve_in_mode(
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
+    method = method._replace(solver=method.solver.bind(y0))
     check_rows(method.step_size, per_sample, leaves)
     asked = arguments.checked_times(t, dtype, per_sample, ends_the_solve(event))
     check_resolved(max_step, asked.elapsed)

@@ -173,7 +173,7 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     method = problem.method
     step_size = None if method.controller.adaptive else method.step_size / unit
     # The limits of the user's are in another time.
-    method = _damped(method._replace(step_size=step_size, max_step=None, min_step=None))
+    method = _damped(method._replace(step_size=step_size, max_step=None, min_step=None, solver=method.solver.backward))
     smallest = tf.constant(_SMALLEST_RESIDUAL * np.finfo(dtype.as_numpy_dtype).eps, dtype)
     residual = Tolerance(tf.zeros_like(rtol), tf.maximum(rtol, smallest))
     zero = tf.zeros_like(time)

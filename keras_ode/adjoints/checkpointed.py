@@ -52,8 +52,10 @@ class Checkpointed(FirstOrderAdjoint):
                 # Samples that are done wait in the step after their last, which has no length.
                 left = n >= first
                 step = tuple(tree.take(leaf, tf.where(left, n, 0) % history.capacity) for leaf in kept)
-                a, of_carry, parameters, count = reverse(tf.where(left, n, num_steps), step, a, of_carry, parameters)
-                return n - 1, a, of_carry, parameters, evaluations + count
+                # That step leaves a state as it is, but not what a solver remembers.
+                given = tree.where(left, of_carry, tree.zeros_like(of_carry))
+                a, found, parameters, count = reverse(tf.where(left, n, num_steps), step, a, given, parameters)
+                return n - 1, a, tree.where(left, found, of_carry), parameters, evaluations + count
 
             _, *found = tree.while_loop(
                 lambda n, *_: tf.reduce_any(n >= first), reverse_one, (last - 1, a, of_carry, parameters, evaluations)

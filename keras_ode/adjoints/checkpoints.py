@@ -197,7 +197,7 @@ class History:
             slot = tf.where((n >= first) & (n < last), n % self.capacity, self.capacity)
             kept = put_each(kept, slot, self.keep(step, interval.size, carry))
             y, carry = tree.where_nest(n < last, (step.y, step.carry), (y, carry))
-            return tf.where(n < last, n + 1, n), y, carry, kept, evaluations + step.evaluations
+            return tf.where(n < last, n + 1, n), y, carry, kept, evaluations + tf.reduce_max(step.evaluations)
 
         n, y, carry = replay.checkpoint(first)
         n = tf.where(last < trajectory.num_steps, n, last)
@@ -241,7 +241,7 @@ class Replay:
             carry, evaluations = solver.start(self.field, self.interval(n).start, y)
             return carry, tf.convert_to_tensor(evaluations)
 
-        return tf.cond(wanted, start, lambda: (solver.carry_like(y), tf.constant(0)))
+        return tf.cond(wanted, start, lambda: (solver.carry_like(self.clock.start, y), tf.constant(0)))
 
     def step(self, n, y, carry):
         """Takes step `n` from its start `y`."""
@@ -271,13 +271,16 @@ def remembered(problem, carry=None):
     solver = problem.method.solver
     if not solver.remembers:
         return ()
-    return tuple(tf.nest.flatten(solver.carry_like(problem.y) if carry is None else carry))
+    return tuple(tf.nest.flatten(_carry_like(problem) if carry is None else carry))
 
 
 def packed(problem, tensors):
     """The carry of what `remembered` gave, or `()`."""
-    solver = problem.method.solver
-    return tf.nest.pack_sequence_as(solver.carry_like(problem.y), tensors) if solver.remembers else ()
+    return tf.nest.pack_sequence_as(_carry_like(problem), tensors) if problem.method.solver.remembers else ()
+
+
+def _carry_like(problem):
+    return problem.method.solver.carry_like(problem.times[0], problem.y)
 
 
 def rooms(problem, like, capacity):

@@ -1,6 +1,7 @@
 """Methods of integration."""
 
 from keras_ode import configurable
+from keras_ode.solvers.adams import AB2, AB3, AB4, AB5, ABM2, ABM3, ABM4, ABM5
 from keras_ode.solvers.base import Solver
 from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, Kvaerno3, Kvaerno5, Trapezoid
 from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
@@ -25,6 +26,14 @@ SOLVERS = {
     "implicit_euler": ImplicitEuler,
     "implicit_midpoint": ImplicitMidpoint,
     "trapezoid": Trapezoid,
+    "ab2": AB2,
+    "ab3": AB3,
+    "ab4": AB4,
+    "ab5": AB5,
+    "abm2": ABM2,
+    "abm3": ABM3,
+    "abm4": ABM4,
+    "abm5": ABM5,
 }
 
 

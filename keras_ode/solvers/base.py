@@ -80,7 +80,7 @@ class Step(NamedTuple):
         integral: What the integrand adds up to over the step.
         stages: Slopes from which the interpolant is made, leaves like those of the state: see `Solver.weights`.
         carry: What the next step starts from.
-        evaluations: How often the field was evaluated: a number, or an int32 tensor.
+        evaluations: How often the field was evaluated: a number, or an int32 tensor, `[]` or `[B]`.
         neighbors: Two points close to each other, leaves, each with the derivative there.
         extra: What a solver has to tell besides.
         integral_error: The estimated error of `integral`; empty where the method estimates none.
@@ -144,12 +144,16 @@ class Solver(Configurable):
         """The solver for adjoint equations, which are linear, and whose fields have no derivative by time."""
         return self
 
+    def bind(self, structure):
+        """The solver for states of a structure: a nest, whose leaves are the first ones of those that `step` is given."""
+        return self
+
     def start(self, field, t, y):
         """The carry at the first point `(t, y)`, and how many evaluations it took."""
         raise NotImplementedError
 
-    def carry_like(self, y):
-        """A carry of the right shapes, of finite numbers."""
+    def carry_like(self, t, y):
+        """A carry of the right shapes, of finite numbers, for a time `t`, a scalar or `[B]`, and leaves `y`."""
         return Stage(tree.zeros_like(y))
 
     def first_derivative(self, carry):
@@ -251,7 +255,8 @@ class Solver(Configurable):
         of_start, of_carry, change = tape.gradient(
             targets, (y, flat, parameters), weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        return tree.add(of_y, of_start), tuple(of_carry), tree.add(of_parameters, change), count + step.evaluations
+        count += tf.reduce_max(step.evaluations)
+        return tree.add(of_y, of_start), tuple(of_carry), tree.add(of_parameters, change), count
 
 
 def hermite_stages(interval, y, slope, end, end_slope):
@@ -279,8 +284,8 @@ class WrappedSolver(Solver):
     def start(self, field, t, y):
         return self.solver.start(field, t, y)
 
-    def carry_like(self, y):
-        return self.solver.carry_like(y)
+    def carry_like(self, t, y):
+        return self.solver.carry_like(t, y)
 
     def first_derivative(self, carry):
         return self.solver.first_derivative(carry)
