@@ -197,7 +197,7 @@ class History:
             slot = tf.where((n >= first) & (n < last), n % self.capacity, self.capacity)
             kept = put_each(kept, slot, self.keep(step, interval.size, carry))
             y, carry = tree.where_nest(n < last, (step.y, step.carry), (y, carry))
-            return tf.where(n < last, n + 1, n), y, carry, kept, evaluations + step.evaluations
+            return tf.where(n < last, n + 1, n), y, carry, kept, evaluations + tf.reduce_max(step.evaluations)
 
         n, y, carry = replay.checkpoint(first)
         n = tf.where(last < trajectory.num_steps, n, last)

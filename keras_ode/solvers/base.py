@@ -80,7 +80,7 @@ class Step(NamedTuple):
         integral: What the integrand adds up to over the step.
         stages: Slopes from which the interpolant is made, leaves like those of the state: see `Solver.weights`.
         carry: What the next step starts from.
-        evaluations: How often the field was evaluated: a number, or an int32 tensor.
+        evaluations: How often the field was evaluated: a number, or an int32 tensor, which may be `[B]`.
         neighbors: Two points close to each other, leaves, each with the derivative there.
         extra: What a solver has to tell besides.
         integral_error: The estimated error of `integral`; empty where the method estimates none.
@@ -251,7 +251,8 @@ class Solver(Configurable):
         of_start, of_carry, change = tape.gradient(
             targets, (y, flat, parameters), weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        return tree.add(of_y, of_start), tuple(of_carry), tree.add(of_parameters, change), count + step.evaluations
+        count += tf.reduce_max(step.evaluations)
+        return tree.add(of_y, of_start), tuple(of_carry), tree.add(of_parameters, change), count
 
 
 def hermite_stages(interval, y, slope, end, end_slope):

@@ -27,7 +27,7 @@ class Newton:
         gamma: A number.
 
     Attributes:
-        evaluations: How many evaluations of the field this took, an int32 tensor.
+        evaluations: How many evaluations of the field this took, an int32 tensor, or `[B]`.
         converged: Whether all stages so far were solved, a boolean, or `[B]`.
 
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.8.
@@ -39,7 +39,7 @@ class Newton:
         self._y = tuple(map(tf.stop_gradient, y))
         near = self._constant.linearize(interval.start, self._y)
         self._inverse = self._inverted(near)
-        self.evaluations = tf.constant(0) + near.evaluations
+        self.evaluations = tf.zeros_like(interval.size, dtype=tf.int32) + near.evaluations
         self.converged = tf.ones_like(interval.size, dtype=tf.bool)
         epsilons = [_ROUNDING_ERRORS * np.finfo(leaf.dtype.as_numpy_dtype).eps for leaf in y]
         self._least = self._size([e * leaf for e, leaf in zip(epsilons, self._y, strict=True)])
@@ -77,7 +77,7 @@ class Newton:
         """Rows that are done change no more."""
         factor = tf.stop_gradient(self._factor)
 
-        def iterate(k, z, before, eta, is_running, converged):
+        def iterate(k, count, z, before, eta, is_running, converged):
             change = self._correction(self._constant, factor, self._inverse, t, base, z)
             size = self._size(change)
             rate = size / before
@@ -87,16 +87,16 @@ class Newton:
             is_hopeless = (k > 0) & ~((rate < 1) & (rate**left * eta * size <= _KAPPA)) | ~tf.math.is_finite(size)
             z = tree.where(is_running, tree.add(z, change), z)
             converged |= is_running & is_solved
-            return k + 1, z, size, eta, is_running & ~is_solved & ~is_hopeless, converged
+            count += tf.cast(is_running, tf.int32)
+            return k + 1, count, z, size, eta, is_running & ~is_solved & ~is_hopeless, converged
 
         # What went before makes a guess of the rate.
         epsilon = tf.constant(np.finfo(factor.dtype.as_numpy_dtype).eps, factor.dtype)
         eta = tf.maximum(self._eta, epsilon) ** 0.8
-        count, z, _, eta, _, converged = tree.while_loop(
-            lambda k, z, before, eta, is_running, converged: (k < _MOST_ITERATIONS) & tf.reduce_any(is_running),
+        _, self.evaluations, z, _, eta, _, self.converged = tree.while_loop(
+            lambda k, count, z, before, eta, is_running, converged: (k < _MOST_ITERATIONS) & tf.reduce_any(is_running),
             iterate,
-            (tf.constant(0), z, tf.ones_like(eta), eta, self.converged, tf.zeros_like(self.converged)),
+            (tf.constant(0), self.evaluations, z, tf.ones_like(eta), eta, self.converged, tf.zeros_like(self.converged)),
         )
-        self._eta, self.converged = tf.where(converged, eta, 1), converged
-        self.evaluations += count
+        self._eta = tf.where(self.converged, eta, 1)
         return z
