@@ -19,7 +19,7 @@ class ForwardField(Field):
     """
 
     def __init__(self, problem, inlined=False, derivatives=0):
-        self.problem, self.derivatives = problem, derivatives
+        self.problem, self.derivatives, self.adaptive = problem, derivatives, problem.method.controller.adaptive
         self._field = problem.field.inlined() if inlined else problem.field
         self.parameters = problem.field.select(problem.parameters)
 
@@ -53,7 +53,7 @@ class ForwardField(Field):
 
     def scaled(self, change, y, per_sample, dtype):
         method, controlled = self.problem.method, self.problem.controlled
-        if not method.controller.adaptive:
+        if not self.adaptive:
             return super().scaled(change, y, per_sample, dtype)
         y = controlled(y)
         return method.tolerance.scaled(controlled(change), y, y, per_sample, dtype, method.norm)

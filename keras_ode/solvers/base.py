@@ -33,6 +33,8 @@ class Field:
 
     # How many derivatives of a step, one of the other, are asked for.
     derivatives = 0
+    # Whether a step that fails is tried again with a smaller size.
+    adaptive = False
 
     def constant(self):
         """The same field, of which no derivative is asked for."""

@@ -1,5 +1,7 @@
 """Stages of implicit methods: equations that are solved by Newton's method with one matrix for all stages of a step."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -7,6 +9,9 @@ from keras_ode import tree
 from keras_ode.solvers.linear import identity_less, inverse, product
 
 _MOST_ITERATIONS = 10
+# Where a step cannot be tried again with a smaller size, there are more iterations, and from this rate on a new Jacobian.
+_MOST_OF_FIXED_STEPS = 40
+_SLOW = 0.2
 # The error that the iteration may leave, in units of the step's tolerance.
 _KAPPA = 0.01
 # Changes of so many rounding errors of the state are as small as they get.
@@ -16,7 +21,7 @@ _ROUNDING_ERRORS = 10
 class Newton:
     """Solves the stages of one step: `z = gamma * size * f(t, base + z)` for the increment `z`.
 
-    Every iteration uses the Jacobian at the start of the step. The iteration is not differentiated: where the field asks for
+    Every iteration uses the Jacobian at the start of the step, if that does for steps of constant size. The iteration is not differentiated: where the field asks for
     derivatives of the step, corrections with the Jacobian at the stage's solution follow, and each makes one more derivative of
     `z` that of the implicit function.
 
@@ -27,7 +32,7 @@ class Newton:
         gamma: A number.
 
     Attributes:
-        evaluations: How many evaluations of the field this took, an int32 tensor.
+        evaluations: How many evaluations of the field this took, an int32 tensor, or `[B]`.
         converged: Whether all stages so far were solved, a boolean, or `[B]`.
 
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.8.
@@ -39,7 +44,7 @@ class Newton:
         self._y = tuple(map(tf.stop_gradient, y))
         near = self._constant.linearize(interval.start, self._y)
         self._inverse = self._inverted(near)
-        self.evaluations = tf.constant(0) + near.evaluations
+        self.evaluations = tf.zeros_like(interval.size, dtype=tf.int32) + near.evaluations
         self.converged = tf.ones_like(interval.size, dtype=tf.bool)
         epsilons = [_ROUNDING_ERRORS * np.finfo(leaf.dtype.as_numpy_dtype).eps for leaf in y]
         self._least = self._size([e * leaf for e, leaf in zip(epsilons, self._y, strict=True)])
@@ -75,28 +80,66 @@ class Newton:
 
     def _iterate(self, t, base, z):
         """Rows that are done change no more."""
-        factor = tf.stop_gradient(self._factor)
-
-        def iterate(k, z, before, eta, is_running, converged):
-            change = self._correction(self._constant, factor, self._inverse, t, base, z)
-            size = self._size(change)
-            rate = size / before
-            eta = tf.where(is_running & (k > 0), rate / (1 - rate), eta)
-            is_solved = (size <= self._least) | (eta * size <= _KAPPA) & (eta >= 0)
-            left = tf.cast(_MOST_ITERATIONS - 1 - k, rate.dtype)
-            is_hopeless = (k > 0) & ~((rate < 1) & (rate**left * eta * size <= _KAPPA)) | ~tf.math.is_finite(size)
-            z = tree.where(is_running, tree.add(z, change), z)
-            converged |= is_running & is_solved
-            return k + 1, z, size, eta, is_running & ~is_solved & ~is_hopeless, converged
-
         # What went before makes a guess of the rate.
-        epsilon = tf.constant(np.finfo(factor.dtype.as_numpy_dtype).eps, factor.dtype)
-        eta = tf.maximum(self._eta, epsilon) ** 0.8
-        count, z, _, eta, _, converged = tree.while_loop(
-            lambda k, z, before, eta, is_running, converged: (k < _MOST_ITERATIONS) & tf.reduce_any(is_running),
-            iterate,
-            (tf.constant(0), z, tf.ones_like(eta), eta, self.converged, tf.zeros_like(self.converged)),
+        epsilon = tf.constant(np.finfo(self._eta.dtype.as_numpy_dtype).eps, self._eta.dtype)
+        eta, none = tf.maximum(self._eta, epsilon) ** 0.8, tf.zeros_like(self.converged)
+        loop = _Loop(tf.constant(0), self.evaluations, z, self._inverse, tf.ones_like(eta), eta, self.converged, none, none)
+        most = _MOST_ITERATIONS if self._field.adaptive else _MOST_OF_FIXED_STEPS
+        loop = tree.while_loop(
+            lambda *loop: (loop[0] < most) & tf.reduce_any(_Loop(*loop).is_running),
+            lambda *loop: tuple(self._advance(t, base, _Loop(*loop), most)),
+            tuple(loop),
         )
-        self._eta, self.converged = tf.where(converged, eta, 1), converged
-        self.evaluations += count
-        return z
+        loop = _Loop(*loop)
+        self.evaluations, self._inverse, self.converged = loop.evaluations, loop.inverse, loop.converged
+        self._eta = tf.where(loop.converged, loop.eta, 1)
+        return loop.z
+
+    def _advance(self, t, base, loop, most):
+        """One iteration."""
+        loop = loop if self._field.adaptive else self._refreshed(t, base, loop)
+        change = self._correction(self._constant, tf.stop_gradient(self._factor), loop.inverse, t, base, loop.z)
+        size = self._size(change)
+        rate = size / loop.before
+        eta = tf.where(loop.is_running & (loop.k > 0), rate / (1 - rate), loop.eta)
+        is_solved = (size <= self._least) | (eta * size <= _KAPPA) & (eta >= 0)
+        is_hopeless = ~tf.math.is_finite(size)
+        if self._field.adaptive:
+            left = tf.cast(most - 1 - loop.k, rate.dtype)
+            is_hopeless |= (loop.k > 0) & ~((rate < 1) & (rate**left * eta * size <= _KAPPA))
+        return _Loop(
+            k=loop.k + 1,
+            evaluations=loop.evaluations + tf.cast(loop.is_running, tf.int32),
+            z=tree.where(loop.is_running, tree.add(loop.z, change), loop.z),
+            inverse=loop.inverse,
+            before=size,
+            eta=eta,
+            is_running=loop.is_running & ~is_solved & ~is_hopeless,
+            is_slow=~(rate < _SLOW) & (loop.k > 0),
+            converged=loop.converged | loop.is_running & is_solved,
+        )
+
+    def _refreshed(self, t, base, loop):
+        """With another Jacobian where the iteration is slow."""
+        wanted = loop.is_running & loop.is_slow
+
+        def refresh():
+            near = self._constant.linearize(t, tree.add(base, loop.z))
+            return *tree.where(wanted, (self._inverted(near),), (loop.inverse,)), tf.where(wanted, near.evaluations, 0)
+
+        inverse, count = tf.cond(tf.reduce_any(wanted), refresh, lambda: (loop.inverse, tf.zeros_like(loop.evaluations)))
+        return loop._replace(inverse=inverse, evaluations=loop.evaluations + count)
+
+
+class _Loop(NamedTuple):
+    """What goes round the iteration: scalars or `[B]`, leaves, and matrices."""
+
+    k: tf.Tensor
+    evaluations: tf.Tensor
+    z: tuple
+    inverse: tf.Tensor
+    before: tf.Tensor
+    eta: tf.Tensor
+    is_running: tf.Tensor
+    is_slow: tf.Tensor
+    converged: tf.Tensor

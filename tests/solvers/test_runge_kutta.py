@@ -8,6 +8,7 @@ from keras_ode import tree
 from keras_ode.solvers import SOLVERS
 from keras_ode.solvers.base import Field, Interval, Stage
 from keras_ode.solvers.explicit import RK4
+from keras_ode.solvers.linear import Linearization
 from tests.references import MATRIX, START
 
 H = 0.3
@@ -21,6 +22,8 @@ def interval(size):
 class Linear(Field):
     """`y' = s A y` at `s = 1`, with the products of its Jacobians by `y` and by `s`; counts them."""
 
+    rows = False
+
     def __init__(self):
         self.parameters, self.pushed = (tf.constant(1.0, tf.float64),), 0
 
@@ -33,8 +36,13 @@ class Linear(Field):
         by_y = tf.linalg.matvec(tf.constant(MATRIX), cotangent[0], transpose_a=True)
         return (by_y,), (tf.reduce_sum(value * cotangent[0]),)
 
+    def linearize(self, t, y):
+        return Linearization(self.parameters[0] * tf.constant(MATRIX)[None], None, 0)
+
     def inlined(self):
-        return self
+        field = Linear()
+        field.derivatives = 1
+        return field
 
 
 def step_of(solver, y, size):
