@@ -15,6 +15,7 @@ from keras_ode.event_time import EventOutcome
 from keras_ode.integrate import integrate
 from keras_ode.observers import Stiffness
 from keras_ode.solvers.base import Stage, WrappedSolver
+from keras_ode.solvers.linear import inverse, product
 
 # Steps times the spectral radius stay below this, so that every step comes closer to the equilibrium. At the limit of
 # stability, where the error estimate would let them be, the state stays as far from it as the tolerance allows.
@@ -96,7 +97,7 @@ class _IsSteady(NamedTuple):
 
 def _damped(method):
     """The method, with steps that are short enough to approach an equilibrium."""
-    if not method.controller.adaptive:
+    if not method.controller.adaptive or method.solver.is_implicit:
         return method
     return method._replace(solver=_Damped(method.solver, method.tolerance, method.per_sample))
 
@@ -156,6 +157,10 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     field, per_sample, dtype = problem.field, problem.method.per_sample, time.dtype
     y = tree.where(found, y, problem.y)
 
+    if problem.method.solver.is_implicit:
+        a = nan_unless(found, _solved(problem, time, y, cotangents))
+        return nan_unless(found, tree.zeros_like(y)), field.vjp(time, y, problem.parameters, a)[2]
+
     def transposed(a):
         return field.vjp(time, y, problem.parameters, a)[1]
 
@@ -183,6 +188,13 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     ok = found & result.observed[-1]
     a = nan_unless(ok, tree.scale(size * unit, result.y))
     return nan_unless(ok, tree.zeros_like(y)), field.vjp(time, y, problem.parameters, a)[2]
+
+
+def _solved(problem, time, y, cotangents):
+    """The solution of `(df/dy)^T a = -g`, by the Jacobian that an implicit solver needs anyway."""
+    rows = problem.method.rows
+    matrix = tf.linalg.matrix_transpose(problem.field.jacobian(time, y, problem.parameters, rows)[0])
+    return tree.scale(-1, tree.unpacked(product(inverse(matrix), tree.packed(cotangents, rows)), cotangents, rows))
 
 
 def _or_one(size):

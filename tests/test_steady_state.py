@@ -154,3 +154,21 @@ def test_what_makes_no_sense_is_refused():
         SteadyState(rtol=-1)
     with pytest.raises(ValueError, match="must not both be zero"):
         SteadyState(0, 0)
+
+
+def test_steady_state_of_a_stiff_equation_is_found_and_differentiated_by_an_implicit_solver():
+    """`y = (a, a^2)`, where the second component follows the first three thousand times as fast."""
+    a = tf.Variable(2.0, dtype="float64")
+    with tf.GradientTape() as tape:
+        solution = keras_ode.solve(
+            lambda t, y: tf.stack([a - y[0], 3000 * (y[0] ** 2 - y[1])]),
+            tf.zeros([2], tf.float64),
+            [0.0, np.inf],
+            event=keras_ode.SteadyState(),
+            solver="rodas5p",
+            jit_compile=False,
+        )
+        total = tf.reduce_sum(solution.event_state)
+    np.testing.assert_allclose(solution.event_state, [2, 4], rtol=1e-6)
+    assert int(solution.stats["num_steps"]) < 300
+    np.testing.assert_allclose(tape.gradient(total, a), 1 + 2 * 2, rtol=1e-6)

@@ -21,7 +21,7 @@ from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Field, Stage
-from keras_ode.solvers.linear import Linearization
+from keras_ode.solvers.linear import Linearization, scaled
 
 # A backward step may be so many times as long as the steps that the errors of the forward solve allowed on its way.
 _MOST_ALLOWED = 5
@@ -245,9 +245,7 @@ class _Equation(Field):
         """That of the forward field, transposed; its derivative by time would be a second one."""
         block = self._block
         matrix, _ = self._field.jacobian(block.time(since), block.evaluate(since), self._parameters, self.rows)
-        sign = block.direction[:, None, None] if block.direction.shape.rank else block.direction
-        matrix = -tf.cast(sign, matrix.dtype) * tf.linalg.matrix_transpose(matrix)
-        return Linearization(matrix, None, matrix.shape[-1])
+        return Linearization(scaled(-block.direction, tf.linalg.matrix_transpose(matrix)), None, matrix.shape[-1])
 
     def cotangent(self, a):
         return a

@@ -21,9 +21,9 @@ _ROUNDING_ERRORS = 10
 class Newton:
     """Solves the stages of one step: `z = gamma * size * f(t, base + z)` for the increment `z`.
 
-    Every iteration uses the Jacobian at the start of the step, if that does for steps of constant size. The iteration is not differentiated: where the field asks for
-    derivatives of the step, corrections with the Jacobian at the stage's solution follow, and each makes one more derivative of
-    `z` that of the implicit function.
+    Every iteration uses the Jacobian at the start of the step, if that does for steps of constant size. The iteration is not
+    differentiated: where the field asks for derivatives of the step, corrections with the Jacobian at the stage's solution
+    follow, and each makes one more derivative of `z` that of the implicit function.
 
     Args:
         field: A `Field`.

@@ -30,10 +30,15 @@ class Linearization(NamedTuple):
     evaluations: Any
 
 
-def identity_less(factor, matrix):
-    """`I - factor * matrix`, with a factor that is a scalar, or one for each row."""
+def scaled(factor, matrix):
+    """Matrices times a factor that is a scalar, or one for each row."""
     factor = tf.cast(factor, matrix.dtype)
-    return tf.eye(matrix.shape[-1], dtype=matrix.dtype) - (factor[:, None, None] if factor.shape.rank else factor) * matrix
+    return (factor[:, None, None] if factor.shape.rank else factor) * matrix
+
+
+def identity_less(factor, matrix):
+    """`I - factor * matrix`."""
+    return tf.eye(matrix.shape[-1], dtype=matrix.dtype) - scaled(factor, matrix)
 
 
 def product(matrix, vectors):
