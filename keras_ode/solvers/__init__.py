@@ -5,6 +5,7 @@ from keras_ode.solvers.adams import AB2, AB3, AB4, AB5, ABM2, ABM3, ABM4, ABM5
 from keras_ode.solvers.base import Solver
 from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
 from keras_ode.solvers.rosenbrock import Rodas5P, Rosenbrock23
+from keras_ode.solvers.symplectic import Leapfrog, SemiImplicitEuler, Yoshida4
 
 SOLVERS = {
     "euler": Euler,
@@ -28,6 +29,9 @@ SOLVERS = {
     "abm3": ABM3,
     "abm4": ABM4,
     "abm5": ABM5,
+    "semi_implicit_euler": SemiImplicitEuler,
+    "leapfrog": Leapfrog,
+    "yoshida4": Yoshida4,
 }
 
 

@@ -124,7 +124,7 @@ class Solver(Configurable):
         return self
 
     def bind(self, structure):
-        """The solver for states of a structure: a nest of tensors, whose leaves are the first ones of those that `step` is given."""
+        """The solver for states of this structure, a nest of tensors: its leaves are the first of those that `step` is given."""
         return self
 
     def start(self, field, t, y):
