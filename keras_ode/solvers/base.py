@@ -127,6 +127,9 @@ class Solver(Configurable):
         """The solver for states of this structure, a nest of tensors: its leaves are the first of those that `step` is given."""
         return self
 
+    def check(self, field):
+        """Warns of a `VectorField` that it is not made for."""
+
     def start(self, field, t, y):
         """The carry at the first point `(t, y)`, and how many evaluations it took."""
         raise NotImplementedError

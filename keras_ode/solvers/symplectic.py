@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.errors import warn
 from keras_ode.solvers.base import Solver, Step, hermite_stages
 from keras_ode.solvers.explicit import RK4
 
@@ -37,6 +38,16 @@ class Symplectic(Solver):
 
     def bind(self, structure):
         return type(self)(_parts(structure, type(self).__name__))
+
+    def check(self, field):
+        for part, leaves in zip(("q", "p"), self._parts(), strict=True):
+            if field.depends(leaves, leaves):
+                other = "p" if part == "q" else "q"
+                warn(
+                    f"{type(self).__name__} is for dynamics where the derivative of {part} depends on {other} and the time only. "
+                    f"Here it depends on {part} too, so that the method has a lower order and the energy may drift: use another "
+                    "solver, such as 'rk4'."
+                )
 
     def start(self, field, t, y):
         return field(t, y), 1

@@ -1,5 +1,7 @@
 """Symplectic methods: orders, conserved energy, reversibility and gradients against closed forms."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -108,6 +110,41 @@ def test_positions_and_momenta_of_a_dict_are_found_by_their_names():
 def test_state_that_is_not_of_two_parts_is_refused(y0):
     with pytest.raises(ValueError, match=r"Leapfrog needs a state of two parts.*Received: y0 of the shapes"):
         solve(lambda t, y: y, y0, [0.0, 1.0], "leapfrog", 0.1)
+
+
+def of_an_energy(t, y):
+    """The pendulum's by automatic differentiation of its energy."""
+    q, p = y
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(y)
+        energy = tf.reduce_sum(p**2 / 2) - tf.reduce_sum(tf.cos(q))
+    by_q, by_p = tape.gradient(energy, y)
+    return by_p, -by_q
+
+
+@tf.function
+def traced(q, p):
+    return p + tf.zeros_like(q), -tf.sin(q)
+
+
+@pytest.mark.parametrize("dynamics", [pendulum, turning, of_an_energy, lambda t, y: traced(*y)])
+def test_dynamics_of_the_right_form_raises_no_warning(dynamics):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve(dynamics, START, [0.0, 0.1], "leapfrog", 0.1)
+
+
+@pytest.mark.parametrize(
+    "dynamics, part",
+    [
+        (lambda t, y: (y[1], -y[0] - 0.1 * y[1]), "p"),
+        (lambda t, y: (y[0] * y[1], -y[0]), "q"),
+        (lambda t, y: traced(y[0] + y[1], y[1]), "p"),
+    ],
+)
+def test_dynamics_of_another_form_raises_a_warning(dynamics, part):
+    with pytest.warns(UserWarning, match=f"Leapfrog is for dynamics where the derivative of {part} depends on"):
+        solve(dynamics, START, [0.0, 0.1], "leapfrog", 0.1)
 
 
 def test_solver_that_was_not_bound_says_so():
