@@ -10,6 +10,8 @@ LOOPS = {"While", "StatelessWhile"}
 READS = {"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"}
 UPDATES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 GRADIENT = internals.GRADIENT
+# Operations whose results do not depend on the values that they are given.
+_SHAPES = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"}
 
 
 def inner_graphs(op):
@@ -60,6 +62,31 @@ def function_of(graph, name):
             return function
         graph = getattr(graph, "outer_graph", None)
     raise KeyError(name)
+
+
+def inputs_of(graph, results):
+    """Which of the inputs of a graph the values of some of its tensors depend on: a set of their numbers.
+
+    It does not look into branches and loops.
+    """
+    numbers = {id(x): i for i, x in enumerate(graph.inputs)}
+    found, seen, waiting = set(), set(), list(results)
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        op = tensor.op
+        if id(tensor) in numbers:
+            found.add(numbers[id(tensor)])
+        elif op.type == "IdentityN":
+            waiting.append(op.inputs[tensor.value_index])
+        elif op.type in CALLS:
+            (inner,) = inner_graphs(op)
+            waiting += [op.inputs[i] for i in inputs_of(inner, [inner.outputs[tensor.value_index]])]
+        elif op.type not in _SHAPES | BRANCHES | LOOPS:
+            waiting += op.inputs
+    return found
 
 
 def has_attribute(op, attribute):

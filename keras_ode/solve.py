@@ -216,6 +216,7 @@ def solve_in_mode(
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     field = _close(dynamics, times[0], y0, args, training, penalties, mask)
+    method.solver.check(field)
     method = arguments.resolved(method, rtol, atol, field, leaves)
     if penalties is not None:
         leaves = (*leaves, *penalties.leaves)

@@ -4,7 +4,7 @@ import functools
 
 import tensorflow as tf
 
-from keras_ode import precision, tree
+from keras_ode import graphs, precision, tree
 from keras_ode.closure import no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient, differentiated_last, leave_out_names
 from keras_ode.xla import why_not_compiled
@@ -125,6 +125,12 @@ class VectorField(PureFunction):
             self._jacobians[rows] = self._trace_jacobian(t, y, parameters, rows)
         matrix, *by_time = self._jacobians[rows](tree.expand(t, y[0]), *y, *parameters)
         return matrix, tuple(by_time) or None
+
+    def depends(self, results, leaves):
+        """Whether some of the derivative's leaves depend on some of the state's; both are given by their numbers."""
+        graph = self._closure.graph
+        found = graphs.inputs_of(graph, [graph.outputs[i] for i in results])
+        return any(1 + i in found for i in leaves)
 
     def inlined(self):
         """The same field for loops that are differentiated; each call is built once more, in the caller's graph.

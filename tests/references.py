@@ -5,6 +5,12 @@ import scipy.integrate
 import scipy.linalg
 import tensorflow as tf
 
+from keras_ode.solvers import SOLVERS
+from keras_ode.solvers.symplectic import Symplectic
+
+# The symplectic methods solve for positions and momenta only.
+SOLVERS_OF_ANY_STATE = tuple(name for name in SOLVERS if not issubclass(SOLVERS[name], Symplectic))
+
 # Three decaying, coupled oscillators' worth of a matrix: no symmetry, so that a transpose in the wrong place shows.
 MATRIX = np.array([[-0.2, 1.0, 0.0], [-1.0, -0.2, 0.5], [0.1, -0.3, -0.4]])
 START = np.array([1.0, 0.5, -1.0])

@@ -6,6 +6,7 @@ from keras_ode.solvers.base import Solver
 from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, Kvaerno3, Kvaerno5, Trapezoid
 from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
 from keras_ode.solvers.rosenbrock import Rodas5P, Rosenbrock23
+from keras_ode.solvers.symplectic import Leapfrog, SemiImplicitEuler, Yoshida4
 
 SOLVERS = {
     "euler": Euler,
@@ -34,6 +35,9 @@ SOLVERS = {
     "abm3": ABM3,
     "abm4": ABM4,
     "abm5": ABM5,
+    "semi_implicit_euler": SemiImplicitEuler,
+    "leapfrog": Leapfrog,
+    "yoshida4": Yoshida4,
 }
 
 

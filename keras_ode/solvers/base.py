@@ -150,6 +150,9 @@ class Solver(Configurable):
         """The solver for states of a structure: a nest, whose leaves are the first ones of those that `step` is given."""
         return self
 
+    def check(self, field):
+        """Warns of a `VectorField` that it is not made for."""
+
     def start(self, field, t, y):
         """The carry at the first point `(t, y)`, and how many evaluations it took."""
         raise NotImplementedError

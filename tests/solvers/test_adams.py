@@ -129,7 +129,7 @@ def exact_gradients(times):
 TIMES = [0.0, 0.333, 0.5, 1.1055]
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", [SOME[0], pytest.param(SOME[1], marks=pytest.mark.slow)])
 def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
     """With so few checkpoints that steps are taken again in the middle of a history, and a last step that is shorter."""
     few = keras_ode.adjoints.Checkpointed(checkpoints=8)

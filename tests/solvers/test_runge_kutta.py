@@ -9,7 +9,7 @@ from keras_ode.solvers import SOLVERS
 from keras_ode.solvers.base import Field, Interval, Stage
 from keras_ode.solvers.explicit import RK4
 from keras_ode.solvers.linear import Linearization
-from tests.references import MATRIX, START
+from tests.references import MATRIX, SOLVERS_OF_ANY_STATE, START
 
 H = 0.3
 
@@ -88,7 +88,7 @@ def test_stage_that_nothing_depends_on_is_not_pushed():
     assert field.pushed == 1
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SOLVERS_OF_ANY_STATE)
 def test_cotangent_of_a_step_is_by_the_transposed_matrix_of_the_step(name):
     """A step of a linear equation is linear: its matrix is found column by column."""
     solver, a, b = SOLVERS[name](), np.array([0.3, -1.0, 2.0]), np.array([1.0, 0.5, -2.0])
