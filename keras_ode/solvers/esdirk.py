@@ -91,10 +91,29 @@ class Kvaerno3(ESDIRK):
 class Kvaerno5(ESDIRK):
     """Kvaerno's method for stiff equations: order 5(4), 7 stages, L-stable, with a cubic interpolant.
 
+    One of its stages lies 0.23 steps behind the end of each step.
+
     Reference: Kvaerno (2004), Singly diagonally implicit Runge-Kutta methods with an explicit first stage, BIT 44(3), 489-502.
     """
 
     table = esdirk_tables.KVAERNO5
+    order, error_order = table.order, table.error_order
+
+    @property
+    def backward(self):
+        return KenCarp4()  # the state is known within steps only
+
+
+class KenCarp4(ESDIRK):
+    """The implicit half of Kennedy and Carpenter's pair for stiff equations: order 4(3), 6 stages, L-stable, cubic interpolant.
+
+    All of its stages lie within the step.
+
+    Reference: Kennedy, Carpenter (2003), Additive Runge-Kutta schemes for convection-diffusion-reaction equations, Appl. Numer.
+    Math. 44(1-2), 139-181.
+    """
+
+    table = esdirk_tables.KENCARP4
     order, error_order = table.order, table.error_order
 
 

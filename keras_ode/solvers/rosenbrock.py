@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.solvers import rodas_tables
 from keras_ode.solvers.base import Solver, Stage, Step
-from keras_ode.solvers.esdirk import Kvaerno3, Kvaerno5
+from keras_ode.solvers.esdirk import KenCarp4
 from keras_ode.solvers.linear import identity_less, inverse, product
 
 
@@ -23,7 +23,7 @@ class Rosenbrock(Solver):
     table = None
     is_implicit = True
     # For adjoint equations, whose derivative by time would be a second derivative of the dynamics.
-    backward = Kvaerno3()
+    backward = KenCarp4()
 
     @property
     def weights(self):
@@ -75,7 +75,6 @@ class Rodas5P(Rosenbrock):
     """
 
     table = rodas_tables.RODAS5P
-    backward = Kvaerno5()
     order, error_order = table.order, table.error_order
 
 
