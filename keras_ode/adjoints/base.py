@@ -17,7 +17,6 @@ from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, step
 from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
-
 # How many derivatives of implicit steps, one of the other, are exact where the loop is differentiated.
 _DERIVATIVES = 2
 
