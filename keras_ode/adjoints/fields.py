@@ -52,8 +52,7 @@ class ForwardField(Field):
         )
 
     def scaled(self, change, y, per_sample, dtype):
-        method, controlled = self.problem.method, self.problem.controlled
         if not self.adaptive:
             return super().scaled(change, y, per_sample, dtype)
-        y = controlled(y)
-        return method.tolerance.scaled(controlled(change), y, y, per_sample, dtype, method.norm)
+        change, y = map(self.problem.controlled, (change, y))
+        return self.problem.method.tolerance.scaled(change, y, y, per_sample, dtype, self.problem.method.norm)

@@ -1,6 +1,7 @@
 """Diagonally implicit Runge-Kutta methods whose first stage is explicit."""
 
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -43,7 +44,9 @@ class ESDIRK(Solver):
         for i in range(1, len(numbers.c)):
             times.append(interval.end if numbers.c[i] == 1 else interval.start + tf.constant(numbers.c[i], size.dtype) * size)
             base = _added(y, size, numbers.a[i][:-1], slopes)
-            z = newton.solve(times[i], base, tree.scale(factor, tree.weighted_sum(*_nonzero(numbers.guesses[i], slopes))))
+            # From far away, a step that cannot be made smaller could find another root.
+            guess = tree.weighted_sum(numbers.guesses[i], slopes) if field.adaptive else tree.zeros_like(y)
+            z = newton.solve(times[i], base, tree.scale(factor, guess))
             slopes.append(tree.where(size == 0, carry.derivative, tree.scale(reciprocal, z)))
             points.append(tree.add(base, z))
         integrands, count = self._integrands(field, times, points, carry)
@@ -89,7 +92,7 @@ class Kvaerno3(ESDIRK):
 
 
 class Kvaerno5(ESDIRK):
-    """Kvaerno's method for stiff equations: order 5(4), 7 stages, L-stable, with a cubic interpolant.
+    """Kvaerno's method for stiff equations: order 5(4), 7 stages, L-stable, with an interpolant of order 4.
 
     One of its stages lies 0.23 steps behind the end of each step.
 
@@ -152,21 +155,36 @@ class _Numbers:
         self.a = [[float(x) for x in row] for row in table.a]
         self.is_stiffly_accurate = self.a[-1] == self.b
         self.guesses = [_extrapolation(self.c[:i], self.c[i]) for i in range(len(self.c))]
-        # Hermite's cubic; the mean slope is the stages' sum with the weights `b`.
-        self.dense = np.zeros([len(self.c) + (not self.is_stiffly_accurate), 3])
-        self.dense[: len(self.b)] += np.outer(self.b, [0, 3, -2])
-        self.dense[0] += [1, -2, 1]
-        self.dense[-1] += [0, -1, 1]
+        self.dense = self._hermite()
+        if table.order > 3:
+            self.dense = np.pad(self.dense, [(0, 0), (0, 1)]) + np.outer(self._correction(), [0, 1, -2, 1])
+
+    def _hermite(self):
+        """Hermite's cubic; the mean slope is the stages' sum with the weights `b`."""
+        dense = np.zeros([len(self.c) + (not self.is_stiffly_accurate), 3])
+        dense[: len(self.b)] += np.outer(self.b, [0, 3, -2])
+        dense[0] += [1, -2, 1]
+        dense[-1] += [0, -1, 1]
+        return dense
+
+    def _correction(self):
+        """The least weights `w` with which `theta^2 (1 - theta)^2 sum_i w_i k_i` makes Hermite's cubic an interpolant of order
+        four, which leaves values and slopes at both ends as they are: a solution of the order conditions."""
+        c = np.array(self.c)
+        a = np.array([row + [0.0] * (len(c) - len(row)) for row in self.a])
+        conditions = np.stack([c**0, c, c**2, c**3, a @ c**2 - c**3 / 3])
+        return np.linalg.pinv(conditions) @ [0, 0, 0, 1 / 4, 0]
 
 
 def _extrapolation(nodes, node):
-    """The weights with which values at the last two nodes give that at another: of the line through them."""
+    """The weights with which values at nodes give that at another: by the polynomial through the last three."""
     weights = [0.0] * len(nodes)
-    if node in nodes or len(nodes) < 2:
-        weights[nodes.index(node) if node in nodes else -1 :] = [1.0] if nodes else []
+    if node in nodes:
+        weights[nodes.index(node)] = 1.0
         return weights
-    share = (node - nodes[-2]) / (nodes[-1] - nodes[-2])
-    weights[-2:] = [1 - share, share]
+    last = range(max(len(nodes) - 3, 0), len(nodes))
+    for i in last:
+        weights[i] = math.prod((node - nodes[j]) / (nodes[i] - nodes[j]) for j in last if j != i)
     return weights
 
 

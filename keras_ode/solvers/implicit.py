@@ -13,7 +13,7 @@ _MOST_ITERATIONS = 10
 _MOST_OF_FIXED_STEPS = 40
 _SLOW = 0.2
 # The error that the iteration may leave, in units of the step's tolerance.
-_KAPPA = 0.01
+_KAPPA = 0.03
 # Changes of so many rounding errors of the state are as small as they get.
 _ROUNDING_ERRORS = 10
 
@@ -21,9 +21,9 @@ _ROUNDING_ERRORS = 10
 class Newton:
     """Solves the stages of one step: `z = gamma * size * f(t, base + z)` for the increment `z`.
 
-    Every iteration uses the Jacobian at the start of the step, if that does for steps of constant size. The iteration is not
-    differentiated: where the field asks for derivatives of the step, corrections with the Jacobian at the stage's solution
-    follow, and each makes one more derivative of `z` that of the implicit function.
+    Every iteration uses the Jacobian at the start of the step; steps of constant size, which cannot be tried again, take new
+    ones where that is slow. The iteration is not differentiated: where the field asks for derivatives of the step, corrections
+    with the Jacobian at the stage's solution follow, and each makes one more derivative of `z` that of the implicit function.
 
     Args:
         field: A `Field`.

@@ -1,0 +1,271 @@
+"""Implicit methods: closed forms, stiff problems against SciPy, stages that do not converge, and gradients of steps."""
+
+import functools
+
+import numpy as np
+import pytest
+import scipy.integrate
+import tensorflow as tf
+
+import keras_ode
+from keras_ode import Status
+from keras_ode.solvers import SOLVERS
+from keras_ode.solvers.base import Field, Interval, Stage
+from keras_ode.solvers.linear import Linearization
+
+IMPLICIT = [name for name in SOLVERS if SOLVERS[name].is_implicit]
+# Those whose stability function vanishes at infinity.
+DAMPED = [name for name in IMPLICIT if name not in ("implicit_midpoint", "trapezoid")]
+ACCURATE = [name for name in IMPLICIT if SOLVERS[name].order >= 5]
+
+
+def solve(dynamics, y0, t, **options):
+    return keras_ode.solve(dynamics, tf.constant(y0, tf.float64), t, jit_compile=False, **options)
+
+
+def bell(t, y):
+    """From y(0) = 1, the solution is 1 / (1 + t^2)."""
+    return -2 * t * y**2
+
+
+def parabola(t, y, rate):
+    return -rate * y**2
+
+
+def robertson(t, y, rates):
+    a, b, c = tf.unstack(y, axis=-1)
+    slow, fast, back = rates[..., 0] * a, rates[..., 1] * b**2, rates[..., 2] * b * c
+    return tf.stack([back - slow, slow - back - fast, fast], axis=-1)
+
+
+RATES = np.array([0.04, 3e7, 1e4])
+
+
+@functools.cache
+def robertson_by_scipy():
+    def field(t, y):
+        slow, fast, back = 0.04 * y[0], 3e7 * y[1] ** 2, 1e4 * y[1] * y[2]
+        return [back - slow, slow - back - fast, fast]
+
+    return scipy.integrate.solve_ivp(field, (0, 1e11), [1, 0, 0], "Radau", rtol=1e-12, atol=1e-16).y[:, -1]
+
+
+def van_der_pol(t, y):
+    x, v = tf.unstack(y, axis=-1)
+    return tf.stack([v, 1000 * (1 - x**2) * v - x], axis=-1)
+
+
+# Accuracy
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_error_at_constant_steps_falls_with_the_order_of_the_method(name):
+    counts = (8, 16, 32)
+    steps = [solve(bell, [1.0], [0.0, 1.5], solver=name, controller="constant", step_size=1.5 / n) for n in counts]
+    errors = np.abs([float(s.ys[-1, 0]) - 1 / 3.25 for s in steps])
+    assert np.all(np.log2(errors[:-1] / errors[1:]) > SOLVERS[name].order - 0.25)
+
+
+@pytest.mark.parametrize("name", ["rodas5p", "kvaerno5"])
+def test_interpolant_of_methods_of_order_five_is_of_order_four(name):
+    """Saved states within steps of one size, and of half of it; the error of an interpolant of order four is of order five."""
+    times = np.linspace(0, 1.5, 62)
+    errors = [
+        np.abs(solve(bell, [1.0], times, solver=name, controller="constant", step_size=1.5 / n).ys[:, 0] - 1 / (1 + times**2)).max()
+        for n in (16, 32)
+    ]
+    assert np.log2(errors[0] / errors[1]) > 4.75
+
+
+@pytest.mark.parametrize("name", DAMPED)
+def test_steps_a_million_times_the_time_scale_follow_the_slow_solution(name):
+    """Prothero and Robinson's equation, from far off its slow solution cos t; order reduction leaves at least order one."""
+    field = lambda t, y: -1e6 * (y - tf.cos(t)) - tf.sin(t)
+    ys = solve(field, [1.5], [0.0, 10.0], solver=name, controller="constant", step_size=0.1).ys
+    np.testing.assert_allclose(ys[-1, 0], np.cos(10.0), atol=1e-3 if SOLVERS[name].order == 2 else 1e-7)
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("name", ACCURATE)
+def test_robertsons_reaction_is_that_of_scipy(name, tolerance):
+    y0, options = [1.0, 0.0, 0.0], {"solver": name, "rtol": tolerance, "atol": 1e-6 * tolerance}
+    solution = solve(robertson, y0, [0.0, 1e11], args=(tf.constant(RATES),), **options)
+    np.testing.assert_allclose(solution.ys[-1], robertson_by_scipy(), rtol=100 * tolerance, atol=1e-4 * tolerance)
+    assert int(solution.stats["num_steps"]) < {1e-4: 150, 1e-6: 350, 1e-8: 800}[tolerance]
+
+
+@pytest.mark.parametrize("name", ["rosenbrock23", "kvaerno3"])
+def test_methods_of_low_order_solve_robertsons_reaction_at_a_loose_tolerance(name):
+    solution = solve(robertson, [1.0, 0.0, 0.0], [0.0, 1e11], args=(tf.constant(RATES),), solver=name, rtol=1e-4, atol=1e-10)
+    np.testing.assert_allclose(solution.ys[-1], robertson_by_scipy(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ACCURATE)
+def test_stiff_van_der_pol_oscillation_is_that_of_scipy(name):
+    """Over a period and more, with two jumps: steps shrink and grow by ten powers of ten."""
+    field = lambda t, y: [y[1], 1000 * (1 - y[0] ** 2) * y[1] - y[0]]
+    expected = scipy.integrate.solve_ivp(field, (0, 2000), [2.0, 0.0], "Radau", rtol=1e-10, atol=1e-12).y[:, -1]
+    solution = solve(van_der_pol, [2.0, 0.0], [0.0, 2000.0], solver=name, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(solution.ys[-1], expected, rtol=1e-5)
+    assert int(solution.stats["num_steps"]) < 600
+
+
+def test_single_precision_does_not_ask_stages_for_more_than_it_has():
+    y0, t = [1.0, 0.0, 0.0], [0.0, 1e5]
+    options = {"solver": "kvaerno5", "rtol": 1e-6, "atol": 1e-10, "jit_compile": False}
+    single = keras_ode.solve(robertson, tf.constant(y0), t, args=(tf.constant(RATES, tf.float32),), **options)
+    double = solve(robertson, y0, t, args=(tf.constant(RATES),), solver="kvaerno5", rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(single.ys[-1], double.ys[-1], rtol=1e-3)
+    assert int(single.stats["num_steps"]) < 300
+
+
+# Rows
+
+
+@pytest.mark.parametrize("name", [pytest.param("rodas5p", marks=pytest.mark.slow), "kvaerno5"])
+def test_rows_with_rates_of_their_own_are_solved_as_if_alone(name):
+    rates = RATES * np.exp(np.random.default_rng(0).normal(size=[64, 3]))
+    y0, options = np.tile([1.0, 0.0, 0.0], [64, 1]), {"solver": name, "rtol": 1e-6, "atol": 1e-12}
+    rows = solve(robertson, y0, [0.0, 1e6], args=(tf.constant(rates),), per_sample=True, **options)
+    assert len(np.unique(rows.stats["num_evaluations"])) > 5
+    for i in (0, 17, 63):
+        alone = solve(robertson, y0[i], [0.0, 1e6], args=(tf.constant(rates[i]),), **options)
+        np.testing.assert_allclose(rows.ys[-1, i], alone.ys[-1], rtol=1e-10)
+        assert int(rows.stats["num_evaluations"][i]) == int(alone.stats["num_evaluations"])
+
+
+# Stages that do not converge
+
+
+def test_step_without_a_solution_ends_in_not_converged_and_its_neighbors_go_on():
+    """`y = y0 + h y^2` has no real root where 4 h y0 > 1."""
+    solution = solve(
+        parabola, [[1.0], [0.1]], [0.0, 1.0], args=(-1.0,), solver="implicit_euler", step_size=1.0, per_sample=True, on_failure="nan"
+    )
+    assert list(solution.status.numpy()) == [Status.NOT_CONVERGED, Status.SUCCESS]
+    np.testing.assert_allclose(solution.ys[-1], [[np.nan], [(1 - np.sqrt(0.6)) / 2]], rtol=1e-9)
+
+
+def test_step_whose_stages_do_not_converge_is_tried_again_with_a_smaller_size():
+    """A Jacobian of zero: the iteration converges for steps below the time scale only."""
+    field = lambda t, y: -1000 * (tf.stop_gradient(y) - 1)
+    solution = solve(field, [1.5], [0.0, 1.0], solver="kvaerno3", step_size=0.1)
+    assert int(solution.stats["num_rejected"]) > 0
+    np.testing.assert_allclose(solution.ys[-1], [1.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, start, expected",
+    [
+        ("implicit_euler", 100.0, (np.sqrt(401) - 1) / 2),  # y = 100 - y^2
+        ("implicit_midpoint", 100.0, 2 * (np.sqrt(201) - 1) - 100),  # y = 2 m - 100, m = 100 - m^2 / 2
+        ("trapezoid", 1.5, np.sqrt(1.75) - 1),  # y = 1.5 - (1.5^2 + y^2) / 2
+    ],
+)
+def test_constant_steps_take_new_jacobians_where_the_first_is_not_enough(name, start, expected):
+    ys = solve(parabola, [start], [0.0, 1.0], args=(1.0,), solver=name, step_size=1.0).ys
+    np.testing.assert_allclose(ys[-1, 0], expected, rtol=1e-9)
+
+
+# Gradients
+
+
+def root(rate, y0):
+    """A step of size 1/2 of Euler's implicit method for `y' = -rate y^2`."""
+    return (tf.sqrt(1 + 2 * rate * y0) - 1) / rate
+
+
+@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+def test_gradient_of_an_implicit_step_is_that_of_the_implicit_function(adjoint):
+    inputs = tf.constant(2.0, tf.float64), tf.constant([1.3], tf.float64)
+
+    def step(rate, y0):
+        return keras_ode.solve(
+            parabola, y0, [0.0, 0.5], args=(rate,), solver="implicit_euler", step_size=0.5, adjoint=adjoint, max_steps=2, jit_compile=False
+        ).ys[-1]
+
+    for expected, found in zip(*(gradients(function, inputs, adjoint == "direct") for function in (root, step)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def gradients(function, inputs, twice):
+    """The first and, if asked for, the second derivatives of the first component."""
+    with tf.GradientTape() as outer:
+        if twice:
+            outer.watch(inputs)
+        with tf.GradientTape() as inner:
+            inner.watch(inputs)
+            value = function(*inputs)
+        first = inner.gradient(value, inputs)
+        mixed = tf.reduce_sum(first[0]) + 3 * tf.reduce_sum(first[1])
+    return [*first, *(outer.gradient(mixed, inputs) if twice else ())]
+
+
+@pytest.mark.parametrize(
+    "name, adjoint",
+    [
+        ("kvaerno3", "checkpointed"),
+        pytest.param("kvaerno3", "direct", marks=pytest.mark.slow),
+        pytest.param("rodas5p", "checkpointed", marks=pytest.mark.slow),
+        pytest.param("kvaerno5", "checkpointed", marks=pytest.mark.slow),
+        pytest.param("kvaerno5", "direct", marks=pytest.mark.slow),
+    ],
+)
+def test_gradient_of_a_stiff_solve_is_that_of_the_closed_form(name, adjoint):
+    """`y' = -k (y - cos t) - sin t` from cos 0 + c: the solution is cos t + c exp(-k t), and rows have k of their own."""
+    rate, start = tf.constant([[2.0], [2000.0]], tf.float64), tf.constant([[1.5], [1.5]], tf.float64)
+    field = lambda t, y, rate: -rate * (y - tf.cos(t)) - tf.sin(t)
+    with tf.GradientTape() as tape:
+        tape.watch((rate, start))
+        options = {"rtol": 1e-6, "atol": 1e-6, "max_steps": 500, "per_sample": True, "jit_compile": False}
+        ys = keras_ode.odeint(field, start, [0.0, 0.3, 1.0], args=(rate,), solver=name, adjoint=adjoint, **options)
+        loss = tf.reduce_sum(ys[1:] * [[[1.0]], [[2.0]]])
+    by_rate, by_start = tape.gradient(loss, (rate, start))
+    early, late = np.exp(-0.3 * rate.numpy()), np.exp(-rate.numpy())
+    np.testing.assert_allclose(by_start, early + 2 * late, atol=1e-4)
+    np.testing.assert_allclose(by_rate, -0.5 * (0.3 * early + 2 * late), atol=1e-4)
+
+
+# The integral of what only accumulates
+
+
+class Decay(Field):
+    """`y' = -y`, with the integrand `y^2`."""
+
+    rows = False
+
+    def __call__(self, t, y, with_integrand=True):
+        return Stage((-y[0],), (y[0] ** 2,) if with_integrand else ())
+
+    def linearize(self, t, y):
+        return Linearization(-tf.ones([1, 1, 1], tf.float64), None, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in IMPLICIT if name.startswith(("kv", "im", "tr"))])
+def test_integral_over_a_step_has_the_order_of_the_method(name):
+    solver, errors = SOLVERS[name](), []
+    for size in (0.1, 0.05):
+        y, (zero, end) = (tf.ones([1], tf.float64),), tf.constant([0.0, size], tf.float64)
+        carry, _ = solver.start(Decay(), zero, y)
+        step = solver.step(Decay(), Interval(zero, end, end, zero, end), y, carry)
+        errors.append(abs(float(step.integral[0][0]) - (1 - np.exp(-2 * size)) / 2))
+        np.testing.assert_allclose(step.carry.integrand[0], step.y[0] ** 2)
+        assert bool(step.integral_error) == bool(solver.error_order)
+    assert np.log2(errors[0] / errors[1]) > solver.order + 0.75
+
+
+# Compiled
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "implicit_euler")) for n in IMPLICIT])
+def test_compiled_solve_is_that_of_the_plain_graph(name):
+    def run(y0, rate):
+        with tf.GradientTape() as tape:
+            tape.watch(rate)
+            options = {"solver": name, "step_size": 0.25, "max_steps": 30, "adjoint": "checkpointed", "rtol": 1e-4}
+            end = keras_ode.solve(parabola, y0, [0.0, 1.0], args=(rate,), **options).ys[-1]
+        return end, tape.gradient(end, rate)
+
+    inputs = tf.constant([[1.0], [2.0]], tf.float64), tf.constant(1.5, tf.float64)
+    for found, expected in zip(tf.function(run, jit_compile=True)(*inputs), tf.function(run)(*inputs), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
