@@ -35,6 +35,11 @@ class Method(NamedTuple):
     rows: bool = False  # whether rows of a batch are known to be independent, so that each has a Jacobian of its own
     sums: Callable | None = None  # `sums(step, interval)` is the step with what it adds to leaves that only sum up steps
 
+    @property
+    def has_dense_stages(self):
+        """Whether dense output takes more evaluations."""
+        return self.solver.num_stages(True) > self.solver.num_stages(False)
+
     def step(self, field, interval, y, carry, with_dense=False):
         """Tries one step: see `Solver.step`."""
         return self._summed(self.solver.step(field, interval, y, carry, with_dense), interval)

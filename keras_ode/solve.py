@@ -348,7 +348,7 @@ def _run(adjoint, problem, segments, jit_compile):
     if may_compile:
         problem = adjoint.with_compiled_parts(problem)
     tensors = (problem.tensors(), () if segments is None else segments.tensors)
-    may_be_recorded = not may_compile or internals.may_be_recorded()
+    may_be_recorded = not (may_compile or problem.method.has_dense_stages) or internals.may_be_recorded()
     key = _key(adjoint, problem, segments, (in_parts, is_compiled, may_compile), tensors)
     if in_parts and adjoint.pays_to_compile and not tree.is_compiled():
         programs = programs_of(key if problem.recorder is None else None)

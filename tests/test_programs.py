@@ -72,6 +72,21 @@ def test_solve_that_no_tape_records_keeps_no_steps_and_still_has_a_gradient(comp
     assert without < with_steps
 
 
+def test_solve_that_no_tape_records_takes_no_stages_for_interpolants():
+    """Dopri8 has 12 stages a step, of which one is shared, and three more for its interpolant."""
+    rate = tf.Variable(RATE, dtype="float64")
+    solve = lambda: keras_ode.solve(
+        decay(rate), tf.constant([1.0], tf.float64), [0.0, 2.0], solver="dopri8", rtol=1e-8, jit_compile=False
+    )
+    stats = solve().stats
+    with tf.GradientTape() as tape:
+        recorded = solve()
+        total = tf.reduce_sum(recorded.ys[-1])
+    steps = int(stats["num_steps"])
+    assert int(recorded.stats["num_evaluations"]) - int(stats["num_evaluations"]) == 3 * steps
+    np.testing.assert_allclose(tape.gradient(total, rate), -2 / (1 + 2 * RATE) ** 2, rtol=1e-6)
+
+
 def test_only_a_size_that_has_taken_enough_steps_is_compiled(soon):
     solve = tf.function(lambda y0: keras_ode.odeint(uncompilable, y0, [0.0, 1.0], rtol=1e-5)[-1], autograph=False)
     solve = solve.get_concrete_function(tf.TensorSpec([None, 1]))

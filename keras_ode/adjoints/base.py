@@ -182,15 +182,20 @@ class FirstOrderAdjoint(Adjoint):
         def forward(*tensors):
             return self.forward(problem.with_tensors(tensors))
 
+        def alone(*tensors):
+            return (solve_forward(problem.with_tensors(tensors))[0],)
+
         # A solve that no tape records needs no memory. Should its function be differentiated afterwards, it runs once more.
-        remembers = problem.may_be_recorded or problem.recorder is not None or not problem.may_compile
+        dear = problem.method.has_dense_stages
+        remembers = problem.may_be_recorded or problem.recorder is not None or not (problem.may_compile or dear)
+        first = ("alone", alone) if dear and not remembers else ("forward", forward)
 
         @custom_gradient
         def solve(*tensors):
             # The gradient function may use only what is made in here: then it works inside a differentiated loop.
             stopped = [tf.stop_gradient(tensor) for tensor in tensors]
             run = _runner(problem, stopped)
-            found = run("forward", forward, stopped, used=lambda found: found if remembers else found[:1])
+            found = run(*first, stopped, used=lambda found: found if remembers else found[:1])
             # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
             kept = tf.nest.map_structure(tf.stop_gradient, found)
             outcome = found[0]
@@ -263,7 +268,7 @@ def _runner(problem, tensors):
     unknown = [tf.size(x, tf.int64) for x in tensors if not x.shape.is_fully_defined()]
     size = tf.add_n(unknown) if unknown else tf.zeros([], tf.int64)
     compiled = programs.is_worth_compiling(size)
-    counts = {"forward": lambda found: programs.count(size, tf.reduce_max(found[0].num_steps))}
+    counts = dict.fromkeys(("forward", "alone"), lambda found: programs.count(size, tf.reduce_max(found[0].num_steps)))
     return lambda name, function, inputs, **used: programs.run(name, function, inputs, compiled, counts.get(name), **used)
 
 
