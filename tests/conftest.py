@@ -17,15 +17,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # References are small: threads of NumPy's linear algebra would only wait for each other, and keep a core busy with that.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# By how much a process may grow within a module before it forgets what it could use again.
-MOST_MEGABYTES = 1000
+# By how much a process may grow within a module before it forgets what it could use again, and must trace anew.
+MOST_MEGABYTES = 2000
 held = 0
 
 
 def pytest_collection_finish():
     """What was imported stays: the garbage collector need not look through it again and again."""
+    global held
     gc.collect()
     gc.freeze()
+    held = megabytes()
 
 
 def forget():

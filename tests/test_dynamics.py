@@ -276,7 +276,7 @@ def test_gradient_of_every_adjoint_follows_every_way_to_read_a_variable(adjoint)
 
 def test_assignment_between_the_solve_and_its_gradient_does_not_change_the_gradient():
     k = tf.Variable(RATE, dtype=tf.float64)
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape() as tape:
         loss = tf.reduce_sum(end_of(lambda t, y: k * y))
     k.assign(0.0)
     np.testing.assert_allclose(tape.gradient(loss, k), SLOPE, rtol=1e-7)

@@ -330,7 +330,7 @@ def test_gradient_goes_through_the_state_and_not_through_the_step_size(adjoint):
         return solve(wave, first.ys[-1], [1.0, 2.0], rtol=1e-8, adjoint=adjoint, step_size=first.step_size if restart else 0.01, max_steps=100).ys[-1]
 
     y0 = tf.constant([1.0, 0.0], tf.float64)
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape() as tape:
         tape.watch(y0)
         loss = run(y0, True)[0]
     np.testing.assert_allclose(tape.gradient(loss, y0), [np.cos(10), np.sin(10) / 5], atol=1e-5)

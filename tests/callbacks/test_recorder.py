@@ -62,7 +62,7 @@ def counted(solver=None, adjoint="interpolating", per_sample=False, times=SPAN):
     layer = keras_ode.ODELayer(
         count,
         t=times,
-        solver=solver or "tsit5",
+        solver=solver or "bosh3",
         adjoint=adjoint,
         rtol=1e-5,
         controller="constant" if constant else None,
@@ -94,6 +94,8 @@ CASES = [
 ]
 MORE_CASES = [
     *((solver, "interpolating", False, SPAN) for solver in (*SOLVERS, *CONSTANT) if solver != "rk4"),
+    ("tsit5", "checkpointed", False, SPAN),
+    ("tsit5", "interpolating", True, SPAN),
     (None, "backsolve", False, SPAN),
     (None, "checkpointed", True, SPAN),
     (None, "interpolating", False, BACK),
@@ -360,7 +362,7 @@ def test_probe_is_solved_at_the_end_of_each_epoch():
 def test_layers_of_nested_models_are_recorded_by_name():
     inner = make_model(t=(0.0, 0.5))
     x = keras.Input([2])
-    outer = keras.Model(x, inner(keras_ode.ODELayer(lambda t, y: -y, name="decay", jit_compile=False)(x)))
+    outer = keras.Model(x, inner(keras_ode.ODELayer(lambda t, y: -y, name="decay", solver="bosh3", jit_compile=False)(x)))
     outer.compile("sgd", "mse", jit_compile=False)
     recorder, one = SolverStepRecorder(), SolverStepRecorder(layers=["decay"])
     outer.evaluate(X, Y, callbacks=[recorder], verbose=0)
@@ -377,7 +379,7 @@ class Cell(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.state_size = 2
-        self.flow = keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"), jit_compile=False, name="flow")
+        self.flow = keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"), solver="bosh3", jit_compile=False, name="flow")
         self.mix = keras.layers.Dense(2)
 
     def build(self, shape):
