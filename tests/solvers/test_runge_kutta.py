@@ -55,9 +55,11 @@ def pulled_back(solver, y, size, outputs, field=None):
     """The cotangents of the start and of `s`, and the evaluations."""
     step, zero = step_of(solver, y, size), tf.zeros([], tf.float64)
     carry = solver.start(Linear(), interval(size).start, y)[0] if solver.remembers else ()
-    of_y, _, of_parameters, count = solver.pullback(
+    of_y, of_carry, of_parameters, count = solver.pullback(
         field or Linear(), interval(size), y, carry, solver.memory(step), outputs, True, tree.zeros_like(y), (zero,)
     )
+    if solver.remembers:  # the derivative at the start
+        of_y = tree.add(of_y, Linear().vjp(zero, y, of_carry)[0])
     return of_y[0], of_parameters[0], count
 
 
