@@ -27,6 +27,8 @@ class ESDIRK(Solver):
 
     table = None
     is_implicit = True
+    # By itself, the derivative where a step starts would go wrong by the stiffness times small errors, in gradients too.
+    remembers = True
 
     @property
     def weights(self):
@@ -135,6 +137,7 @@ class ImplicitMidpoint(ESDIRK):
 
     table = ESDIRKTableau(gamma="1/2", c=(0, "1/2"), a=((0,), (0, "1/2")), b=(0, 1), b_error=(0, 0), order=2, error_order=2)
     order = table.order
+    remembers = False
 
 
 class Trapezoid(ESDIRK):
