@@ -11,7 +11,7 @@ from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Stage
+from keras_ode.solvers.base import Field, Stage
 
 
 class Backsolve(FirstOrderAdjoint):
@@ -157,7 +157,7 @@ class _Drift:
         return ~(state[1] <= tf.minimum(tf.sqrt(tf.reduce_max([rtol, atol, epsilon])), 0.1))
 
 
-class _Equation:
+class _Equation(Field):
     """The augmented equation of state and cotangent; the integrand is that of the parameters' cotangents."""
 
     def __init__(self, problem):

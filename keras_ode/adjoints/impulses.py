@@ -118,6 +118,7 @@ class _Moving(Field):
 
     def __init__(self, field, equation, interval, staircase):
         self._field, self._equation, self._outer, self._staircase = field, equation, interval, staircase
+        self.adaptive = field.adaptive
         size = interval.size
         self.interval = Interval(tf.zeros_like(size), size, size, interval.since, interval.until)
         self._low, self._high = tf.minimum(interval.start, interval.end), tf.maximum(interval.start, interval.end)

@@ -222,7 +222,7 @@ class _Equation(Field):
     def __init__(self, problem, block):
         self._field, self._parameters, self._block = problem.field, problem.parameters, block
         self._integrates = not problem.method.per_sample
-        self._rows = problem.method.rows
+        self._rows, self.adaptive = problem.method.rows, block.method.controller.adaptive
 
     def __call__(self, since, a, with_integrand=True):
         block = self._block
@@ -235,9 +235,9 @@ class _Equation(Field):
         return self._rows
 
     def scaled(self, change, a, per_sample, dtype):
-        method, controlled = self._block.method, self._block.problem.controlled
-        if not method.controller.adaptive:
+        if not self.adaptive:
             return super().scaled(change, a, per_sample, dtype)
+        method, controlled = self._block.method, self._block.problem.controlled
         a = controlled(a)
         return method.tolerance.scaled(controlled(change), a, a, per_sample, dtype, method.norm)
 
