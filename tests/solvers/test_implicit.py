@@ -66,15 +66,15 @@ def test_error_at_constant_steps_falls_with_the_order_of_the_method(name):
     assert np.all(np.log2(errors[:-1] / errors[1:]) > SOLVERS[name].order - 0.25)
 
 
-@pytest.mark.parametrize("name", ["rodas5p", "kvaerno5"])
-def test_interpolant_of_methods_of_order_five_is_of_order_four(name):
-    """Saved states within steps of one size, and of half of it; the error of an interpolant of order four is of order five."""
+@pytest.mark.parametrize(("name", "order"), [("rodas5p", 4), ("kvaerno5", 3)])
+def test_interpolant_of_methods_of_order_five(name, order):
+    """Saved states within steps of one size, and of half of it; the error of an interpolant is of one order more."""
     times = np.linspace(0, 1.5, 62)
     errors = [
         np.abs(solve(bell, [1.0], times, solver=name, controller="constant", step_size=1.5 / n).ys[:, 0] - 1 / (1 + times**2)).max()
         for n in (16, 32)
     ]
-    assert np.log2(errors[0] / errors[1]) > 4.75
+    assert np.log2(errors[0] / errors[1]) > order + 0.75
 
 
 @pytest.mark.parametrize("name", DAMPED)
