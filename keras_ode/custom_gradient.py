@@ -67,6 +67,23 @@ def first_order_only(values, sources, what="This adjoint", remedy="use adjoint='
     return pass_on(*values, *sources)
 
 
+def differentiable(values, times, words):
+    """The values, which can be differentiated so many times one after the other; once more is an error with these words."""
+    if is_being_saved():
+        return values
+
+    @custom_gradient
+    def pass_on(*tensors):
+        def gradient(*cotangents):
+            if times == 0:
+                raise NotImplementedError(words)
+            return differentiable(cotangents, times - 1, words)
+
+        return tuple(map(tf.identity, tensors)), gradient
+
+    return tuple(pass_on(*values))
+
+
 def _forget_with_graph(op):
     """Lets the graph of an operation, instead of TensorFlow's registry, hold its registered gradient."""
     name = op.get_attr(internals.GRADIENT).decode()

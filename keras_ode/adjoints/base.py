@@ -18,7 +18,7 @@ from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
 # How many derivatives of implicit steps, one of the other, are exact where the loop is differentiated.
-_DERIVATIVES = 2
+_DERIVATIVES = 3
 
 
 class Problem(NamedTuple):

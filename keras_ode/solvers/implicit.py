@@ -6,8 +6,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.custom_gradient import differentiable
 from keras_ode.solvers.linear import identity_less, inverse, product
 
+_HIGHER = (
+    "Steps of implicit methods that are found by iteration have as many derivatives as corrections follow: three with "
+    "adjoint='direct'. Use an explicit solver or 'rodas5p' for higher ones."
+)
 _MOST_ITERATIONS = 10
 # Where a step cannot be tried again with a smaller size, there are more iterations, and from this rate on a new Jacobian.
 _MOST_OF_FIXED_STEPS = 40
@@ -63,7 +68,7 @@ class Newton:
         for _ in range(self._field.derivatives):
             z = tree.add(z, self._correction(self._field, self._factor, exact, t, base, z))
         self.evaluations += self._field.derivatives + near.evaluations
-        return z
+        return differentiable(z, self._field.derivatives, _HIGHER)
 
     def _inverted(self, near):
         return tf.stop_gradient(inverse(identity_less(tf.stop_gradient(self._factor), near.matrix)))

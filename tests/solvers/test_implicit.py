@@ -188,6 +188,29 @@ def test_gradient_of_an_implicit_step_is_that_of_the_implicit_function(adjoint):
         np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
+def test_third_derivative_of_an_implicit_step_is_exact_and_a_fourth_one_is_refused():
+    def step(rate):
+        options = {"solver": "implicit_euler", "step_size": 0.5, "adjoint": "direct", "max_steps": 1, "jit_compile": False}
+        return keras_ode.odeint(parabola, tf.constant([1.3], tf.float64), [0.0, 0.5], args=(rate,), **options)[-1, 0]
+
+    def derivative(function):
+        def differentiated(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = function(x)
+            return tape.gradient(value, x)
+
+        return differentiated
+
+    exact, found, rate = lambda rate: root(rate, tf.constant(1.3, tf.float64)), step, tf.constant(2.0, tf.float64)
+    for _ in range(3):
+        exact, found = derivative(exact), derivative(found)
+    np.testing.assert_allclose(found(rate), exact(rate), rtol=1e-8)
+    with pytest.raises(NotImplementedError, match="three with adjoint='direct'"):
+        derivative(found)(rate)
+
+
 def gradients(function, inputs, twice):
     """The first and, if asked for, the second derivatives of the first component."""
     with tf.GradientTape() as outer:
