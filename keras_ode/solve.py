@@ -57,7 +57,6 @@ def solve(
     on_step=None,
     progress=False,
     save="times",
-    rows=False,
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
