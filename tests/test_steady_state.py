@@ -166,6 +166,8 @@ def test_steady_state_of_a_stiff_equation_is_found_and_differentiated_by_an_impl
             [0.0, np.inf],
             event=keras_ode.SteadyState(),
             solver="rodas5p",
+            rtol=1e-8,
+            atol=1e-8,
             jit_compile=False,
         )
         total = tf.reduce_sum(solution.event_state)
