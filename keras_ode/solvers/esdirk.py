@@ -96,7 +96,7 @@ class Kvaerno3(ESDIRK):
 class Kvaerno5(ESDIRK):
     """Kvaerno's method for stiff equations: order 5(4), 7 stages, L-stable, with a cubic interpolant.
 
-    One of its stages lies 0.23 steps behind the end of each step.
+    One of its stages lies 0.23 steps beyond the end of each step.
 
     Reference: Kvaerno (2004), Singly diagonally implicit Runge-Kutta methods with an explicit first stage, BIT 44(3), 489-502.
     """
