@@ -236,11 +236,6 @@ def unpacked(vectors, like, rows):
     return tuple(tf.cast(tf.reshape(x, tf.shape(leaf)), leaf.dtype) for x, leaf in zip(parts, like, strict=True))
 
 
-def num_unknowns(leaves, rows):
-    """The length of a vector. It has to be known where the solve is traced."""
-    return sum(_width(leaf, rows) for leaf in leaves)
-
-
 def _width(leaf, rows):
     width = leaf.shape[1:].num_elements() if rows else leaf.shape.num_elements()
     if width is None:

@@ -168,7 +168,6 @@ class VectorField(PureFunction):
 
         return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
 
-
     def _trace_jacobian(self, t, y, parameters, rows):
         num_leaves = len(y)
 

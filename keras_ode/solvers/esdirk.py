@@ -57,11 +57,11 @@ class ESDIRK(Solver):
             end = _added(y, size, numbers.b, slopes)
             closing, count = field(interval.end, end), count + 1
             slopes.append(closing.derivative)
-        before = points[-1] if closing.derivative is not slopes[len(points) - 1] else points[-2]
+        before = points[-2] if numbers.is_stiffly_accurate else points[-1]
         return Step(
             start=y,
             y=end,
-            error=None if self.error_order is None else tree.scale(size, tree.weighted_sum(*_nonzero(numbers.b_error, slopes))),
+            error=None if self.error_order is None else tree.scale(size, tree.weighted_sum(numbers.b_error, slopes[: len(points)])),
             integral=_integral(numbers.b, integrands, size),
             integral_error=() if self.error_order is None else _integral(numbers.b_error, integrands, size),
             stages=tuple(slopes),
@@ -187,17 +187,11 @@ def _added(y, size, weights, slopes):
     """The state further by the sum of slopes with these weights."""
     if not any(weights):
         return y
-    return tree.add_scaled(y, size, tree.weighted_sum(*_nonzero(weights, slopes[: len(weights)])))
+    return tree.add_scaled(y, size, tree.weighted_sum(weights, slopes[: len(weights)]))
 
 
 def _integral(weights, integrands, size):
     """The sum of integrands, times the size of the step; empty where there are none."""
     if not integrands[0] or not any(weights):
         return ()
-    return tree.scale(size, tree.weighted_sum(*_nonzero(weights, integrands)))
-
-
-def _nonzero(weights, leaves):
-    """The weights that are not zero, and the leaves that they weigh."""
-    pairs = [(w, x) for w, x in zip(weights, leaves, strict=False) if w]
-    return [w for w, _ in pairs], [x for _, x in pairs]
+    return tree.scale(size, tree.weighted_sum(weights, integrands))

@@ -11,8 +11,9 @@ import tensorflow as tf
 from keras_ode import tree
 from keras_ode.custom_gradient import custom_gradient
 
-# Up to so many unknowns the elimination is written out, and products are sums that XLA fuses.
+# Up to so many unknowns the elimination is written out.
 _FEW = 8
+# Up to so many, products of matrices are sums of products of all their elements.
 _MOST_SUMMED = 32
 
 
@@ -42,10 +43,8 @@ def identity_less(factor, matrix):
 
 
 def product(matrix, vectors):
-    """Each matrix times its vector, in their full precision."""
-    if matrix.shape[-1] <= _MOST_SUMMED:
-        return tf.reduce_sum(matrix * vectors[:, None, :], axis=-1)
-    return tf.linalg.matvec(matrix, vectors)
+    """Each matrix times its vector, in their full precision: that of a matrix product is less on GPUs and TPUs."""
+    return tf.reduce_sum(matrix * vectors[:, None, :], axis=-1)
 
 
 def inverse(matrix):
@@ -72,7 +71,7 @@ def inverse(matrix):
 def _matmul(a, b):
     if a.shape[-1] <= _MOST_SUMMED:
         return tf.reduce_sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
-    return tf.linalg.matmul(a, b)
+    return tf.cast(tf.linalg.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64)), a.dtype)
 
 
 def _eliminated(matrix):

@@ -1,13 +1,11 @@
 """The numbers of Rosenbrock-Wanner methods, in the form that needs no product with the Jacobian.
 
-Those of Rodas5P have 16 published digits, those of Rodas3 and Rodas3P are rational, and those of Rosenbrock23 are
-combinations of 1 and the square root of 2, rounded to 40 decimals.
+Those of Rodas5P have 16 published digits, and those of Rosenbrock23 are combinations of 1 and the square root of 2, rounded to 40
+decimals.
 
 References:
     Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.7: the form.
     Steinebach (2023), BIT 63, article 27: Rodas5P.
-    Steinebach (2024), Rosenbrock methods within OrdinaryDiffEq.jl, Proc. JuliaCon Conf.: Rodas3P.
-    Sandu, Verwer, Blom, Spee, Carmichael, Potra (1997), Atmos. Environ. 31(20), 3459-3472: Rodas3.
     Shampine, Reichelt (1997), SIAM J. Sci. Comput. 18(1), 1-22: Rosenbrock23.
 """
 
@@ -150,46 +148,6 @@ RODAS5P = RosenbrockTableau(
             "11.419903575922262", "2.8879645146136994", "72.92137995996029", "80.12511834622643",
             "-52.072871366152654", "-59.78993625266729", "-0.15582684282751913", "4.883087185713722",
         ),
-    ),
-)
-
-# The first two stages evaluate `f` at the same point. The paper gives no interpolant; without rows of `dense` the
-# formula is the straight line.
-RODAS3 = RosenbrockTableau(
-    order=3,
-    error_order=3,
-    dense_order=1,
-    gamma="1/2",
-    alpha=(0, 0, 1, 1),
-    a=((), (0,), (2, 0), (2, 0, 1)),
-    c=((), (4,), (1, -1), (1, -1, "-8/3")),
-    gammas=("1/2", "3/2", 0, 0),
-    m=(2, 0, 1, 1),
-    e=(0, 0, 0, 1),
-    dense=(),
-)
-
-# The first and the third stage evaluate `f` at the same point, and so do the last two.
-RODAS3P = RosenbrockTableau(
-    order=3,
-    error_order=3,
-    dense_order=3,
-    gamma="1/3",
-    alpha=(0, "4/9", 0, 1, 1),
-    a=((), ("4/3",), (0, 0), ("93/32", "27/8", "13/32"), ("93/32", "27/8", "13/32", 0)),
-    c=(
-        (),
-        (-4,),
-        ("33/4", "27/4"),
-        ("39/32", "-81/16", "-63/32"),
-        ("129/32", "-243/16", "-129/32", 6),
-    ),
-    gammas=("1/3", "-1/9", 1, 0, 0),
-    m=("93/32", "27/8", "13/32", 0, 1),
-    e=(0, 0, 0, -1, 1),
-    dense=(
-        ("57/32", "27/4", "5/32", -6, -1),
-        ("135/32", "-243/16", "-99/32", 9, 0),
     ),
 )
 

@@ -40,17 +40,17 @@ class Rosenbrock(Solver):
         for i in range(len(numbers.a)):
             slope = carry.derivative if i == 0 else field(*self._point(i, interval, y, stages)).derivative
             if any(numbers.c[i]):
-                slope = tree.add(slope, tree.weighted_sum(*_nonzero(numbers.c[i], stages)))
+                slope = tree.add(slope, tree.weighted_sum(numbers.c[i], stages))
             if near.by_time is not None and numbers.gammas[i]:
                 slope = tree.add_scaled(slope, tf.constant(numbers.gammas[i], size.dtype) * size, near.by_time)
             found = product(solve, tree.packed(slope, rows))
             stages.append(tree.scale(tf.constant(numbers.gamma, size.dtype), tree.unpacked(found, slope, rows)))
-        end = tree.add_scaled(y, size, tree.weighted_sum(*_nonzero(numbers.m, stages)))
+        end = tree.add_scaled(y, size, tree.weighted_sum(numbers.m, stages))
         next_carry = field(interval.end, end)
         return Step(
             start=y,
             y=end,
-            error=tree.scale(size, tree.weighted_sum(*_nonzero(numbers.e, stages))),
+            error=tree.scale(size, tree.weighted_sum(numbers.e, stages)),
             integral=(),
             stages=tuple(stages),
             carry=Stage(next_carry.derivative),
@@ -64,7 +64,7 @@ class Rosenbrock(Solver):
         t = interval.end if numbers.alpha[i] == 1 else interval.start + tf.constant(numbers.alpha[i], size.dtype) * size
         if not any(numbers.a[i]):
             return t, y
-        return t, tree.add_scaled(y, interval.size, tree.weighted_sum(*_nonzero(numbers.a[i], stages)))
+        return t, tree.add_scaled(y, interval.size, tree.weighted_sum(numbers.a[i], stages))
 
 
 class Rodas5P(Rosenbrock):
@@ -107,9 +107,3 @@ class _Numbers:
 @functools.cache
 def _numbers(method):
     return _Numbers(method.table)
-
-
-def _nonzero(weights, stages):
-    """The weights that are not zero, and their stages."""
-    pairs = [(w, s) for w, s in zip(weights, stages, strict=True) if w]
-    return [w for w, _ in pairs], [s for _, s in pairs]
