@@ -189,7 +189,7 @@ class PID(Controller):
         one = tf.ones_like(step_size)
         return (one, one, tf.ones_like(step_size, dtype=tf.bool))
 
-    def judge(self, error, error_order, step_size, state):
+    def judge(self, error, error_order, step_size, state, growth=None):
         last, before_last, may_grow = state
         finite = tf.math.is_finite(error)
         accept = finite & (error <= 1)
@@ -202,6 +202,8 @@ class PID(Controller):
         if self.d:
             accepted_factor *= before_last ** (-self.d / k)
         rejected_factor = tf.minimum(self.safety * error ** (-1 / k), self.safety)
+        if growth is not None:
+            accepted_factor, rejected_factor = growth, tf.minimum(growth, self.safety)
         factor = tf.clip_by_value(tf.where(accept, accepted_factor, rejected_factor), self.min_factor, self.max_factor)
         factor = tf.where(may_grow, factor, tf.minimum(factor, 1))
         factor = tf.where(finite, factor, tf.constant(self.min_factor, factor.dtype))

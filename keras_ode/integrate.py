@@ -265,7 +265,8 @@ class _Run:
         error = tf.stop_gradient(self._scaled_error(step))
         error, increment, evaluations = self.integrator.judge(loop.integral, interval, step, error, running)
         tried = tf.stop_gradient(until - loop.since)
-        verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)
+        growth = {} if step.growth is None else {"growth": tf.stop_gradient(step.growth)}
+        verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control, **growth)
         accept = verdict.accept & running
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands

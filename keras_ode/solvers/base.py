@@ -87,6 +87,7 @@ class Step(NamedTuple):
         extra: What a solver has to tell besides.
         integral_error: The estimated error of `integral`; empty where the method estimates none.
         converged: Whether the equations of implicit stages were solved, a boolean, or `[B]`; `None` where there are none.
+        growth: By which factor the next step should be longer, `[]` or `[B]`, where the solver itself chooses that; else `None`.
     """
 
     start: tuple
@@ -100,6 +101,7 @@ class Step(NamedTuple):
     extra: Any = ()
     integral_error: tuple = ()
     converged: Any = None
+    growth: Any = None
 
     def select(self, choose):
         """The step of those leaves that `choose` takes of all; stages and carry stay whole."""
@@ -198,7 +200,7 @@ class Solver(Configurable):
             return tree.add_scaled(y, size, tree.tensor_weighted_sum(tf.unstack(weights, num=len(rows)), stages))
         # Not by tf.transpose: in a second derivative XLA would not know its permutation.
         weights = tf.stack(tf.unstack(size * weights, num=len(rows)), axis=1)
-        increments = _contract(weights, map(tf.stack, zip(*stages, strict=True)))
+        increments = contract(weights, map(tf.stack, zip(*stages, strict=True)))
         return tree.add(tuple(leaf[None] for leaf in y), increments)
 
     def transposed_interpolate(self, size, theta, among, cotangents):
@@ -214,7 +216,7 @@ class Solver(Configurable):
         weights = size * theta * _polynomial(np.vstack([np.zeros_like(rows[:1]), rows]), theta)
         # That of the start is one.
         weights += tf.reshape(tf.one_hot(0, 1 + len(rows), dtype=theta.dtype), [-1] + [1] * theta.shape.rank)
-        products = _contract(weights * tf.cast(among, theta.dtype), cotangents)
+        products = contract(weights * tf.cast(among, theta.dtype), cotangents)
         of_start, *of_stages = zip(*map(tf.unstack, products), strict=True)
         return of_start, of_stages
 
@@ -302,7 +304,7 @@ class WrappedSolver(Solver):
         return self.solver.num_stages(dense)
 
 
-def _contract(weights, leaves):
+def contract(weights, leaves):
     """Sums of leaves `[N, ...]` with weights `[M, N]`, or `[M, N, B]` for rows of their own: leaves `[M, ...]`."""
     if weights.shape.rank == 2:
         return tuple(tree.tensordot(tf.cast(weights, leaf.dtype), leaf) for leaf in leaves)

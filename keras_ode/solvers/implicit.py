@@ -34,7 +34,7 @@ class Newton:
         field: A `Field`.
         interval: The `Interval` of the step.
         y: The leaves at its start.
-        gamma: A number.
+        gamma: A number, or a tensor, `[]` or `[B]`.
 
     Attributes:
         evaluations: How many evaluations of the field this took, an int32 tensor, or `[B]`.
@@ -45,7 +45,7 @@ class Newton:
 
     def __init__(self, field, interval, y, gamma):
         self._field, self._constant, self._rows = field, field.constant(), field.rows
-        self._factor = tf.constant(gamma, interval.size.dtype) * interval.size
+        self._factor = tf.cast(gamma, interval.size.dtype) * interval.size
         self._y = tuple(map(tf.stop_gradient, y))
         near = self._constant.linearize(interval.start, self._y)
         self._inverse = self._inverted(near)
