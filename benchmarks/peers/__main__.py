@@ -69,7 +69,7 @@ def checked(process, expected, most):
 def measure(name, workload, options):
     """The rows of one workload."""
     reference = reference_answer(name, options.timeout)
-    waiting = contestants.of_keras_ode(workload, options.adjoints, options.modes) + contestants.of_peers(options.peers)
+    waiting = contestants.of_keras_ode(workload, options.adjoints, options.modes) + contestants.of_peers(workload, options.peers)
     rows, running, floor = [], {}, None
     try:
         while waiting:
@@ -82,7 +82,7 @@ def measure(name, workload, options):
             row, facts = checked(process, expected, allowed(workload))
             if row.remark:
                 running.pop(len(rows)).close()
-            if facts and floor is None:
+            if facts and floor is None and not workload.stiff:  # which counts no Jacobians
                 floor = contestants.of_floor(facts)
                 waiting += floor
             rows.append(row)

@@ -30,25 +30,32 @@ class Contestant(NamedTuple):
 
 
 def of_keras_ode(workload, adjoints, modes):
-    steppings = {"": workload.per_sample} | ({", shared steps": False} if workload.per_sample else {})
-    default = Contestant(table.DEFAULT, "keras_ode", {"mode": "auto", "adjoint": None, "per_sample": workload.per_sample})
-    return [default] + [
+    solvers = {"": "dopri5"} if not workload.stiff else {f", {name}": name for name in ("rodas5p", "kvaerno5")}
+    steppings = {"": workload.per_sample} | ({", shared steps": False} if workload.weights_of_rows else {})
+    options = {"mode": "auto", "adjoint": None, "per_sample": workload.per_sample, "solver": next(iter(solvers.values()))}
+    return [Contestant(table.DEFAULT, "keras_ode", options)] + [
         Contestant(
-            f"keras_ode, {MODES[mode]}, {adjoint}{stepping}",
+            f"keras_ode, {MODES[mode]}, {adjoint}{stepping}{solver}",
             "keras_ode",
-            {"mode": mode, "adjoint": adjoint, "per_sample": per_sample},
+            {"mode": mode, "adjoint": adjoint, "per_sample": per_sample, "solver": solvers[solver]},
         )
+        for solver in solvers
         for stepping, per_sample in steppings.items()
         for mode in modes
         for adjoint in adjoints
         # Under XLA, direct differentiation needs room for as many steps as are allowed, not as are taken.
-        if (mode, adjoint) != ("xla", "direct")
+        if (mode, adjoint) != ("xla", "direct") and not (workload.stiff and adjoint in ("backsolve", "direct"))
     ]
 
 
-def of_peers(packages):
+def of_peers(workload, packages):
+    everyone = of_stiff_peers() if workload.stiff else of_explicit_peers()
+    return [contestant for contestant in everyone if contestant.package in packages]
+
+
+def of_explicit_peers():
     threads = (1, 2)
-    everyone = [
+    return [
         *(Contestant(f"diffrax, {a}", "diffrax", {"adjoint": a}) for a in ("checkpointed", "backsolve")),
         *(
             Contestant(f"torchdiffeq, {a}", "torchdiffeq", {"adjoint": a, "threads": n})
@@ -58,7 +65,14 @@ def of_peers(packages):
         *(Contestant("torchode", "torchode", {"threads": n}) for n in threads),
         *(Contestant(f"tfp, {MODES[mode]}", "tfp", {"mode": mode}) for mode in ("plain", "xla")),
     ]
-    return [contestant for contestant in everyone if contestant.package in packages]
+
+
+def of_stiff_peers():
+    """Those with methods for stiff equations: torchdiffeq's released one is SciPy's."""
+    return [
+        Contestant("diffrax, checkpointed, Kvaerno5", "diffrax", {"adjoint": "checkpointed"}),
+        *(Contestant("torchdiffeq, adjoint, SciPy's Radau", "torchdiffeq", {"adjoint": "adjoint", "threads": n}) for n in (1, 2)),
+    ]
 
 
 def of_floor(facts):

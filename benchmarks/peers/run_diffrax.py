@@ -29,12 +29,13 @@ def build(workload, options):
         adjoint = diffrax.BacksolveAdjoint(solver=diffrax.Dopri5(), stepsize_controller=controller)
     else:
         adjoint = diffrax.RecursiveCheckpointAdjoint()
+    solver = diffrax.Kvaerno5() if workload.stiff else diffrax.Dopri5()
     term = diffrax.ODETerm(lambda t, y, weights: workload.field(Operations, t, y, *weights))
 
     def solve(y0, weights):
         solution = diffrax.diffeqsolve(
             term,
-            diffrax.Dopri5(),
+            solver,
             times[0],
             times[-1],
             None,
@@ -48,7 +49,7 @@ def build(workload, options):
         return solution.ys
 
     if workload.per_sample:
-        solve = jax.vmap(solve, out_axes=1)
+        solve = jax.vmap(solve, in_axes=(0, 0 if workload.weights_of_rows else None), out_axes=1)
 
     def loss(y0, weights):
         return workload.loss(Operations, solve(y0, weights))

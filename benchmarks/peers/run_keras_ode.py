@@ -18,7 +18,7 @@ def build(workload, options):
             lambda t, y: workload.field(Operations, t, y, *weights),
             y0,
             times,
-            solver="dopri5",
+            solver=options.get("solver", "dopri5"),
             rtol=workload.tolerance,
             atol=workload.tolerance,
             adjoint=options["adjoint"],

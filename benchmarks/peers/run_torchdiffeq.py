@@ -14,10 +14,14 @@ def build(workload, options):
     if options["adjoint"] == "seminorm":
         extra["adjoint_options"] = {"norm": "seminorm"}
 
+    method = "scipy_solver" if workload.stiff else "dopri5"
+    if workload.stiff:
+        extra["options"] = {"solver": "Radau"}
+
     def field(t, y):
         return workload.field(Operations, t, y, *weights)
 
     def solve():
-        return odeint(field, y0, times, rtol=workload.tolerance, atol=workload.tolerance, method="dopri5", **extra)[1:]
+        return odeint(field, y0, times, rtol=workload.tolerance, atol=workload.tolerance, method=method, **extra)[1:]
 
     return programs(workload, solve, y0, weights, options)

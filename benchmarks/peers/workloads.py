@@ -20,7 +20,9 @@ class Workload(NamedTuple):
         weights: What is trained, beside the gradient for `y0`.
         loss: `loss(ops, ys)` of the states after the start, `[T, B, ...]`.
         tolerance: Relative and absolute.
-        per_sample: Whether each row has its own step size where a package can. The weights are then rows too.
+        per_sample: Whether each row has its own step size where a package can.
+        weights_of_rows: Whether each row has its own weights, too.
+        stiff: Whether it takes an implicit method.
     """
 
     title: str
@@ -31,6 +33,8 @@ class Workload(NamedTuple):
     loss: Any
     tolerance: float = 1e-5
     per_sample: bool = False
+    weights_of_rows: bool = False
+    stiff: bool = False
 
 
 def mlp(ops, t, y, *weights):
@@ -62,6 +66,11 @@ def flow(ops, t, y, weight1, bias1, weight2, bias2, weight3, bias3):
 def van_der_pol(ops, t, y, mu):
     x, v = y[..., :1], y[..., 1:]
     return ops.concatenate([v, mu * (1 - x**2) * v - x], -1)
+
+
+def relaxation(ops, t, y, rates, *weights):
+    """A network, and a linear part that brings each component to rest at a rate of its own."""
+    return mlp(ops, t, y, *weights) - rates * y
 
 
 def mean_square(ops, ys):
@@ -100,6 +109,7 @@ def workloads():
     # All over the limit cycles: rows are fast at different times, so that shared steps are nearly always small.
     starts = np.stack([np.linspace(1.2, 2, rows) * np.where(np.arange(rows) % 2, 1, -1), np.zeros(rows)], -1).astype("float32")
     stiffness = np.random.default_rng(0).permutation(np.linspace(0.5, 25, rows, dtype="float32"))[:, None]
+    rates = np.logspace(0, 5, 8, dtype="float32")
     small = Workload("small MLP", mlp, _normal(1, 128, 2), _times(1), _dense(2, 64, 64, 2), mean_square)
     # With a larger gain, states could not be integrated backward so far, as some peers do.
     long = Workload("long", mlp, _normal(4, 64, 4), _times(60), _dense(4, 32, 32, 4, gain=0.7, seed=10), mean_square, 1e-6)
@@ -112,6 +122,10 @@ def workloads():
         "conv": Workload("convolutions", conv, _normal(7, *image), _times(1), _layers((3, 3, 32, 32), (3, 3, 32, 32)), mean_square),
         "flow": Workload("continuous flow", flow, points, _times(1), _dense(3, 64, 64, 2), negative_log_likelihood),
         "van_der_pol": Workload(
-            "van der Pol, per sample", van_der_pol, starts, _times(10), (stiffness,), mean_square, per_sample=True
+            "van der Pol, per sample", van_der_pol, starts, _times(10), (stiffness,), mean_square, per_sample=True, weights_of_rows=True
+        ),
+        "stiff": Workload(
+            "stiff network", relaxation, _normal(8, 64, 8), _times(2), (rates, *_dense(8, 32, 8, seed=20)), mean_square, per_sample=True,
+            stiff=True,
         ),
     }  # fmt: skip
