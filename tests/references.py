@@ -6,10 +6,19 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_ode.solvers import SOLVERS
+from keras_ode.solvers.adams import Adams
+from keras_ode.solvers.runge_kutta import ExplicitRungeKutta
 from keras_ode.solvers.symplectic import Symplectic
 
+
+def registered(family):
+    """The names of all solvers of a family."""
+    return tuple(name for name in SOLVERS if issubclass(SOLVERS[name], family))
+
+
+EXPLICIT, ADAMS, SYMPLECTIC = map(registered, (ExplicitRungeKutta, Adams, Symplectic))
 # The symplectic methods solve for positions and momenta only.
-SOLVERS_OF_ANY_STATE = tuple(name for name in SOLVERS if not issubclass(SOLVERS[name], Symplectic))
+SOLVERS_OF_ANY_STATE = tuple(name for name in SOLVERS if name not in SYMPLECTIC)
 
 # Three decaying, coupled oscillators' worth of a matrix: no symmetry, so that a transpose in the wrong place shows.
 MATRIX = np.array([[-0.2, 1.0, 0.0], [-1.0, -0.2, 0.5], [0.1, -0.3, -0.4]])

@@ -122,10 +122,11 @@ def workloads():
         "conv": Workload("convolutions", conv, _normal(7, *image), _times(1), _layers((3, 3, 32, 32), (3, 3, 32, 32)), mean_square),
         "flow": Workload("continuous flow", flow, points, _times(1), _dense(3, 64, 64, 2), negative_log_likelihood),
         "van_der_pol": Workload(
-            "van der Pol, per sample", van_der_pol, starts, _times(10), (stiffness,), mean_square, per_sample=True, weights_of_rows=True
+            "van der Pol, per sample", van_der_pol, starts, _times(10), (stiffness,), mean_square, per_sample=True,
+            weights_of_rows=True,
         ),
         "stiff": Workload(
-            "stiff network", relaxation, _normal(8, 64, 8), _times(2), (rates, *_dense(8, 32, 8, seed=20)), mean_square, per_sample=True,
-            stiff=True,
+            "stiff network", relaxation, _normal(8, 64, 8), _times(2), (rates, *_dense(8, 32, 8, seed=20)), mean_square,
+            per_sample=True, stiff=True,
         ),
     }  # fmt: skip

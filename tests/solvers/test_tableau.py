@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5
+from keras_ode.solvers import SOLVERS
+from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Tsit5
 from keras_ode.solvers.tableau import ButcherTableau
+from tests.references import EXPLICIT
 from tests.rooted_trees import dot, elementary_weights, gamma, trees, trees_up_to
 
-RATIONAL = [Euler, Midpoint, Heun, Ralston, RK4, Bosh3, Dopri5]
-METHODS = [*RATIONAL, Tsit5, Dopri8]
-ADAPTIVE = [Midpoint, Heun, Ralston, Bosh3, Dopri5, Tsit5, Dopri8]
+# Verner's, whose trees are many, have tests of their own in test_tables.py.
+METHODS = [SOLVERS[name] for name in EXPLICIT if not name.startswith("vern")]
+ADAPTIVE = [method for method in METHODS if method.error_order is not None]
 FIRST_SAME_AS_LAST = [Bosh3, Dopri5, Tsit5]
 
 # Tables of irrational numbers are rounded, to 40 decimals and to 28 digits or more; a condition adds up some ten
 # rounded terms, the largest of them near 50.
 ROUNDING = {Tsit5: Fraction(1, 10**38), Dopri8: Fraction(1, 10**27)}
+RATIONAL = [method for method in METHODS if method not in ROUNDING]
 
 EMBEDDED = [
     *((method, "tableau.b_error", method.error_order - 1) for method in ADAPTIVE if method is not Dopri8),
