@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
-from keras_ode import solvers
+from keras_ode import configurable, solvers
 from keras_ode.solvers import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from keras_ode.solvers.base import Field, Interval, Stage
 from tests.references import cosine
@@ -106,8 +106,9 @@ def test_what_no_method_can_be_is_refused(make, message):
 
 def test_wrapped_method_is_in_the_configuration_by_its_name():
     solver = Reversible("bosh3", coupling=0.99)
-    assert solver.get_config() == {"solver": "bosh3", "coupling": 0.99}
-    assert Reversible.from_config(solver.get_config()) == solver != Reversible("midpoint", coupling=0.99)
+    described = configurable.describe(solver, solvers.SOLVERS)
+    assert described == {"name": "reversible", "config": {"solver": "bosh3", "coupling": 0.99}}
+    assert solvers.get(described) == solver != Reversible("midpoint", coupling=0.99)
     assert solvers.get("reversible") == Reversible("tsit5", 0.999)
     assert (solver.order, solver.error_order) == (3, 3)
 
