@@ -93,7 +93,7 @@ class _Progress(NamedTuple):
     evaluations: tf.Tensor
 
 
-class Ends(NamedTuple):
+class _End(NamedTuple):
     """What is kept of a forward solve.
 
     Attributes:
@@ -110,14 +110,14 @@ class Ends(NamedTuple):
 
 
 class _Ends:
-    """Observes where accepted steps end, and with what the last one does: `Ends`."""
+    """Observes where accepted steps end, and with what the last one does: an `_End`."""
 
     def __init__(self, problem):
         self.problem = problem
 
     def start(self):
         problem, duration = self.problem, self.problem.clock().duration
-        return Ends(
+        return _End(
             num_steps=tf.zeros_like(duration, dtype=tf.int32),
             untils=tree.repeat(duration, problem.method.max_steps + 2),
             y=problem.y,
@@ -126,9 +126,9 @@ class _Ends:
 
     def see(self, state, trial):
         slot = tf.where(trial.accept, state.num_steps, self.problem.method.max_steps + 1)
-        return Ends(
+        return _End(
             num_steps=state.num_steps + tf.cast(trial.accept, tf.int32),
-            untils=tree.put_in_place(state.untils, slot, trial.interval.until),
+            untils=tree.put(state.untils, slot, trial.interval.until),
             y=tree.where(trial.accept, trial.step.y, state.y),
             carry=tree.where_nest(trial.accept, trial.step.carry, state.carry),
         )

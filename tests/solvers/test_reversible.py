@@ -22,13 +22,18 @@ METHODS = {
 }
 EVERY = pytest.mark.parametrize("solver", METHODS.values(), ids=METHODS)
 
+def quick(*names):
+    """All methods, of which only those named are tested where there is little time."""
+    marked = [pytest.param(solver, marks=[pytest.mark.slow] * (name not in names), id=name) for name, solver in METHODS.items()]
+    return pytest.mark.parametrize("solver", marked)
+
 
 def solve(solver, t, step_size=None, start=1.0, **options):
     options = {"dynamics": cosine, "jit_compile": False, "max_steps": 1000, **options}
     return keras_ode.solve(y0=tf.constant([start], tf.float64), t=t, solver=solver, step_size=step_size, **options)
 
 
-@EVERY
+@quick("alf", "damped alf", "heun", "tsit5")
 def test_error_falls_with_the_order_of_the_method_as_steps_are_halved(solver):
     sizes = np.array([4.0, 2.0, 1.0]) * {1: 0.005, 2: 0.02, 4: 0.05, 5: 0.05, 8: 0.1}[solver.order]
     errors = [abs(float(solve(solver, [0.0, 2.0], h, controller="constant").ys[-1, 0]) - np.exp(np.sin(2))) for h in sizes]
@@ -113,8 +118,14 @@ def test_wrapped_method_is_in_the_configuration_by_its_name():
     assert (solver.order, solver.error_order) == (3, 3)
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed"])
-@pytest.mark.parametrize("name", ["alf", "heun", "midpoint"])
+@pytest.mark.parametrize(
+    "name, adjoint",
+    [
+        pytest.param(name, adjoint, marks=[pytest.mark.slow] * (i != j))
+        for i, name in enumerate(("alf", "heun", "midpoint"))
+        for j, adjoint in enumerate(("interpolating", "backsolve", "checkpointed"))
+    ],
+)
 def test_gradients_of_all_adjoints_are_those_of_the_closed_form(name, adjoint):
     rate, start = tf.constant(1.5, tf.float64), tf.constant([1.2], tf.float64)
     with tf.GradientTape() as tape:
