@@ -13,6 +13,9 @@ from keras_ode.solvers.runge_kutta import ExplicitRungeKutta
 # The methods that `Reversible` knows by their names.
 METHODS = {name.lower(): cls for name, cls in vars(explicit).items() if getattr(cls, "tableau", None) is not None}
 
+# The two states of a `Reversible` method may differ by so many times the tolerance.
+_MOST_APART = 100
+
 
 class AsynchronousLeapfrog(Solver):
     """The asynchronous leapfrog method: order 2, one evaluation a step, reversible.
@@ -142,6 +145,7 @@ class Reversible(Solver):
 
     Beside the state `y` it carries a second one, `z`, which is the same at the start. A step adds to a mean of both what the method
     adds to `z`, and takes from `z` what the method adds to the new `y` on the way back. The error estimate is that of the method.
+    Where steps are controlled, one that leaves both further apart than a hundred tolerances is rejected.
 
     Args:
         solver: The method: a name or an `ExplicitRungeKutta`. Defaults to `"tsit5"`.
@@ -182,15 +186,17 @@ class Reversible(Solver):
         end = _less(middle, -size, mean)
         slope = field(interval.end, end).derivative
         back, *_ = self.solver.mean_slope(field, _turned(interval), end, slope)
+        other = tree.add_scaled(z, size, back)
         return Step(
             start=y,
             y=end,
             error=self.solver.error([*slopes, slope], size),
             integral=(),
             stages=hermite_stages(interval, y, carry.slope, end, slope),
-            carry=_Carry(tree.add_scaled(z, size, back), slope),
+            carry=_Carry(other, slope),
             evaluations=2 * len(slopes),
             neighbors=((near, slopes[-1]), (end, slope)),
+            converged=self._are_near(field, end, other, size) if field.adaptive else None,
         )
 
     def unstep(self, field, interval, y, carry):
@@ -201,6 +207,11 @@ class Reversible(Solver):
         away = tree.subtract(_less(y, size, mean), z)
         start = tree.add_scaled(z, 1 / (1 - self._drawn(size)), away)
         return start, _Carry(z, field(interval.start, start).derivative), 2 * len(slopes)
+
+    def _are_near(self, field, y, z, size):
+        """Whether the two states are still one solution: no error estimate sees that the method is unstable."""
+        apart = field.scaled(tree.subtract(y, z), y, size.shape.rank == 1, size.dtype)
+        return tf.stop_gradient(apart) <= _MOST_APART
 
     def _mean(self, field, interval, z):
         """What the method makes of the second state: see `ExplicitRungeKutta.mean_slope`."""

@@ -55,6 +55,13 @@ def test_adaptive_steps_keep_to_the_tolerance_forward_and_backward_in_time(name)
         np.testing.assert_allclose(solution.ys[-1, 0], end, rtol=1e-3)
 
 
+def test_states_that_come_apart_make_controlled_steps_shorter():
+    """No error estimate sees that the second solution grows while the equation decays."""
+    solver = Reversible("bosh3", coupling=0.99)
+    solution = solve(solver, [0.0, 10.0], rtol=1e-3, atol=1e-3, dynamics=lambda t, y: -y, max_steps=4096)
+    np.testing.assert_allclose(solution.ys[-1, 0], np.exp(-10.0), atol=1e-2)
+
+
 class Nonlinear(Field):
     """`y' = sin(y + t) M`, in either shape of a state."""
 
