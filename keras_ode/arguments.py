@@ -352,6 +352,12 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
             f"{option} keeps the solver's own steps, so its gradient is that of these steps: use "
             f"adjoint='checkpointed' or 'direct'. Received: adjoint={adjoint!r}"
         )
+    if adjoint.takes_steps_back and not method.solver.is_reversible:
+        raise ValueError(
+            f"adjoint={adjoint!r} takes the solver's steps back, so it needs a reversible solver: 'reversible_heun', "
+            "'asynchronous_leapfrog', or keras_ode.solvers.Reversible(solver), which makes an explicit Runge-Kutta method "
+            f"reversible. Or use adjoint='checkpointed'. Received: solver={method.solver!r}"
+        )
     asked = getattr(adjoint, "solver", None)
     if asked is not None and asked.backward != asked:
         raise ValueError(

@@ -89,7 +89,7 @@ _HAPPENED = {
     Status.MAX_STEPS: "max_steps={max_steps} was reached",
     Status.STEP_TOO_SMALL: "no step was accurate enough, down to {least}",
     Status.NON_FINITE: "the dynamics or the state became NaN or infinite there",
-    Status.NOT_CONVERGED: "the stages of the implicit method did not converge",
+    Status.NOT_CONVERGED: "the stages of the implicit method did not converge, or the two states of a reversible one came apart",
     Status.STIFF: "max_steps={max_steps} was reached, and the equation is stiff",
 }
 _CAUSES = {

@@ -168,9 +168,10 @@ class StepSums(NamedTuple):
         of_state = step.select(lambda leaves: leaves[:count])
         # The choice of the step sizes is not differentiated.
         size = tf.abs(tf.stop_gradient(interval.size))
+        # The field does not change such a total, but a solver may mix states.
         totals = [
-            total + r.of_step(of_state, size, size.shape.rank == 1, total.dtype) if r.sums_steps else total
-            for r, total in zip(self.regularizers, step.y[count:], strict=True)
+            before + r.of_step(of_state, size, size.shape.rank == 1, total.dtype) if r.sums_steps else total
+            for r, before, total in zip(self.regularizers, step.start[count:], step.y[count:], strict=True)
         ]
         return step._replace(y=(*step.y[:count], *totals))
 

@@ -115,7 +115,7 @@ def decay(t, y):
 
 
 # The others are of the same kinds.
-SLOW_SOLVERS = ("midpoint", "ralston", "dopri5", "ab2", "ab3", "ab4", "abm2", "abm3", "abm5")
+SLOW_SOLVERS = ("midpoint", "ralston", "dopri5", "ab2", "ab3", "ab4", "abm2", "abm3", "abm5", "reversible_heun")
 
 
 @pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW_SOLVERS)) for s in SOLVERS_OF_ANY_STATE])

@@ -6,11 +6,13 @@ from keras_ode.adjoints.base import Adjoint
 from keras_ode.adjoints.checkpointed import Checkpointed
 from keras_ode.adjoints.direct import Direct
 from keras_ode.adjoints.interpolating import Interpolating
+from keras_ode.adjoints.reversible import Reversible
 
 ADJOINTS = {
     "backsolve": Backsolve,
     "interpolating": Interpolating,
     "checkpointed": Checkpointed,
+    "reversible": Reversible,
     "direct": Direct,
 }
 

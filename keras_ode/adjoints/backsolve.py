@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_ode import solvers, tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances, solve_forward
 from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
+from keras_ode.adjoints.drift import distance
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
@@ -138,16 +139,9 @@ class _Drift:
         start = choose(self.equation.state(trial.step.start))
         seen = tuple(tf.maximum(p, tf.maximum(tf.abs(a), tf.abs(b))) for p, a, b in zip(peak, start, stored, strict=True))
         peak = tree.where(trial.accept, seen, peak)
-        # That of error control, divided by the relative tolerance.
-        least = tf.math.divide_no_nan(self.tolerance.atol, self.tolerance.rtol)
-        ratios = [
-            tf.math.divide_no_nan(tf.abs(a - b), p + tf.cast(least, p.dtype))
-            for a, b, p in zip(y, stored, peak, strict=True)
-        ]
-        # What overflows is as far away as can be.
-        distance = tree.rms([tf.where(ratio < 1, ratio, 1) for ratio in ratios], self.per_sample, dtype)
+        away = distance(y, stored, peak, self.tolerance, self.per_sample, dtype)
         weight = tf.where(size < largest, tf.math.divide_no_nan(size, largest), tf.cast(size > 0, dtype))
-        drift = distance * weight
+        drift = away * weight
         return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst), peak
 
     def is_large(self, state):

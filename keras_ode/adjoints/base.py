@@ -128,6 +128,7 @@ class Adjoint(Configurable):
             gradients.
         has_forward_mode: Whether forward accumulators go through it.
         solves_back: Whether the state is integrated back in time.
+        takes_steps_back: Whether the steps are taken back, which only reversible solvers can.
     """
 
     compiles_alone = True
@@ -135,6 +136,7 @@ class Adjoint(Configurable):
     differentiates_steps = False
     has_forward_mode = False
     solves_back = False
+    takes_steps_back = False
 
     def with_compiled_parts(self, problem):
         """The problem, with parts compiled that pay where the program around them is not compiled."""

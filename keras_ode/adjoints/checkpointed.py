@@ -35,13 +35,13 @@ class Checkpointed(FirstOrderAdjoint):
         self.checkpoints = checked_checkpoints(checkpoints)
 
     def forward(self, problem):
-        return solve_forward(problem, _Stages(problem, self.checkpoints, _is_dense(problem)))
+        return solve_forward(problem, _Stages(problem, self.checkpoints, is_dense(problem)))
 
     def backward(self, problem, outcome, memory, cotangents, of_dense=()):
-        history = _Stages(problem, self.checkpoints, _is_dense(problem))
+        history = _Stages(problem, self.checkpoints, is_dense(problem))
         trajectory, num_steps = memory.trajectory, memory.trajectory.num_steps
         replay = history.replay(trajectory)
-        reverse = _ReverseStep(problem, replay, cotangents, of_dense)
+        reverse = ReverseStep(problem, replay, cotangents, of_dense)
 
         def reverse_block(last, kept, a, of_carry, parameters, evaluations):
             first = history.first(trajectory, last)
@@ -76,7 +76,7 @@ class Checkpointed(FirstOrderAdjoint):
         return Cotangents(a, parameters, outcome.status, evaluations, replay.record(problem.recorder) if records else ())
 
 
-def _is_dense(problem):
+def is_dense(problem):
     """Whether gradients go through interpolants."""
     return problem.dense or problem.times.shape[0] != 2
 
@@ -92,7 +92,7 @@ class _Stages(History):
         return (*y, *remembered(self.problem), *self.problem.method.solver.memory_like(y, self.dense))
 
 
-class _ReverseStep:
+class ReverseStep:
     """The transposed derivative of one step, with the states saved within it."""
 
     def __init__(self, problem, replay, cotangents, of_dense):
@@ -115,7 +115,7 @@ class _ReverseStep:
             targets, weights = self._outputs(n, interval, step, a, of_stages)
             return targets + remembered(self.problem, step.carry), weights + tuple(of_carry)
 
-        dense = _is_dense(self.problem)
+        dense = is_dense(self.problem)
         return self.problem.method.pullback(self.field, interval, y, carry, memory, outputs, dense, of_y, of_parameters)
 
     def begin(self, y, of_carry):

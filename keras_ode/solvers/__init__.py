@@ -6,6 +6,7 @@ from keras_ode.solvers.base import Solver
 from keras_ode.solvers.bdf import BDF
 from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno3, Kvaerno5, Trapezoid
 from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
+from keras_ode.solvers.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from keras_ode.solvers.rosenbrock import Rodas5P, Rosenbrock23
 from keras_ode.solvers.symplectic import Leapfrog, SemiImplicitEuler, Yoshida4
 
@@ -41,6 +42,9 @@ SOLVERS = {
     "semi_implicit_euler": SemiImplicitEuler,
     "leapfrog": Leapfrog,
     "yoshida4": Yoshida4,
+    "asynchronous_leapfrog": AsynchronousLeapfrog,
+    "reversible_heun": ReversibleHeun,
+    "reversible": Reversible,
 }
 
 

@@ -127,12 +127,14 @@ class Solver(Configurable):
             cubic, for the stages that `hermite_stages` gives.
         is_implicit: Whether it asks a field for its Jacobian, by `field.linearize`.
         remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
+        is_reversible: Whether it has `unstep`, which takes a step back.
     """
 
     order: int
     error_order: int | None = None
     is_implicit = False
     remembers = False
+    is_reversible = False
 
     @property
     def weights(self):
@@ -175,6 +177,19 @@ class Solver(Configurable):
             interval: An `Interval`.
             y: The leaves at its start.
             carry: That of `start`, or of the step before.
+        """
+        raise NotImplementedError
+
+    def unstep(self, field, interval, y, carry):
+        """Takes a step back, exactly but for rounding: what `step` made of the state and the carry at the start of the interval.
+
+        Args:
+            field, interval: As in `step`.
+            y, carry: Those with which the step ended.
+
+        Returns:
+            The state and the carry with which it began, and the number of evaluations. Over an interval without length the state
+            stays as it is, but not the carry.
         """
         raise NotImplementedError
 

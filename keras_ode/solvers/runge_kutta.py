@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.solvers.base import Solver, Step
+from keras_ode.solvers.base import Solver, Stage, Step
 
 
 class ExplicitRungeKutta(Solver):
@@ -28,13 +28,8 @@ class ExplicitRungeKutta(Solver):
 
     def step(self, field, interval, y, carry, with_dense=False):
         table = _table(type(self))
-        times = _stage_times(interval, table.c)
         last = table.num_stages - 1
-        stages, points = [carry], [y]
-        for i in range(1, self.num_stages(with_dense)):
-            points.append(self._point(i, interval, y, [stage.derivative for stage in stages]))
-            counts = i == last or (i < last and table.integrates[i])
-            stages.append(field(times[i], points[i], with_integrand=counts))
+        stages, points = self._stages(field, interval, y, carry, self.num_stages(with_dense))
         step = self._assembled(interval, y, [stage.derivative for stage in stages], points[last - 1], points[last])
         integrands = [stage.integrand for stage in stages]
         return step._replace(
@@ -43,6 +38,32 @@ class ExplicitRungeKutta(Solver):
             carry=stages[last],
             evaluations=len(stages) - 1,
         )
+
+    def _stages(self, field, interval, y, first, count):
+        """The first `count` stages of a step, and the states of these."""
+        table = _table(type(self))
+        times = _stage_times(interval, table.c)
+        last = table.num_stages - 1
+        stages, points = [first], [y]
+        for i in range(1, count):
+            points.append(self._point(i, interval, y, [stage.derivative for stage in stages]))
+            counts = i == last or (i < last and table.integrates[i])
+            stages.append(field(times[i], points[i], with_integrand=counts))
+        return stages, points
+
+    def mean_slope(self, field, interval, y, slope):
+        """What a step adds to `y` for each unit of its size, without the evaluation where it ends.
+
+        Args:
+            slope: The derivative at `y`.
+
+        Returns:
+            The mean slope; the derivatives of the stages; and the state of the last of these.
+        """
+        last = _table(type(self)).num_stages - 1
+        stages, points = self._stages(field, interval, y, Stage(slope), last)
+        slopes = [stage.derivative for stage in stages]
+        return tree.weighted_sum(_table(type(self)).a[last], slopes), slopes, points[-1]
 
     def memory(self, step):
         return tuple(leaf for stage in step.stages for leaf in stage)

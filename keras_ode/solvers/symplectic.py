@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.errors import warn
-from keras_ode.solvers.base import Solver, Step, hermite_stages
+from keras_ode.solvers.base import Interval, Solver, Step, hermite_stages
 from keras_ode.solvers.explicit import RK4
 
 
@@ -28,6 +28,7 @@ class Symplectic(Solver):
 
     kicks: tuple
     drifts: tuple
+    is_reversible = True
 
     def __init__(self, parts=None):
         self.parts = None if parts is None else tuple(tuple(numbers) for numbers in parts)
@@ -53,22 +54,7 @@ class Symplectic(Solver):
         return field(t, y), 1
 
     def step(self, field, interval, y, carry, with_dense=False):
-        positions, momenta = self._parts()
-        last, count = len(self.drifts) - 1, 0
-        state = _moved(y, momenta, self.kicks[0], interval.size, carry.derivative)
-        for i, (since, until) in enumerate(itertools.pairwise(itertools.accumulate(self.drifts, initial=0.0))):
-            slope = field(_time(interval, (since + until) / 2), state).derivative
-            state = _moved(state, positions, self.drifts[i], interval.size, slope)
-            count += 1
-            if self.kicks[i + 1]:
-                slope = field(interval.end if i == last else _time(interval, until), state).derivative
-                state = _moved(state, momenta, self.kicks[i + 1], interval.size, slope)
-                count += 1
-        others = range(len(positions) + len(momenta), len(y))
-        # What accumulates only does not change the derivatives, so that it can wait for those at the end.
-        end = field(interval.end, state)
-        for slopes in (carry.derivative, end.derivative):
-            state = _moved(state, others, 0.5, interval.size, slopes)
+        state, end, count = self._moved(field, interval, y, carry, self.kicks, self.drifts)
         return Step(
             start=y,
             y=state,
@@ -76,9 +62,33 @@ class Symplectic(Solver):
             integral=(),
             stages=hermite_stages(interval, y, carry.derivative, state, end.derivative),
             carry=end,
-            evaluations=count + 1,
+            evaluations=count,
             neighbors=((y, carry.derivative), (state, end.derivative)),
         )
+
+    def unstep(self, field, interval, y, carry):
+        back = Interval(interval.end, interval.start, -interval.size, interval.since, interval.until)
+        return self._moved(field, back, y, carry, self.kicks[::-1], self.drifts[::-1])
+
+    def _moved(self, field, interval, y, carry, kicks, drifts):
+        """The state at the end of an interval, the carry there, and the number of evaluations."""
+        positions, momenta = self._parts()
+        last, count = len(drifts) - 1, 0
+        state = _moved(y, momenta, kicks[0], interval.size, carry.derivative)
+        for i, (since, until) in enumerate(itertools.pairwise(itertools.accumulate(drifts, initial=0.0))):
+            slope = field(_time(interval, (since + until) / 2), state).derivative
+            state = _moved(state, positions, drifts[i], interval.size, slope)
+            count += 1
+            if kicks[i + 1]:
+                slope = field(interval.end if i == last else _time(interval, until), state).derivative
+                state = _moved(state, momenta, kicks[i + 1], interval.size, slope)
+                count += 1
+        others = range(len(positions) + len(momenta), len(y))
+        # What accumulates only does not change the derivatives, so that it can wait for those at the end.
+        end = field(interval.end, state)
+        for slopes in (carry.derivative, end.derivative):
+            state = _moved(state, others, 0.5, interval.size, slopes)
+        return state, end, count + 1
 
     def _parts(self):
         if self.parts is None:
