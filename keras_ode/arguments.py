@@ -29,7 +29,7 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, 
     """The `Method` that these options describe, in tensors of `dtype`."""
     solver = solvers.get(solver)
     if controller is None:
-        controller = "pid" if solver.error_order else "constant"
+        controller = solver.controller if solver.error_order else "constant"
     controller = controllers.get(controller)
     name = type(solver).__name__
     if controller.adaptive and not solver.error_order:

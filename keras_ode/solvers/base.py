@@ -125,12 +125,14 @@ class Solver(Configurable):
             cubic, for the stages that `hermite_stages` gives.
         is_implicit: Whether it asks a field for its Jacobian, by `field.linearize`.
         remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
+        controller: The name of the controller of its steps, if no other one is asked for.
     """
 
     order: int
     error_order: int | None = None
     is_implicit = False
     remembers = False
+    controller = "pid"
 
     @property
     def weights(self):
