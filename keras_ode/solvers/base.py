@@ -52,7 +52,7 @@ class Field:
 
 def _tight(dtype):
     """A relative tolerance near what a floating-point type can resolve."""
-    return 1e-8 if dtype == tf.float64 else 1e-5
+    return 1e-11 if dtype == tf.float64 else 1e-5
 
 
 class Interval(NamedTuple):
