@@ -37,7 +37,14 @@ class ForwardField(Field):
 
     def linearize(self, t, y):
         matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows)
-        return Linearization(matrix, by_time, matrix.shape[-1])
+        return Linearization(matrix, by_time, self._field.evaluations_of_jacobian(matrix))
+
+    def parts(self):
+        found = self.problem.field.parts()
+        if found is None:
+            return None
+        inlined, derivatives = self._field is not self.problem.field, self.derivatives
+        return tuple(ForwardField(self.problem._replace(field=part), inlined, derivatives) for part in found)
 
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""

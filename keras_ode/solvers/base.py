@@ -31,6 +31,10 @@ class Field:
         """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
         raise NotImplementedError
 
+    def parts(self):
+        """The two fields whose sum it is, the stiff one first, each with what a `Field` has; `None` where it was given as one."""
+        return None
+
     # How many derivatives of a step, one of the other, are asked for.
     derivatives = 0
     # Whether a step that fails is tried again with a smaller size.

@@ -98,7 +98,7 @@ class _Collocation(Newton):
 
     evaluations_each = 3
     # The stages' error adds up with that of the step.
-    kappa = 0.01
+    kappa = 0.003
 
     def __init__(self, field, interval, y):
         self._start, self._count = y, len(y)
