@@ -84,6 +84,12 @@ def build(layer, t, y, args=()):
     def symbol(x):
         return keras.KerasTensor(tuple(x.shape), tf.as_dtype(x.dtype).name)
 
+    if isinstance(layer, Split):
+        for part in (layer.stiff, layer.nonstiff):
+            if isinstance(part, keras.Layer):
+                build(part, t, y, args)
+        layer.built = True
+        return
     if is_functional(layer):
         return  # built when it was made
     takes = takes_time(layer, len(args), y)

@@ -37,8 +37,10 @@ class Split(keras.Layer):
                     f"{name} must be a Keras layer, a model or a function f(y) or f(t, y). Received: {name}={part!r}"
                 )
         self.stiff, self.nonstiff = stiff, nonstiff
-        if not any(isinstance(part, keras.Layer) for part in (stiff, nonstiff)):
-            self.built = True
+
+    def build(self, *shapes, **shapes_by_name):
+        """Nothing: a part that is a layer is built when it is called."""
+        self.built = True
 
     def call(self, t, y, *args):
         stiff, nonstiff = (part(*arguments_of(part, t, y, args)) for part in (self.stiff, self.nonstiff))

@@ -153,9 +153,9 @@ class VectorField(PureFunction):
         matrix, *by_time = self._jacobians[key](tree.expand(t, y[0]), *y, *parameters)
         return matrix, tuple(by_time) or None
 
-    def evaluations_of_jacobian(self, matrix):
+    def evaluations_of_jacobian(self, matrix, automatic=False):
         """How many evaluations such a Jacobian is worth."""
-        return 0 if self.extra == "jacobian" else matrix.shape[-1]
+        return 0 if self.extra == "jacobian" and not automatic else matrix.shape[-1]
 
     def depends(self, results, leaves):
         """Whether some of the derivative's leaves depend on some of the state's; both are given by their numbers."""
@@ -306,16 +306,16 @@ class ScaledField:
 
     def __init__(self, field, unit, integral_weights):
         self.field, self.unit, self.integral_weights = field, unit, integral_weights
-        self.differentiable, self.select = field.differentiable, field.select
+        self.differentiable, self.select, self.parts = field.differentiable, field.select, field.parts
 
     def __call__(self, t, y, parameters):
         return self.field(t, y, parameters)
 
-    def jacobian(self, t, y, parameters, rows):
-        return self.field.jacobian(t, y, parameters, rows)
+    def jacobian(self, t, y, parameters, rows, automatic=False):
+        return self.field.jacobian(t, y, parameters, rows, automatic)
 
-    def evaluations_of_jacobian(self, matrix):
-        return self.field.evaluations_of_jacobian(matrix)
+    def evaluations_of_jacobian(self, matrix, automatic=False):
+        return self.field.evaluations_of_jacobian(matrix, automatic)
 
     def vjp(self, t, y, parameters, cotangent):
         derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))

