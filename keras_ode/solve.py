@@ -80,8 +80,9 @@ def solve(
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
             `"interpolating"`, or `"checkpointed"` with `dense` and `save="steps"`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`, whose steps end
-            at these times. `None` is `"pid"` where the solver estimates its error, else `"constant"`.
+        controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`,
+            whose steps end at these times. `None` is `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its
+            error, else `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
             one. Positive, in the units of `t`, in either direction of time. With `per_sample` also `[B]`.
         max_steps: The most steps to try. Defaults to `4096`.

@@ -41,7 +41,7 @@ class ODELayer(keras.Layer):
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. Defaults to
             `"interpolating"`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None` is
-            `"pid"` where the solver estimates its error, else `"constant"`.
+            `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
         max_steps: The most steps to try. Defaults to `4096`.
         max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
