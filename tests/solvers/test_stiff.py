@@ -89,7 +89,8 @@ def test_radau_takes_no_more_steps_than_scipys_radau_for_the_same_error(name):
             f"{name:12} {tolerance:.0e}: {count} steps, error {our_error:.1e}; SciPy {their_count} steps, error {their_error:.1e}; "
             f"steps at the same error {count / same:.2f} times SciPy's"
         )
-        assert count <= 1.2 * same
+        is_better = count <= their_count and our_error <= their_error  # whatever the lines say beyond their points
+        assert is_better or count <= 1.2 * same
 
 
 def rates_by_scipy(rates, end):
