@@ -16,5 +16,6 @@ from keras_ode.layers import ODELayer
 from keras_ode.on_step import StepInfo
 from keras_ode.solution import Solution
 from keras_ode.solve import odeint, solve
+from keras_ode.split import Split
 
 __version__ = "0.1.0"

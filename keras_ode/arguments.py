@@ -29,7 +29,7 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, 
     """The `Method` that these options describe, in tensors of `dtype`."""
     solver = solvers.get(solver)
     if controller is None:
-        controller = "pid" if solver.error_order else "constant"
+        controller = solver.controller if solver.error_order else "constant"
     controller = controllers.get(controller)
     name = type(solver).__name__
     if controller.adaptive and not solver.error_order:
@@ -376,6 +376,27 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
             f"controlled. Received: adjoint={adjoint!r}"
         )
     return adjoint
+
+
+def check_takes_jacobian(jacobian, solver):
+    """Refuses a Jacobian that no step would use."""
+    if jacobian is not None and not solver.is_implicit:
+        raise ValueError(
+            f"{type(solver).__name__} is explicit and uses no Jacobian: leave jacobian out, or use an implicit solver such as "
+            f"'rodas5p'. Received: jacobian={jacobian!r}, solver={solver!r}"
+        )
+
+
+def check_state_of_jacobian(jacobian, leaves, rows):
+    """Refuses states for which it is not said what the user's Jacobian looks like."""
+    if jacobian is None:
+        return
+    if len(leaves) > 1 or leaves[0].shape.rank != 2 and (rows or leaves[0].shape.rank != 1):
+        wanted = "rows [B, D]" if rows else "a vector [D] or rows [B, D]"
+        raise ValueError(
+            f"jacobian needs a state that is one tensor, {wanted}. Received: a state with leaves of shapes "
+            f"{[tuple(leaf.shape) for leaf in leaves]}, jacobian={jacobian!r}"
+        )
 
 
 def check_on_failure(on_failure):

@@ -123,12 +123,13 @@ class Closure:
             *(False for _ in self._numbers),
         ]
 
-    def build(self, inputs, differentiable):
+    def build(self, inputs, differentiable, wanted=None):
         """The results for the values of arguments and members, built in the current graph; and the members' references.
 
         Args:
             inputs: The tensors.
             differentiable: For each of them, whether a gradient by it is asked for.
+            wanted: A slice of the results; all by default.
         """
         arguments, members = inputs[: self._num_arguments], inputs[self._num_arguments :]
         num_variables = len(self._keras_variables) + len(self._variables)
@@ -143,7 +144,7 @@ class Closure:
         for number, value in zip(reversed(self._numbers), reversed(inputs), strict=False):
             env[number] = value
         sources = [x for x, wanted in zip(inputs, differentiable, strict=True) if wanted]
-        return Rebuilder(self._gradients, sources, inputs, references).run(self.graph, env), references
+        return Rebuilder(self._gradients, sources, inputs, references).run(self.graph, env, wanted), references
 
     def has_effects(self):
         """Whether an evaluation does more than give results: it adds losses, or assigns to seeds or moving statistics."""

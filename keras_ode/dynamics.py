@@ -27,10 +27,11 @@ from keras_ode.signature import (
     unwrapped,
     with_mask,
 )
+from keras_ode.split import Split
 from keras_ode.vector_field import PureFunction, VectorField
 
 
-def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
+def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None, jacobian=None):
     """Traces `dynamics` once and returns it as a `VectorField` on the leaves of the state.
 
     Args:
@@ -42,6 +43,7 @@ def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
         training: The mode to call a Keras layer in.
         penalties: `Penalties`, whose leaves the field has behind those of `y`.
         mask: The Keras mask of the state: a nest like `y` of tensors or `None`.
+        jacobian: A function like the dynamics that gives its Jacobian by the state, or `None`.
 
     What an evaluation does besides, at this time and state, is done once: seeds and moving statistics of layers are updated,
     and losses go to the `Report` of who asked for the solve.
@@ -50,12 +52,18 @@ def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None):
     if isinstance(dynamics, keras.Layer) and not dynamics.built:
         build(dynamics, tree.expand(t, leaves[0]), y, args)
     call = _Call(dynamics, y, args, training, mask)
-    args = (args, call.masks)
+    args, extra = (args, call.masks), None
+    if isinstance(dynamics, Split):
+        parts = (_Call(part, y, args[0], training, mask) for part in (dynamics.stiff, dynamics.nonstiff))
+        call, extra = _SplitCall(call, *parts), "split"
+    if jacobian is not None:
+        _check_jacobian(jacobian, dynamics, penalties)
+        call, extra = _CallWithJacobian(call, _JacobianCall(jacobian, y, args[0], training, mask)), "jacobian"
     if penalties is not None:
         call = _PenalizedCall(call, penalties, len(tf.nest.flatten(args)))
         leaves, args = (*leaves, *penalties.leaves), (args, penalties.noise)
     closure, *rest = _closed(call, dynamics, tree.expand(t, leaves[0]), leaves, args)
-    field = VectorField(closure, *rest)
+    field = VectorField(closure, *rest, extra=extra)
     report = current_report()
     losses = field.take_effects(t, leaves) if closure.has_effects() else ()
     if report is not None:
@@ -76,6 +84,12 @@ def build(layer, t, y, args=()):
     def symbol(x):
         return keras.KerasTensor(tuple(x.shape), tf.as_dtype(x.dtype).name)
 
+    if isinstance(layer, Split):
+        for part in (layer.stiff, layer.nonstiff):
+            if isinstance(part, keras.Layer):
+                build(part, t, y, args)
+        layer.built = True
+        return
     if is_functional(layer):
         return  # built when it was made
     takes = takes_time(layer, len(args), y)
@@ -208,11 +222,72 @@ class _PenalizedCall:
         count = self._call.num_leaves()
         y, totals, noise = leaves[:count], leaves[count:], arguments[self._num_arguments :]
         derivative = self._call(t, y, arguments[: self._num_arguments], convert)
+        derivative, parts = derivative[:count], derivative[count:]
         rates = [r.derivative(total, y, derivative, noise) for r, total in zip(self._regularizers, totals, strict=True)]
-        return [*derivative, *rates]
+        if not parts:
+            return [*derivative, *rates]
+        return [*derivative, *rates, *parts[:count], *map(tf.zeros_like, rates), *parts[count:], *rates]
 
     def num_leaves(self):
         return self._call.num_leaves() + len(self._regularizers)
+
+
+class _SplitCall:
+    """A call of a `Split`: the derivative, and behind it that of the stiff part and that of the other."""
+
+    def __init__(self, call, stiff, nonstiff):
+        self._calls = stiff, nonstiff
+        self.name, self.masks, self.num_leaves = call.name, call.masks, call.num_leaves
+
+    def __call__(self, t, leaves, arguments, convert=False):
+        stiff, nonstiff = (call(t, leaves, arguments, convert) for call in self._calls)
+        return [*tree.add(stiff, nonstiff), *stiff, *nonstiff]
+
+
+class _CallWithJacobian:
+    """A call with the user's Jacobian behind the derivative."""
+
+    def __init__(self, call, jacobian):
+        self._call, self._jacobian = call, jacobian
+        self.name, self.masks, self.num_leaves = call.name, call.masks, call.num_leaves
+
+    def __call__(self, t, leaves, arguments, convert=False):
+        return [*self._call(t, leaves, arguments, convert), *self._jacobian(t, leaves, arguments, convert)]
+
+
+class _JacobianCall(_Call):
+    """The user's Jacobian, with its shape and its dtype checked."""
+
+    def _checked(self, matrix, leaves):
+        (y,) = leaves
+        try:
+            matrix = tf.convert_to_tensor(matrix, None if tf.is_tensor(matrix) else y.dtype)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"jacobian '{self.name}' must return a tensor. Received: {matrix!r}") from error
+        wanted = tf.TensorShape([*y.shape, y.shape[-1]])
+        if matrix.dtype != y.dtype or matrix.shape.rank != wanted.rank or not matrix.shape.is_compatible_with(wanted):
+            raise ValueError(
+                f"jacobian '{self.name}' must return the derivatives of the dynamics by the state, element [..., i, j] that of "
+                f"the i-th by the j-th: {y.dtype.name} of shape {wanted} for a state of shape {y.shape}. Received: "
+                f"{matrix.dtype.name} of shape {matrix.shape}"
+            )
+        known = matrix.shape.is_fully_defined() and wanted.is_fully_defined()
+        return [matrix if known else tf.ensure_shape(matrix, wanted)]
+
+
+def _check_jacobian(jacobian, dynamics, penalties):
+    """Refuses what a Jacobian of the user's cannot be combined with."""
+    if not callable(jacobian):
+        raise TypeError(f"jacobian must be a function like the dynamics, jacobian(t, y, *args). Received: jacobian={jacobian!r}")
+    if isinstance(dynamics, Split):
+        raise ValueError(
+            "jacobian cannot be combined with a Split, whose stiff part alone is differentiated: leave it out, or give the sum of "
+            f"both parts as one function. Received: jacobian={jacobian!r}"
+        )
+    if penalties is not None:
+        raise ValueError(
+            f"jacobian cannot be combined with regularizers, which add unknowns to the state. Received: jacobian={jacobian!r}"
+        )
 
 
 class _ScalarCall(_Call):

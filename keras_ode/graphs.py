@@ -55,6 +55,17 @@ def in_order(graph):
                 yield op
 
 
+def sources_of(results):
+    """The operations that tensors are computed by, and those that must run before them."""
+    found, stack = set(), [x.op for x in results]
+    while stack:
+        op = stack.pop()
+        if op not in found:
+            found.add(op)
+            stack += [*(x.op for x in op.inputs), *op.control_inputs]
+    return found
+
+
 def function_of(graph, name):
     while graph is not None:
         function = internals.called_function(graph, name)

@@ -16,6 +16,8 @@ RUNNING = -1
 _STRETCH = 1e-3
 # A step is cut to land on a stop before the end if at least this part of it remains, if nothing else is asked for.
 _WORTH_LANDING = 0.5
+# By how much at least the size of a rejected step shrinks where the solver chooses it.
+_OF_REJECTED = 0.9
 # A step of fewer units in the last place of the time than this is too small to go on.
 SMALLEST_STEP_ULPS = 4
 
@@ -265,8 +267,9 @@ class _Run:
         error = tf.stop_gradient(self._scaled_error(step))
         error, increment, evaluations = self.integrator.judge(loop.integral, interval, step, error, running)
         tried = tf.stop_gradient(until - loop.since)
-        growth = {} if step.growth is None else {"growth": tf.stop_gradient(step.growth)}
-        verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control, **growth)
+        verdict = method.controller.judge(error, method.solver.error_order, tried, loop.control)
+        if step.growth is not None and method.controller.adaptive:
+            verdict = _grown(verdict, error, tried, tf.stop_gradient(step.growth))
         accept = verdict.accept & running
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands
@@ -391,6 +394,12 @@ class _Integrator(NamedTuple):
         if not integral:
             return ()
         return tf.cond(tf.reduce_any(accept), lambda: tree.add(integral, increment), lambda: integral)
+
+
+def _grown(verdict, error, tried, growth):
+    """The verdict, with the size that the solver asks for; a step that was not finite tells it nothing."""
+    asked = tried * tf.where(verdict.accept, growth, tf.minimum(growth, _OF_REJECTED))
+    return verdict._replace(step_size=tf.where(tf.math.is_finite(error), asked, verdict.step_size))
 
 
 def first_step_size(field, clock, y, derivative, method, controlled=tuple):

@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "args=": ("p", "params", "parameters", "constants"),
     "event=": ("events", "event_fn", "callback", "callbacks"),
     "jump_times=": ("tstops", "d_discontinuities", "jump_ts", "jump_t", "tcrit", "step_locations"),
+    "jacobian=": ("jac", "jac_fn", "Dfun", "dfdy"),
     "dense=True": ("dense_output",),
     'save="steps"': ("save_everystep", "save_steps"),
     "controller=": ("stepsize_controller", "step_size_controller"),

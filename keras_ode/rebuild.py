@@ -22,6 +22,7 @@ from keras_ode.graphs import (
     in_order,
     inner_graphs,
     is_custom_gradient,
+    sources_of,
 )
 
 _UPDATE = {
@@ -94,21 +95,25 @@ class Rebuilder:
         self._gradients, self._references = gradients, references
         self._is_source = {**{id(x): False for x in others}, **{id(x): True for x in sources}}
 
-    def run(self, graph, env):
-        """The results of a graph, whose inputs `env` holds.
+    def run(self, graph, env, wanted=None):
+        """The results of a graph, whose inputs `env` holds; `wanted`, a slice of them, with what these take alone.
 
         A graph that TensorFlow has differentiated can have more results than its callers know: those come last.
         """
+        results = graph.outputs if wanted is None else graph.outputs[wanted]
+        needed = None if wanted is None else sources_of(results)
         for op in in_order(graph):
             if op.outputs and op.outputs[0] in env:
                 continue  # an input
+            if needed is not None and op not in needed:
+                continue
             inputs = [env[x] for x in op.inputs]
             before = [env.operations[x] for x in op.control_inputs if x in env.operations]
             with _after(before):
                 outputs = self._build(op, inputs, env)
             for old, new in zip(op.outputs, outputs, strict=False):
                 env[old] = new
-        return [env[x] for x in graph.outputs]
+        return [env[x] for x in results]
 
     def _inline(self, graph, inputs, env):
         inner = Environment(env)

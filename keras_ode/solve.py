@@ -57,6 +57,7 @@ def solve(
     on_step=None,
     progress=False,
     save="times",
+    jacobian=None,
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
@@ -79,8 +80,9 @@ def solve(
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
             `"interpolating"`, or `"checkpointed"` with `dense` and `save="steps"`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`, whose steps end
-            at these times. `None` is `"pid"` where the solver estimates its error, else `"constant"`.
+        controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`,
+            whose steps end at these times. `None` is `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its
+            error, else `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
             one. Positive, in the units of `t`, in either direction of time. With `per_sample` also `[B]`.
         max_steps: The most steps to try. Defaults to `4096`.
@@ -115,6 +117,9 @@ def solve(
         progress: Whether to show a progress bar, in eager code. Defaults to `False`.
         save: `"times"`: the states at all times `t`; or `"steps"`: those at every accepted step from the first of two times `t`
             to the last. There is room for `max_steps` of them, and behind the last the end is repeated: see `Solution`.
+        jacobian: For implicit solvers, a function like the dynamics, `jacobian(t, y, *args)`, which returns the Jacobian of the
+            dynamics by the state: `[D, D]` for a state `[D]`, and `[B, D, D]` for rows `[B, D]`, in which row `b` of the derivative
+            depends on row `b` of the state only. Defaults to `None`: automatic differentiation.
 
     Returns:
         A `keras_ode.Solution`.
@@ -193,6 +198,7 @@ def solve_in_mode(
     recorder=None,
     save="times",
     rows=False,
+    jacobian=None,
 ):
     """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
     with who is told of it (see `Problem`), and whether rows of a batch are known to be independent."""
@@ -214,7 +220,9 @@ def solve_in_mode(
     adjoint = arguments.checked_adjoint(adjoint, dense, method, keeps_steps)
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
-    field = _close(dynamics, times[0], y0, args, training, penalties, mask)
+    arguments.check_takes_jacobian(jacobian, method.solver)
+    arguments.check_state_of_jacobian(jacobian, leaves, method.rows)
+    field = _close(dynamics, times[0], y0, args, training, penalties, mask, jacobian)
     method.solver.check(field)
     method = arguments.resolved(method, rtol, atol, field, leaves)
     if penalties is not None:
@@ -279,11 +287,11 @@ def _penalties(regularizers, noise, leaves, method, adjoint):
     return method, dynamics.Penalties(regularizers, totals, noise)
 
 
-def _close(function, t, y0, args, training, penalties, mask):
+def _close(function, t, y0, args, training, penalties, mask, jacobian):
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
     try:
-        return dynamics.close(function, t, y0, tuple(args), training, penalties, mask)
+        return dynamics.close(function, t, y0, tuple(args), training, penalties, mask, jacobian)
     except NotImplementedError as error:
         if "numpy array" not in str(error):
             raise

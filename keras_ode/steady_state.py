@@ -194,7 +194,7 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
 def _solved(problem, time, y, cotangents):
     """The solution of `(df/dy)^T a = -g`, by the Jacobian that an implicit solver needs anyway."""
     rows = problem.method.rows
-    matrix = tf.linalg.matrix_transpose(problem.field.jacobian(time, y, problem.parameters, rows)[0])
+    matrix = tf.linalg.matrix_transpose(problem.field.jacobian(time, y, problem.parameters, rows, automatic=True)[0])
     return tree.scale(-1, tree.unpacked(product(inverse(matrix), tree.packed(cotangents, rows)), cotangents, rows))
 
 

@@ -58,8 +58,12 @@ class PureFunction:
 
     def _build(self, *inputs):
         """The results, built in the current graph."""
-        results = self._closure.build(inputs, self._sources())[0]
+        results = self._closure.build(inputs, self._sources(), self._wanted())[0]
         return tuple(results[: len(results) - self._closure.num_losses])
+
+    def _wanted(self):
+        """The slice of the graph's results that are its own, but for losses; `None`: all of them."""
+        return None
 
     def _sources(self):
         """Which inputs a gradient must not be lost by; by the time, it follows what the user's code shows."""
@@ -98,13 +102,35 @@ class VectorField(PureFunction):
 
     Attributes:
         integral_weights: Empty, so that the error of an integral of its products does not count: see `ScaledField`.
+        extra: What the traced function gives behind the derivative: `"split"`, its two parts; `"jacobian"`, the user's own; or
+            `None`.
     """
 
     integral_weights = ()
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, closure, specs, parameters, differentiable, extra=None, part=0):
+        super().__init__(closure, specs, parameters, differentiable)
+        self.extra, self._part = extra, part
         self._vjp, self._jacobians = None, {}
+
+    def parts(self):
+        """The fields whose sum it is, the stiff one first; `None` where it was given as one."""
+        if self.extra != "split":
+            return None
+        return tuple(self._as(type(self), part) for part in (1, 2))
+
+    def _as(self, kind, part=None):
+        """The same field as one of another kind, or a part of it."""
+        extra, part = (self.extra, self._part) if part is None else ("part", part)
+        return kind(self._closure, self._specs, self.parameters, self.differentiable, extra, part)
+
+    def _wanted(self):
+        count = len(self._specs) - 1
+        return None if self.extra is None else slice(self._part * count, (self._part + 1) * count)
+
+    @functools.cached_property
+    def fingerprint(self):
+        return *super().fingerprint, self.extra, self._part
 
     def __call__(self, t, y, parameters):
         """The derivative at `(t, y)`: a tuple of leaves like `y`; `t` is a scalar, or `[B]`."""
@@ -118,13 +144,18 @@ class VectorField(PureFunction):
         results = self._vjp(tree.expand(t, y[0]), *y, *parameters, *cotangent)
         return results[:num_leaves], results[num_leaves : 2 * num_leaves], results[2 * num_leaves :]
 
-    def jacobian(self, t, y, parameters, rows):
+    def jacobian(self, t, y, parameters, rows, automatic=False):
         """The Jacobian by the state, `[B, D, D]` where `rows` are independent, else `[1, N, N]`, and the derivative by time,
-        leaves, or `None` where there is none."""
-        if rows not in self._jacobians:
-            self._jacobians[rows] = self._trace_jacobian(t, y, parameters, rows)
-        matrix, *by_time = self._jacobians[rows](tree.expand(t, y[0]), *y, *parameters)
+        leaves, or `None` where there is none; `automatic`, not the user's own."""
+        key = rows, automatic
+        if key not in self._jacobians:
+            self._jacobians[key] = self._trace_jacobian(t, y, parameters, rows, automatic)
+        matrix, *by_time = self._jacobians[key](tree.expand(t, y[0]), *y, *parameters)
         return matrix, tuple(by_time) or None
+
+    def evaluations_of_jacobian(self, matrix, automatic=False):
+        """How many evaluations such a Jacobian is worth."""
+        return 0 if self.extra == "jacobian" and not automatic else matrix.shape[-1]
 
     def depends(self, results, leaves):
         """Whether some of the derivative's leaves depend on some of the state's; both are given by their numbers."""
@@ -138,15 +169,15 @@ class VectorField(PureFunction):
         The gradient of a call of a function in a loop keeps all that the function was given, weights too, for every call;
         that of operations only what their own gradients need.
         """
-        return _InlinedField(self._closure, self._specs, self.parameters, self.differentiable)
+        return self._as(_InlinedField)
 
     def shared(self):
         """The same field, whose calls are those of one traced function."""
-        return self if type(self) is VectorField else VectorField(self._closure, self._specs, self.parameters, self.differentiable)
+        return self if type(self) is VectorField else self._as(VectorField)
 
     def compiled(self):
         """The same field, of which XLA compiles every call and its gradient, each alone."""
-        return _CompiledField(self._closure, self._specs, self.parameters, self.differentiable)
+        return self._as(_CompiledField)
 
     def select(self, parameters):
         """The differentiable ones among `parameters`."""
@@ -168,20 +199,24 @@ class VectorField(PureFunction):
 
         return trace(vjp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
 
-    def _trace_jacobian(self, t, y, parameters, rows):
+    def _trace_jacobian(self, t, y, parameters, rows, automatic):
         num_leaves = len(y)
 
         def jacobian(t, *rest):
-            return self._jacobian(t, rest[:num_leaves], rest[num_leaves:], rows)
+            return self._jacobian(t, rest[:num_leaves], rest[num_leaves:], rows, automatic)
 
         return trace(jacobian, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)])
 
-    def _jacobian(self, t, y, parameters, rows):
-        """One vector-Jacobian product for each element of a row, or of the state, in the current graph."""
+    def _jacobian(self, t, y, parameters, rows, automatic=False):
+        """The user's, or one vector-Jacobian product for each element of a row, or of the state, in the current graph."""
         derivative = self._build(t, *y, *parameters)
-        flat = tree.packed(derivative, rows)
-        columns = (tf.gradients(column, y, unconnected_gradients="zero") for column in tf.unstack(flat, axis=1))
-        matrix = tf.stack([tree.packed([tf.convert_to_tensor(x) for x in found], rows) for found in columns], axis=1)
+        if self.extra == "jacobian" and not automatic:
+            found = self._closure.build((t, *y, *parameters), self._sources(), slice(len(y), len(y) + 1))[0]
+            matrix = _as_blocks(found[0], rows)
+        else:
+            flat = tree.packed(derivative, rows)
+            columns = (tf.gradients(column, y, unconnected_gradients="zero") for column in tf.unstack(flat, axis=1))
+            matrix = tf.stack([tree.packed([tf.convert_to_tensor(x) for x in found], rows) for found in columns], axis=1)
         # The derivative of a vector-Jacobian product, which is linear, by its vector.
         vectors = [tf.zeros_like(x) for x in derivative]
         by_time = tf.gradients(derivative, t, vectors)[0]
@@ -197,8 +232,8 @@ class _InlinedField(VectorField):
     def __call__(self, t, y, parameters):
         return self._build(tree.expand(t, y[0]), *y, *parameters)
 
-    def jacobian(self, t, y, parameters, rows):
-        matrix, *by_time = self._jacobian(tree.expand(t, y[0]), y, parameters, rows)
+    def jacobian(self, t, y, parameters, rows, automatic=False):
+        matrix, *by_time = self._jacobian(tree.expand(t, y[0]), y, parameters, rows, automatic)
         return matrix, tuple(by_time) or None
 
 
@@ -249,6 +284,17 @@ class _CompiledField(VectorField):
         )
 
 
+def _as_blocks(matrix, rows):
+    """A Jacobian `[D, D]`, or `[B, D, D]` of independent rows, as the solvers have it."""
+    if matrix.shape.rank == 2:
+        return matrix[None]
+    if rows:
+        return matrix
+    count, size = matrix.shape[:2]
+    blocks = matrix[:, :, None, :] * tf.eye(count, dtype=matrix.dtype)[:, None, :, None]
+    return tf.reshape(blocks, [1, count * size, count * size])
+
+
 class ScaledField:
     """A vector field whose cotangents of states, given and returned, are in a unit of their own; those of parameters in one.
 
@@ -260,13 +306,16 @@ class ScaledField:
 
     def __init__(self, field, unit, integral_weights):
         self.field, self.unit, self.integral_weights = field, unit, integral_weights
-        self.differentiable, self.select = field.differentiable, field.select
+        self.differentiable, self.select, self.parts = field.differentiable, field.select, field.parts
 
     def __call__(self, t, y, parameters):
         return self.field(t, y, parameters)
 
-    def jacobian(self, t, y, parameters, rows):
-        return self.field.jacobian(t, y, parameters, rows)
+    def jacobian(self, t, y, parameters, rows, automatic=False):
+        return self.field.jacobian(t, y, parameters, rows, automatic)
+
+    def evaluations_of_jacobian(self, matrix, automatic=False):
+        return self.field.evaluations_of_jacobian(matrix, automatic)
 
     def vjp(self, t, y, parameters, cotangent):
         derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))

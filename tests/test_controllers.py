@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from scipy.integrate._ivp.common import select_initial_step
 
-from keras_ode.controllers import PID, Constant, Tolerance, first_step
+from keras_ode.controllers import PID, Constant, Predictive, Tolerance, first_step
 from keras_ode.integrate import Clock
 from keras_ode.solvers.base import Stage
 
@@ -219,3 +219,27 @@ def test_first_step_probes_inside_the_interval():
 def test_first_step_scales_with_the_duration_of_a_slow_problem(duration, y0):
     step = first_step_of(lambda t, y: (0.5 - y) / duration, [y0], (0.0, duration), 1e-3, 1e-6)
     assert 1e-10 * duration < step <= duration
+
+
+# Predictive
+
+
+@FEW
+@hypothesis.given(
+    errors=st.tuples(*[st.floats(1e-2, 1)] * 2), sizes=st.tuples(*[st.floats(0.1, 10)] * 2), k=st.integers(2, 6)
+)
+def test_predictive_factor_is_gustafssons(errors, sizes, k):
+    first = judge(Predictive(), errors[0], sizes[0], k)
+    assert float(first.step_size) == pytest.approx(sizes[0] * min(0.9 * errors[0] ** (-1 / k), 10), rel=1e-12)
+    second = judge(Predictive(), errors[1], sizes[1], k, first.state)
+    trend = sizes[1] / sizes[0] * (errors[0] / errors[1]) ** (1 / k)
+    factor = np.clip(0.9 * errors[1] ** (-1 / k) * min(1, trend), 0.2, 10)
+    assert float(second.step_size) == pytest.approx(sizes[1] * factor, rel=1e-12)
+
+
+def test_predictive_control_halves_a_step_that_is_not_finite_and_does_not_grow_after_a_rejected_one():
+    failed = judge(Predictive(), np.inf, 2.0)
+    assert float(failed.step_size) == 1.0 and not bool(failed.accept)
+    rejected = judge(Predictive(), 1.0001, 2.0)
+    assert not bool(rejected.accept) and float(rejected.step_size) <= 0.9 * 2.0
+    assert float(judge(Predictive(), 1e-6, 1.0, state=rejected.state).step_size) == 1.0

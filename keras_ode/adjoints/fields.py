@@ -35,9 +35,16 @@ class ForwardField(Field):
         """Whether rows of a batch are independent."""
         return self.problem.method.rows
 
-    def linearize(self, t, y):
-        matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows)
-        return Linearization(matrix, by_time, matrix.shape[-1])
+    def linearize(self, t, y, exact=False):
+        matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows, automatic=exact)
+        return Linearization(matrix, by_time, self._field.evaluations_of_jacobian(matrix, automatic=exact))
+
+    def parts(self):
+        found = self.problem.field.parts()
+        if found is None:
+            return None
+        inlined, derivatives = self._field is not self.problem.field, self.derivatives
+        return tuple(ForwardField(self.problem._replace(field=part), inlined, derivatives) for part in found)
 
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""

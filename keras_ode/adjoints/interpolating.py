@@ -245,7 +245,8 @@ class _Equation(Field):
         """That of the forward field, transposed; its derivative by time would be a second one."""
         block = self._block
         matrix, _ = self._field.jacobian(block.time(since), block.evaluate(since), self._parameters, self.rows)
-        return Linearization(scaled(-block.direction, tf.linalg.matrix_transpose(matrix)), None, matrix.shape[-1])
+        count = self._field.evaluations_of_jacobian(matrix)
+        return Linearization(scaled(-block.direction, tf.linalg.matrix_transpose(matrix)), None, count)
 
     def cotangent(self, a):
         return a

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_ode import adjoints, configurable, controllers, internals, paths, regularizers, solvers, tree
-from keras_ode.arguments import check_jit_compile, check_times, checked_method, times_in_one
+from keras_ode.arguments import check_jit_compile, check_takes_jacobian, check_times, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
@@ -41,7 +41,7 @@ class ODELayer(keras.Layer):
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. Defaults to
             `"interpolating"`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None` is
-            `"pid"` where the solver estimates its error, else `"constant"`.
+            `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
         max_steps: The most steps to try. Defaults to `4096`.
         max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
@@ -57,6 +57,9 @@ class ODELayer(keras.Layer):
         regularizer: A name (see `keras_ode.regularizers`), a `Regularizer`, or a list of them: penalties on the solve
             that are added to the model's losses, but for calls with `training=False`. They change neither the steps nor
             the output. Defaults to `None`.
+        jacobian: For implicit solvers, a function like the dynamics, `jacobian(t, y, *args)`, that returns its Jacobian by the
+            state, `[B, D, D]` for a state `[B, D]`: see `keras_ode.solve`. To be saved it must be registered, as a dynamics that
+            is a function. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -107,6 +110,7 @@ class ODELayer(keras.Layer):
         max_step=None,
         min_step=None,
         norm="rms",
+        jacobian=None,
         **kwargs,
     ):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
@@ -138,6 +142,8 @@ class ODELayer(keras.Layer):
         self.max_step, self.min_step = configurable.plain(max_step), configurable.plain(min_step)
         self.norm = keras.saving.deserialize_keras_object(norm) if isinstance(norm, dict) else norm
         check_norm(self.norm)
+        self.jacobian = keras.saving.deserialize_keras_object(jacobian) if isinstance(jacobian, dict) else jacobian
+        check_takes_jacobian(jacobian, self.solver)
         check_is_number(step_size)
         dtype = tf.as_dtype(self.variable_dtype)
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, dtype, max_step, min_step)
@@ -240,6 +246,7 @@ class ODELayer(keras.Layer):
             "max_step": self.max_step,
             "min_step": self.min_step,
             "norm": self.norm,
+            "jacobian": self.jacobian,
             "per_sample": self.per_sample,
             "event": None,
             "jump_times": self.jump_times,
@@ -287,6 +294,7 @@ class ODELayer(keras.Layer):
             "max_step": self.max_step,
             "min_step": self.min_step,
             "norm": self.norm if isinstance(self.norm, str) else keras.saving.serialize_keras_object(self.norm),
+            "jacobian": None if self.jacobian is None else keras.saving.serialize_keras_object(self.jacobian),
             "per_sample": self.per_sample,
             "return_sequences": self.return_sequences,
             "jump_times": self.jump_times,

@@ -6,6 +6,7 @@ from keras_ode.solvers.base import Solver
 from keras_ode.solvers.bdf import BDF
 from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno3, Kvaerno5, Trapezoid
 from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
+from keras_ode.solvers.radau import Radau5
 from keras_ode.solvers.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from keras_ode.solvers.rosenbrock import Rodas5P, Rosenbrock23
 from keras_ode.solvers.symplectic import Leapfrog, SemiImplicitEuler, Yoshida4
@@ -24,6 +25,7 @@ SOLVERS = {
     "vern9": Vern9,
     "rodas5p": Rodas5P,
     "rosenbrock23": Rosenbrock23,
+    "radau": Radau5,
     "kvaerno3": Kvaerno3,
     "kvaerno5": Kvaerno5,
     "kencarp4": KenCarp4,

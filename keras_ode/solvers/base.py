@@ -22,14 +22,18 @@ class Field:
     def __call__(self, t, y, with_integrand=True):
         raise NotImplementedError
 
-    def linearize(self, t, y):
-        """The `Linearization` at a point, for implicit methods."""
+    def linearize(self, t, y, exact=False):
+        """The `Linearization` at a point, for implicit methods; `exact`, not by a Jacobian of the user's."""
         raise NotImplementedError
 
     @property
     def rows(self):
         """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
         raise NotImplementedError
+
+    def parts(self):
+        """The two fields whose sum it is, the stiff one first, each with what a `Field` has; `None` where it was given as one."""
+        return None
 
     # How many derivatives of a step, one of the other, are asked for.
     derivatives = 0
@@ -52,7 +56,7 @@ class Field:
 
 def _tight(dtype):
     """A relative tolerance near what a floating-point type can resolve."""
-    return 1e-8 if dtype == tf.float64 else 1e-5
+    return 1e-11 if dtype == tf.float64 else 1e-5
 
 
 class Interval(NamedTuple):
@@ -128,6 +132,7 @@ class Solver(Configurable):
         is_implicit: Whether it asks a field for its Jacobian, by `field.linearize`.
         remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
         is_reversible: Whether it has `unstep`, which takes a step back.
+        controller: The name of the controller of its steps, if no other one is asked for.
     """
 
     order: int
@@ -135,6 +140,7 @@ class Solver(Configurable):
     is_implicit = False
     remembers = False
     is_reversible = False
+    controller = "pid"
 
     @property
     def weights(self):

@@ -16,6 +16,7 @@ _ROUNDING_ERRORS = 4
 # 0.9 times 9 / (8 + n) for n = 2 iterations, as in Hairer, Wanner (1996), section IV.8.
 _SAFETY = 0.81
 _LEAST_ERROR = 1e-10
+_GROWTH = 0.2, 10.0  # the smallest and the largest change of one step to the next
 
 
 class Carry(NamedTuple):
@@ -198,4 +199,4 @@ def _next(field, size, y, end, error, history, order, num_equal):
     chosen = tf.where(best == lower, order - 1, tf.where(best == same, order, order + 1))
     may_change, accurate = num_equal > order, same >= _SAFETY
     growth = tf.where(accurate, tf.where(may_change, best, 1), same)
-    return tf.where(accurate & may_change, chosen, order), growth
+    return tf.where(accurate & may_change, chosen, order), tf.clip_by_value(growth, *_GROWTH)

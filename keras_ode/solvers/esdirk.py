@@ -2,13 +2,13 @@
 
 import functools
 import math
+from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.solvers import esdirk_tables
-from keras_ode.solvers.base import Solver, Stage, Step
+from keras_ode.solvers.base import Solver, Stage, Step, hermite_stages
 from keras_ode.solvers.esdirk_tables import ESDIRKTableau
 from keras_ode.solvers.implicit import Newton
 
@@ -17,7 +17,8 @@ class ESDIRK(Solver):
     """A method given by its `table` alone. The derivative at the end of a step is the first stage of the next one.
 
     A stage's derivative is taken from its solution, as `z / (gamma h)`: evaluated there, it would be wrong by the error of the
-    iteration times the stiffness.
+    iteration times the stiffness. The interpolant is Hermite's cubic: slopes of stages within the step would raise its order, but
+    are wrong where the equation is stiff.
 
     References:
         Hairer, Wanner (1996), Solving Ordinary Differential Equations II, sections IV.6 and IV.8.
@@ -30,57 +31,79 @@ class ESDIRK(Solver):
     # By itself, the derivative where a step starts would go wrong by the stiffness times small errors, in gradients too.
     remembers = True
 
-    @property
-    def weights(self):
-        return _numbers(type(self)).dense
-
     def start(self, field, t, y):
         return field(t, y), 1
 
     def step(self, field, interval, y, carry, with_dense=False):
         numbers, size = _numbers(type(self)), interval.size
-        newton = Newton(field, interval, y, numbers.gamma)
-        factor = tf.constant(numbers.gamma, size.dtype) * size
-        reciprocal = 1 / tf.where(size == 0, tf.ones_like(size), factor)
-        slopes, points, times = [carry.derivative], [y], [interval.start]
-        for i in range(1, len(numbers.c)):
-            times.append(interval.end if numbers.c[i] == 1 else interval.start + tf.constant(numbers.c[i], size.dtype) * size)
-            base = _added(y, size, numbers.a[i][:-1], slopes)
-            # From far away, a step that cannot be made smaller could find another root.
-            guess = tree.weighted_sum(numbers.guesses[i], slopes) if field.adaptive else tree.zeros_like(y)
-            z = newton.solve(times[i], base, tree.scale(factor, guess))
-            slopes.append(tree.where(size == 0, carry.derivative, tree.scale(reciprocal, z)))
-            points.append(tree.add(base, z))
-        integrands, count = self._integrands(field, times, points, carry)
-        end, closing = points[-1], Stage(slopes[-1], integrands[-1])
-        if not numbers.is_stiffly_accurate:
-            end = _added(y, size, numbers.b, slopes)
+        stages = self._stages(field, interval, y, carry)
+        points, slopes = stages.points, stages.slopes
+        integrands, count = self._integrands(field, stages, carry)
+        end, closing, near = points[-1], Stage(slopes[-1], integrands[-1]), (points[-2], slopes[-2])
+        if stages.are_additive or not numbers.is_stiffly_accurate:
+            end, near = _added(y, size, numbers.b, slopes), (points[-1], slopes[-1])
             closing, count = field(interval.end, end), count + 1
-            slopes.append(closing.derivative)
-        before = points[-2] if numbers.is_stiffly_accurate else points[-1]
         return Step(
             start=y,
             y=end,
-            error=None if self.error_order is None else tree.scale(size, tree.weighted_sum(numbers.b_error, slopes[: len(points)])),
+            error=None if self.error_order is None else tree.scale(size, tree.weighted_sum(numbers.b_error, slopes)),
             integral=_integral(numbers.b, integrands, size),
             integral_error=() if self.error_order is None else _integral(numbers.b_error, integrands, size),
-            stages=tuple(slopes),
+            stages=hermite_stages(interval, y, carry.derivative, end, closing.derivative),
             carry=closing,
-            evaluations=newton.evaluations + count,
-            neighbors=((before, slopes[-2]), (end, slopes[-1])),
-            converged=newton.converged,
+            evaluations=stages.evaluations + count,
+            neighbors=(near, (end, closing.derivative)),
+            converged=stages.converged,
         )
 
-    def _integrands(self, field, times, points, carry):
+    def _stages(self, field, interval, y, carry):
+        """The stages, of both parts of a field where the method has a table for each."""
+        numbers, size = _numbers(type(self)), interval.size
+        parts = field.parts() if numbers.a_explicit else None
+        stiff, other = (field, None) if parts is None else parts
+        newton = Newton(stiff, interval, y, numbers.gamma)
+        factor = tf.constant(numbers.gamma, size.dtype) * size
+        reciprocal = 1 / tf.where(size == 0, tf.ones_like(size), factor)
+        points, times = [y], [interval.start]
+        others = [] if other is None else [other(interval.start, y).derivative]
+        slopes = [carry.derivative if other is None else tree.subtract(carry.derivative, others[0])]
+        for i in range(1, len(numbers.c)):
+            times.append(interval.end if numbers.c[i] == 1 else interval.start + tf.constant(numbers.c[i], size.dtype) * size)
+            base = _added(y, size, numbers.a[i][:-1], slopes)
+            if other is not None:
+                base = _added(base, size, numbers.a_explicit[i], others)
+            # From far away, a step that cannot be made smaller could find another root.
+            guess = tree.weighted_sum(numbers.guesses[i], slopes) if field.adaptive else tree.zeros_like(y)
+            z = newton.solve(times[i], base, tree.scale(factor, guess))
+            slopes.append(tree.where(size == 0, slopes[0], tree.scale(reciprocal, z)))
+            points.append(tree.add(base, z))
+            if other is not None:
+                others.append(other(times[i], points[i]).derivative)
+        if other is not None:
+            slopes = list(map(tree.add, slopes, others))
+        return _Stages(times, points, slopes, newton.evaluations + len(others), newton.converged, other is not None)
+
+    def _integrands(self, field, stages, carry):
         """The integrands of stages, empty where they do not count, and the evaluations that this took."""
-        integrands = [carry.integrand] + [()] * (len(points) - 1)
+        integrands = [carry.integrand] + [()] * (len(stages.points) - 1)
         if not carry.integrand:
             return integrands, 0
         numbers = _numbers(type(self))
-        counting = [i for i in range(1, len(points)) if numbers.b[i] or numbers.b_error[i]]
+        counting = [i for i in range(1, len(integrands)) if numbers.b[i] or numbers.b_error[i]]
         for i in counting:
-            integrands[i] = field(times[i], points[i]).integrand
+            integrands[i] = field(stages.times[i], stages.points[i]).integrand
         return integrands, len(counting)
+
+
+class _Stages(NamedTuple):
+    """The times, the states and the derivatives of the stages, what they took, and whether all were solved."""
+
+    times: list
+    points: list
+    slopes: list
+    evaluations: tf.Tensor
+    converged: tf.Tensor
+    are_additive: bool
 
 
 class Kvaerno3(ESDIRK):
@@ -110,9 +133,10 @@ class Kvaerno5(ESDIRK):
 
 
 class KenCarp4(ESDIRK):
-    """The implicit half of Kennedy and Carpenter's pair for stiff equations: order 4(3), 6 stages, L-stable, cubic interpolant.
+    """Kennedy and Carpenter's additive method for stiff equations: order 4(3), 6 stages, L-stable, with a cubic interpolant.
 
-    All of its stages lie within the step.
+    Its explicit half integrates the part of a `keras_ode.Split` that is not stiff; any other dynamics is integrated by its implicit
+    half. All of its stages lie within the step.
 
     Reference: Kennedy, Carpenter (2003), Additive Runge-Kutta schemes for convection-diffusion-reaction equations, Appl. Numer.
     Math. 44(1-2), 139-181.
@@ -150,20 +174,14 @@ class Trapezoid(ESDIRK):
 
 
 class _Numbers:
-    """The numbers of a table as floats. `dense` are the `weights` of a `Solver`, `guesses` those of a stage's first guess."""
+    """The numbers of a table as floats; `guesses` are the weights of a stage's first guess."""
 
     def __init__(self, table):
         self.gamma = float(table.gamma)
         self.c, self.b, self.b_error = ([float(x) for x in row] for row in (table.c, table.b, table.b_error))
-        self.a = [[float(x) for x in row] for row in table.a]
+        self.a, self.a_explicit = ([[float(x) for x in row] for row in rows] for rows in (table.a, table.a_explicit))
         self.is_stiffly_accurate = self.a[-1] == self.b
         self.guesses = [_extrapolation(self.c[:i], self.c[i]) for i in range(len(self.c))]
-        # Hermite's cubic; the mean slope is the stages' sum with the weights `b`. The slopes of stages within the step would raise
-        # its order, but are wrong where the equation is stiff.
-        self.dense = np.zeros([len(self.c) + (not self.is_stiffly_accurate), 3])
-        self.dense[: len(self.b)] += np.outer(self.b, [0, 3, -2])
-        self.dense[0] += [1, -2, 1]
-        self.dense[-1] += [0, -1, 1]
 
 
 def _extrapolation(nodes, node):

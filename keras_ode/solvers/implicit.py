@@ -9,7 +9,7 @@ from keras_ode import tree
 from keras_ode.custom_gradient import differentiable
 from keras_ode.solvers.linear import identity_less, inverse, product
 
-_HIGHER = (
+HIGHER = (
     "Steps of implicit methods that are found by iteration have as many derivatives as corrections follow: three with "
     "adjoint='direct'. Use an explicit solver or 'rodas5p' for higher ones."
 )
@@ -17,8 +17,6 @@ _MOST_ITERATIONS = 10
 # Where a step cannot be tried again with a smaller size, there are more iterations, and from this rate on a new Jacobian.
 _MOST_OF_FIXED_STEPS = 40
 _SLOW = 0.2
-# The error that the iteration may leave, in units of the step's tolerance.
-_KAPPA = 0.03
 # Changes of so many rounding errors of the state are as small as they get.
 _ROUNDING_ERRORS = 10
 
@@ -43,6 +41,11 @@ class Newton:
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.8.
     """
 
+    # How many evaluations an iteration takes.
+    evaluations_each = 1
+    # The error that the iteration may leave, in units of the step's tolerance.
+    kappa = 0.03
+
     def __init__(self, field, interval, y, gamma):
         self._field, self._constant, self._rows = field, field.constant(), field.rows
         self._factor = tf.cast(gamma, interval.size.dtype) * interval.size
@@ -63,12 +66,12 @@ class Newton:
         if not self._field.derivatives:
             return z
         z = tuple(map(tf.stop_gradient, z))
-        near = self._constant.linearize(tf.stop_gradient(t), tree.add(fixed, z))
+        near = self._constant.linearize(tf.stop_gradient(t), tree.add(fixed, z), exact=True)
         exact = self._inverted(near)
         for _ in range(self._field.derivatives):
             z = tree.add(z, self._correction(self._field, self._factor, exact, t, base, z))
         self.evaluations += self._field.derivatives + near.evaluations
-        return differentiable(z, self._field.derivatives, _HIGHER)
+        return differentiable(z, self._field.derivatives, HIGHER)
 
     def _inverted(self, near):
         return tf.stop_gradient(inverse(identity_less(tf.stop_gradient(self._factor), near.matrix)))
@@ -107,14 +110,14 @@ class Newton:
         size = self._size(change)
         rate = size / loop.before
         eta = tf.where(loop.is_running & (loop.k > 0), rate / (1 - rate), loop.eta)
-        is_solved = (size <= self._least) | (eta * size <= _KAPPA) & (eta >= 0)
+        is_solved = (size <= self._least) | (eta * size <= self.kappa) & (eta >= 0)
         is_hopeless = ~tf.math.is_finite(size)
         if self._field.adaptive:
             left = tf.cast(most - 1 - loop.k, rate.dtype)
-            is_hopeless |= (loop.k > 0) & ~((rate < 1) & (rate**left * eta * size <= _KAPPA))
+            is_hopeless |= (loop.k > 0) & ~((rate < 1) & (rate**left * eta * size <= self.kappa))
         return _Loop(
             k=loop.k + 1,
-            evaluations=loop.evaluations + tf.cast(loop.is_running, tf.int32),
+            evaluations=loop.evaluations + self.evaluations_each * tf.cast(loop.is_running, tf.int32),
             z=tree.where(loop.is_running, tree.add(loop.z, change), loop.z),
             inverse=loop.inverse,
             before=size,
@@ -124,12 +127,15 @@ class Newton:
             converged=loop.converged | loop.is_running & is_solved,
         )
 
+    def _linearized(self, t, base, z):
+        return self._constant.linearize(t, tree.add(base, z))
+
     def _refreshed(self, t, base, loop):
         """With another Jacobian where the iteration is slow."""
         wanted = loop.is_running & loop.is_slow
 
         def refresh():
-            near = self._constant.linearize(t, tree.add(base, loop.z))
+            near = self._linearized(t, base, loop.z)
             return *tree.where(wanted, (self._inverted(near),), (loop.inverse,)), tf.where(wanted, near.evaluations, 0)
 
         inverse, count = tf.cond(tf.reduce_any(wanted), refresh, lambda: (loop.inverse, tf.zeros_like(loop.evaluations)))

@@ -68,7 +68,7 @@ def test_error_at_constant_steps_falls_with_the_order_of_the_method(name):
     assert np.all(np.log2(errors[:-1] / errors[1:]) > SOLVERS[name].order - 0.25)
 
 
-@pytest.mark.parametrize(("name", "order"), [("rodas5p", 4), ("kvaerno5", 3)])
+@pytest.mark.parametrize(("name", "order"), [("rodas5p", 4), ("kvaerno5", 3), ("radau", 3)])
 def test_interpolant_of_methods_of_order_five(name, order):
     """Saved states within steps of one size, and of half of it; the error of an interpolant is of one order more."""
     times = np.linspace(0, 1.5, 62)
@@ -93,7 +93,8 @@ def test_robertsons_reaction_is_that_of_scipy(name, tolerance):
     y0, options = [1.0, 0.0, 0.0], {"solver": name, "rtol": tolerance, "atol": 1e-6 * tolerance}
     solution = solve(robertson, y0, [0.0, 1e11], args=(tf.constant(RATES),), **options)
     np.testing.assert_allclose(solution.ys[-1], robertson_by_scipy(), rtol=100 * tolerance, atol=1e-4 * tolerance)
-    assert int(solution.stats["num_steps"]) < {1e-4: 150, 1e-6: 350, 1e-8: 800}[tolerance]
+    most = {1e-4: 150, 1e-6: 350, 1e-8: 800} if SOLVERS[name].error_order == 5 else {1e-4: 150, 1e-6: 420, 1e-8: 1260}
+    assert int(solution.stats["num_steps"]) < most[tolerance]
 
 
 @pytest.mark.parametrize("name", ["rosenbrock23", "kvaerno3"])
@@ -124,7 +125,7 @@ def test_single_precision_does_not_ask_stages_for_more_than_it_has():
 # Rows
 
 
-@pytest.mark.parametrize("name", [pytest.param("rodas5p", marks=pytest.mark.slow), "kvaerno5"])
+@pytest.mark.parametrize("name", [pytest.param("rodas5p", marks=pytest.mark.slow), "kvaerno5", "radau"])
 def test_rows_with_rates_of_their_own_are_solved_as_if_alone(name):
     rates = RATES * np.exp(np.random.default_rng(0).normal(size=[64, 3]))
     y0, options = np.tile([1.0, 0.0, 0.0], [64, 1]), {"solver": name, "rtol": 1e-6, "atol": 1e-12}
@@ -234,6 +235,9 @@ def gradients(function, inputs, twice):
         pytest.param("rodas5p", "checkpointed", marks=pytest.mark.slow),
         pytest.param("kvaerno5", "checkpointed", marks=pytest.mark.slow),
         pytest.param("kvaerno5", "direct", marks=pytest.mark.slow),
+        ("radau", "checkpointed"),
+        pytest.param("radau", "direct", marks=pytest.mark.slow),
+        pytest.param("radau", "interpolating", marks=pytest.mark.slow),
     ],
 )
 def test_gradient_of_a_stiff_solve_is_that_of_the_closed_form(name, adjoint):

@@ -37,16 +37,25 @@ def error(name, y, tolerance):
     return np.max(np.abs(np.asarray(y) - reference) / (tolerance * (np.abs(reference) + problem.atol)))
 
 
-def scipy_steps(name, tolerance):
-    """How many steps SciPy's Radau takes."""
+@functools.cache
+def by_scipy(name, tolerance):
+    """How many steps SciPy's Radau takes with the exact Jacobian, and where it ends."""
     problem = PROBLEMS[name]
     function = tf.function(lambda y: problem.dynamics(0.0, y), autograph=False)
     function = function.get_concrete_function(tf.TensorSpec([len(problem.y0)], tf.float64))
+
+    @tf.function(autograph=False)
+    def jacobian(y):
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            derivative = function(y)
+        return tape.jacobian(derivative, y)
+
     found = solve_ivp(
         lambda t, y: function(tf.constant(y)).numpy(), [0, problem.end], np.array(problem.y0, float),
-        method="Radau", rtol=tolerance, atol=tolerance * problem.atol,
+        method="Radau", rtol=tolerance, atol=tolerance * problem.atol, jac=lambda t, y: jacobian(tf.constant(y)).numpy(),
     )  # fmt: skip
-    return len(found.t) - 1
+    return len(found.t) - 1, found.y[:, -1]
 
 
 @pytest.mark.parametrize("name", ["robertson", "hires", *(pytest.param(x, marks=pytest.mark.slow) for x in list(PROBLEMS)[2:])])
@@ -57,7 +66,31 @@ def test_end_is_that_of_the_test_set_in_no_more_steps_than_scipys_implicit_ones(
         assert int(solution.status) == Status.SUCCESS
         assert error(name, solution.ys[-1], tolerance) < 100
         if tolerance > 1e-8:
-            assert int(solution.stats["num_steps"]) <= 1.2 * scipy_steps(name, tolerance)
+            assert int(solution.stats["num_steps"]) <= 1.2 * by_scipy(name, tolerance)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_radau_takes_no_more_steps_than_scipys_radau_for_the_same_error(name):
+    """By straight lines through the logarithms of steps and errors at eleven tolerances; `pytest -s` shows the numbers."""
+    tolerances, least = 10 ** np.linspace(-3.5, -8.5, 11), 1e-9 if name == "robertson" else 1e-16  # below, rounding errors
+    found = []
+    for tolerance in tolerances:
+        solution, (count, end) = solver_of(name, "radau")(tolerance), by_scipy(name, tolerance)
+        assert int(solution.status) == Status.SUCCESS and error(name, solution.ys[-1], tolerance) < 100
+        found.append((int(solution.stats["num_steps"]), error(name, solution.ys[-1], 1), count, error(name, end, 1)))
+    steps, ours, of_scipy, theirs = np.log10(found).T
+    our_line, their_line = (
+        np.polyfit(x[e > np.log10(least)], e[e > np.log10(least)], 1) for x, e in ((steps, ours), (of_scipy, theirs))
+    )
+    for tolerance, (count, our_error, their_count, their_error) in zip(tolerances[1::4], found[1::4], strict=True):
+        same = 10 ** ((np.polyval(our_line, np.log10(count)) - their_line[1]) / their_line[0])
+        print(
+            f"{name:12} {tolerance:.0e}: {count} steps, error {our_error:.1e}; SciPy {their_count} steps, error {their_error:.1e}; "
+            f"steps at the same error {count / same:.2f} times SciPy's"
+        )
+        is_better = count <= their_count and our_error <= their_error  # whatever the lines say beyond their points
+        assert is_better or count <= 1.2 * same
 
 
 def rates_by_scipy(rates, end):
