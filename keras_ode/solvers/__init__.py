@@ -2,6 +2,7 @@
 
 from keras_ode import configurable
 from keras_ode.solvers.adams import AB2, AB3, AB4, AB5, ABM2, ABM3, ABM4, ABM5
+from keras_ode.solvers.auto import Auto
 from keras_ode.solvers.base import Solver
 from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno3, Kvaerno5, Trapezoid
 from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
@@ -39,6 +40,7 @@ SOLVERS = {
     "semi_implicit_euler": SemiImplicitEuler,
     "leapfrog": Leapfrog,
     "yoshida4": Yoshida4,
+    "auto": Auto,
 }
 
 
