@@ -11,7 +11,6 @@ import tensorflow as tf
 from keras_ode import internals, tree
 from keras_ode.dense import DenseOutput, constant
 from keras_ode.errors import Status
-from keras_ode.solvers.base import squared_spectral_radius
 
 # Explicit methods are stable while the step size times the spectral radius is below about this.
 STABILITY_LIMIT = 2.0
@@ -318,6 +317,14 @@ def status_of_stiff(status, latest, solver, controller):
 def spectral_radius(step, per_sample, dtype):
     """The radius that one step shows, a scalar or `[B]`."""
     return tf.sqrt(squared_spectral_radius(step, per_sample, dtype))
+
+
+def squared_spectral_radius(step, per_sample, dtype):
+    """Its square."""
+    (near, near_slope), (end, end_slope) = step.neighbors
+    change = tree.mean_square([a - b for a, b in zip(end_slope, near_slope, strict=True)], per_sample, dtype)
+    distance = tree.mean_square([a - b for a, b in zip(end, near, strict=True)], per_sample, dtype)
+    return tf.math.divide_no_nan(change, distance)
 
 
 class KeepDense:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import configurable, tree
-from keras_ode.solvers.base import squared_spectral_radius
+from keras_ode.observers import squared_spectral_radius
 
 
 class Regularizer(configurable.Configurable):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.solvers.base import Field, Solver, Stage, Step, squared_spectral_radius
+from keras_ode.solvers.base import Field, Solver, Stage, Step
 from keras_ode.solvers.esdirk import KenCarp4
 from keras_ode.solvers.explicit import Tsit5
 from keras_ode.solvers.linear import radius_of
@@ -58,15 +58,9 @@ class Auto(Solver):
     is_implicit = True
     remembers = True
 
-    def __init__(self, num_leaves=None):
-        self.num_leaves = num_leaves
-
-    def bind(self, structure):
-        return type(self)(len(tf.nest.flatten(structure)))
-
     @property
     def backward(self):
-        return AutoAdjoint(self.num_leaves)
+        return AutoAdjoint()
 
     @property
     def weights(self):
@@ -108,8 +102,7 @@ class Auto(Solver):
 
     def _explicit(self, field, interval, y, stage, with_dense):
         step = self.explicit.step(field, interval, y, stage, with_dense)
-        per_sample, dtype = interval.size.shape.rank == 1, interval.size.dtype
-        radius = tf.sqrt(squared_spectral_radius(step.select(self._controlled), per_sample, dtype))
+        radius = _radius(field, step, interval.size)
         unused = tree.zeros_like(self.implicit.memory_like(y, with_dense))
         return self._common(self.explicit, step, interval, with_dense, (*self.explicit.memory(step), *unused)), radius
 
@@ -160,9 +153,6 @@ class Auto(Solver):
             evaluations += first
         of_y, of_parameters = found
         return of_y, tuple(map(tf.zeros_like, tf.nest.flatten(carry))), of_parameters, evaluations
-
-    def _controlled(self, leaves):
-        return tuple(leaves[: self.num_leaves])
 
     def _coefficients(self, method, step, with_dense):
         """The stages of a method's step as those of this one: without dense output, the slope at the end alone."""
@@ -234,6 +224,18 @@ class _Watched(Field):
 
     def scaled(self, *arguments):
         return self._field.scaled(*arguments)
+
+
+def _radius(field, step, size):
+    """The spectral radius that the last two stages of an explicit step show, both at its end.
+
+    Differences are measured in units of the tolerance: else a large component that moves smoothly would hide a small stiff one.
+    """
+    (near, near_slope), (end, end_slope) = tf.nest.map_structure(tf.stop_gradient, step.neighbors)
+    change, distance = (
+        field.scaled(tree.subtract(a, b), end, size.shape.rank == 1, size.dtype) for a, b in ((end_slope, near_slope), (end, near))
+    )
+    return tf.math.divide_no_nan(change, distance)
 
 
 def _taken(is_stiff, size):

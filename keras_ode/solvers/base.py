@@ -111,14 +111,6 @@ class Step(NamedTuple):
         )
 
 
-def squared_spectral_radius(step, per_sample, dtype):
-    """The square of the spectral radius of the Jacobian that a step shows by its `neighbors`, a scalar or `[B]`."""
-    (near, near_slope), (end, end_slope) = step.neighbors
-    change = tree.mean_square([a - b for a, b in zip(end_slope, near_slope, strict=True)], per_sample, dtype)
-    distance = tree.mean_square([a - b for a, b in zip(end, near, strict=True)], per_sample, dtype)
-    return tf.math.divide_no_nan(change, distance)
-
-
 class Solver(Configurable):
     """A method of integration. Stateless: what it remembers between steps is the `carry` of its last step.
 
