@@ -74,7 +74,8 @@ def solve(
             every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
         args: A tuple of further arguments of the dynamics: nests of tensors, and paths, which are continuous inputs made from
             data (see `keras_ode.paths`).
-        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
+        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`. Use `"auto"` where the equation may be
+            stiff: it changes to an implicit method there.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
