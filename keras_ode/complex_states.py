@@ -1,0 +1,36 @@
+"""Complex tensors as real ones with a trailing axis of two, the real and the imaginary part.
+
+Solvers and adjoints see real leaves and real parameters only. What users give is made real at the door, and made complex again
+for what they see: the dynamics, events, norms, and the solution. TensorFlow's own gradients of these changes are its convention:
+the gradient of a real loss by `z = x + iy` is `dL/dx + i dL/dy`, the conjugate of the derivative of a holomorphic function.
+"""
+
+import tensorflow as tf
+
+
+def is_complex(value):
+    """Whether this is a complex number, tensor, array or variable."""
+    if isinstance(value, complex):
+        return True
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and tf.as_dtype(dtype).is_complex
+
+
+def as_reals(tensors):
+    """The tensors, a tuple, each complex one as a real one with an axis more."""
+    return tuple(tf.stack([tf.math.real(x), tf.math.imag(x)], axis=-1) if is_complex(x) else x for x in tensors)
+
+
+def as_given(tensors, like):
+    """Real tensors as those were from which `as_reals` made them; of `like` only the types count."""
+    return tuple(tf.complex(x[..., 0], x[..., 1]) if is_complex(y) else x for x, y in zip(tensors, like, strict=True))
+
+
+def packed_as(structure, leaves):
+    """Real leaves as a nest like `structure`, of which only the nest and the types count."""
+    return tf.nest.pack_sequence_as(structure, as_given(leaves, tf.nest.flatten(structure)))
+
+
+def leaves_of_nest(nest):
+    """The leaves of a nest of tensors, each complex one as a real one."""
+    return as_reals(tf.nest.flatten(nest))
