@@ -34,3 +34,14 @@ def packed_as(structure, leaves):
 def leaves_of_nest(nest):
     """The leaves of a nest of tensors, each complex one as a real one."""
     return as_reals(tf.nest.flatten(nest))
+
+
+def refuse_complex(y):
+    """Refuses complex states where there is a layer."""
+    found = next((leaf for leaf in tf.nest.flatten(y) if is_complex(leaf)), None)
+    if found is not None:
+        raise TypeError(
+            "The state of an ODELayer must be real, because a Keras layer computes in one real type. Call keras_ode.solve, which "
+            "takes complex states, or make the real and the imaginary part two leaves. Received: a state of "
+            f"{tf.as_dtype(found.dtype).name} and shape {found.shape}"
+        )

@@ -67,7 +67,7 @@ def test_gradients_by_variables_and_tensors_that_the_dynamics_reads_are_those_of
     factor, y0 = tf.constant(0.5 - 0.3j, tf.complex128), tf.constant(START[0])
 
     def total(end):
-        return tf.reduce_sum(tf.abs(end - tf.constant([1.0, 2.0j])) ** 2)
+        return tf.reduce_sum(tf.abs(end - tf.constant([1.0 + 0j, 2.0j])) ** 2)
 
     with tf.GradientTape(persistent=True) as tape:
         tape.watch((factor, y0))
@@ -148,24 +148,37 @@ class Turn(keras.Layer):
     def build(self, shape):
         self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), initializer="ones")
 
-    def call(self, t, y):
+    def call(self, y):
         return 1j * tf.matmul(y, tf.cast(self.kernel, y.dtype))
 
 
-def test_layer_takes_and_gives_complex_states_and_trains():
-    layer = keras_ode.ODELayer(Turn(), t=(0.0, 1.0), rtol=1e-5, atol=1e-5, return_sequences=True, jit_compile=False)
-    y0 = tf.constant([[1.0 + 0j, 0.0], [0.5, 1j], [1.0, 1.0]], tf.complex64)
+ROWS = tf.constant([[1.0 + 0j, 0.0], [0.5, 1j], [1.0, 1.0]], tf.complex64)
+
+
+def test_gradient_by_the_weights_of_a_layer_is_that_of_the_matrix_exponential():
+    layer = Turn()
     with tf.GradientTape() as tape:
-        ys = layer(y0)
-        total = tf.reduce_sum(tf.math.imag(ys[:, -1]))
-    turn = np.eye(2) + np.ones((2, 2)) * (np.exp(2j) - 1) / 2
-    np.testing.assert_allclose(ys[:, -1], y0.numpy() @ turn, atol=1e-4)
-    assert ys.dtype == tf.complex64 and ys.shape == [3, 2, 2]
+        end = keras_ode.odeint(layer, ROWS, [0.0, 1.0], rtol=1e-5, atol=1e-5, jit_compile=False)[-1]
+        total = tf.reduce_sum(tf.math.imag(end))
+    kernel = tf.Variable(tf.ones([2, 2]))
     with tf.GradientTape() as exact_tape:
-        kernel = tf.Variable(tf.ones([2, 2]))
-        expected = tf.reduce_sum(tf.math.imag(y0 @ tf.linalg.expm(1j * tf.cast(kernel, tf.complex64))))
-    gradient = tape.gradient(total, layer.trainable_variables)[0]
-    np.testing.assert_allclose(gradient, exact_tape.gradient(expected, kernel), atol=1e-3)
+        exact = ROWS @ tf.linalg.expm(1j * tf.cast(kernel, tf.complex64))
+        expected = tf.reduce_sum(tf.math.imag(exact))
+    np.testing.assert_allclose(end, exact, atol=1e-4)
+    np.testing.assert_allclose(tape.gradient(total, layer.trainable_variables)[0], exact_tape.gradient(expected, kernel), atol=1e-3)
+
+
+def test_ode_layer_refuses_complex_states_and_says_what_to_use():
+    layer = keras_ode.ODELayer(Turn())
+    for call in (layer, layer.solve):
+        with pytest.raises(TypeError, match="Call keras_ode.solve.*complex64"):
+            call(ROWS)
+
+
+@pytest.mark.slow
+def test_check_of_gradients_takes_complex_states_and_arguments():
+    report = keras_ode.check_gradients(rotation, tf.constant(START), TIMES, args=(tf.constant(FACTOR),), rtol=1e-6, atol=1e-6)
+    assert set(report.errors) == {"y0", "t", "args"} and max(report.errors.values()) < 1e-3
 
 
 def test_derivative_of_another_type_is_refused_with_what_was_received():

@@ -843,7 +843,6 @@ def test_bad_times_are_refused_while_a_graph_is_made(kind):
         ([1, 2], "int32"),
         (tf.constant([1], tf.int64), "int64"),
         (tf.constant([1.0], tf.float16), "float16"),
-        (tf.constant([1.0 + 1j]), "complex128"),
         (tf.constant([True]), "bool"),
         ({"a": tf.constant([1.0]), "b": tf.constant([1])}, "int32"),
         ({}, r"\{\}"),

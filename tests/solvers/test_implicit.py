@@ -15,7 +15,7 @@ from keras_ode.solvers.linear import Linearization
 
 IMPLICIT = [name for name in SOLVERS if SOLVERS[name].is_implicit]
 # Those whose stability function vanishes at infinity.
-DAMPED = [name for name in IMPLICIT if name not in ("implicit_midpoint", "trapezoid")]
+DAMPED = [name for name in IMPLICIT if name not in ("implicit_midpoint", "trapezoid", "auto")]
 ACCURATE = [name for name in IMPLICIT if SOLVERS[name].order >= 5]
 
 
