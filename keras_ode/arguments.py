@@ -268,8 +268,10 @@ def _with_vectors(y0):
         return type(y0)(map(_with_vectors, y0))
     if not isinstance(y0, list) or not y0:
         return y0
+    has_complex = any(isinstance(x, complex) for x in tf.nest.flatten(y0))
     try:
-        return tf.convert_to_tensor(y0)
+        # TensorFlow refuses real numbers beside complex ones.
+        return tf.convert_to_tensor(np.asarray(y0) if has_complex else y0)
     except (TypeError, ValueError) as error:
         raise ValueError(f"A list of numbers as y0 must be a vector, or have rows of one length. Received: {y0!r}") from error
 
