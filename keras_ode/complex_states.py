@@ -12,8 +12,10 @@ def is_complex(value):
     """Whether this is a complex number, tensor, array or variable."""
     if isinstance(value, complex):
         return True
-    dtype = getattr(value, "dtype", None)
-    return dtype is not None and tf.as_dtype(dtype).is_complex
+    try:
+        return tf.as_dtype(value.dtype).is_complex
+    except (AttributeError, TypeError):  # no dtype, or one that TensorFlow does not have
+        return False
 
 
 def as_reals(tensors):

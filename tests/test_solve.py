@@ -863,7 +863,7 @@ class Pair:
 
 @pytest.mark.parametrize("y0", [None, tf.sparse.eye(2), tf.ragged.constant([[1.0], [1.0, 2.0]]), Pair(), [None]], ids=str)
 def test_state_of_a_kind_that_is_no_tensor_is_refused_in_a_sentence(y0):
-    with pytest.raises(TypeError, match="y0 must be a float32 or float64 tensor, or a tuple, list or dict"):
+    with pytest.raises(TypeError, match="y0 must be a float or complex tensor, or a tuple, list or dict"):
         solve(decay, y0, [0.0, 1.0])
 
 
