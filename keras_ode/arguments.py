@@ -241,11 +241,13 @@ def checked_state(y0, per_sample):
             leaf = tf.convert_to_tensor(leaf)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                "y0 must be a float32 or float64 tensor, or a tuple, list or dict of such tensors (dense ones: "
+                "y0 must be a float or complex tensor, or a tuple, list or dict of such tensors (dense ones: "
                 f"tf.sparse.to_dense(y)).{about_dataclasses(leaf)} Received: {type(leaf).__name__} {leaf!r}"
             ) from error
-        if leaf.dtype not in (tf.float32, tf.float64):
-            raise TypeError(f"y0 must be float32 or float64. Received: {leaf.dtype.name} of shape {leaf.shape}")
+        if leaf.dtype not in (tf.float32, tf.float64, tf.complex64, tf.complex128):
+            raise TypeError(
+                f"y0 must be float32 or float64, or complex64 or complex128. Received: {leaf.dtype.name} of shape {leaf.shape}"
+            )
         if leaf.shape.rank is None:
             raise ValueError("y0 must have a known rank. Received a tensor of unknown shape: use tf.ensure_shape.")
         if per_sample and leaf.shape.rank == 0:
@@ -262,12 +264,14 @@ def _with_vectors(y0):
     """The state with lists of numbers as what they are: vectors and matrices. Other nests may hold such lists."""
     if type(y0) is dict:
         return {name: _with_vectors(x) for name, x in y0.items()}
-    if type(y0) is tuple or isinstance(y0, list) and not all(isinstance(x, numbers.Real) for x in tf.nest.flatten(y0)):
+    if type(y0) is tuple or isinstance(y0, list) and not all(isinstance(x, numbers.Complex) for x in tf.nest.flatten(y0)):
         return type(y0)(map(_with_vectors, y0))
     if not isinstance(y0, list) or not y0:
         return y0
+    has_complex = any(isinstance(x, complex) for x in tf.nest.flatten(y0))
     try:
-        return tf.convert_to_tensor(y0)
+        # TensorFlow refuses real numbers beside complex ones.
+        return tf.convert_to_tensor(np.asarray(y0) if has_complex else y0)
     except (TypeError, ValueError) as error:
         raise ValueError(f"A list of numbers as y0 must be a vector, or have rows of one length. Received: {y0!r}") from error
 

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_ode import internals
+from keras_ode.complex_states import as_given, as_reals, is_complex
 from keras_ode.custom_gradient import is_followed
 from keras_ode.fingerprints import fingerprint, scalars
 from keras_ode.graphs import READS, UPDATES, inner_graphs, inner_uses, is_nesting, uses
@@ -90,7 +91,7 @@ class Closure:
         unusual = self._uses.unusual.get(handle)
         if not (unusual or handle in self._uses.assigned) or internals.SEED_STATE in variable.name:
             return False
-        if variable.trainable and variable.dtype.is_floating and handle in self._uses.read:
+        if variable.trainable and _has_gradient(variable) and handle in self._uses.read:
             raise ValueError(
                 f"The dynamics '{self._name}' both reads and changes the trainable variable '{variable.name}'"
                 f"{f' (by {unusual})' if unusual else ''}, so that no gradient can follow. Create it with trainable=False, or "
@@ -99,13 +100,19 @@ class Closure:
         return True
 
     def values(self):
-        """The members' values, as tensors that tapes around the solve can see."""
-        return [
-            *(tf.convert_to_tensor(v.value) for v in self._keras_variables),
-            *(v.read_value() for v in self._variables),
-            *self._tensors,
-            *(tf.constant(tf.get_static_value(x)) for x in self._numbers),
-        ]
+        """The members' values, as real tensors that tapes around the solve can see."""
+        return as_reals(
+            [
+                *(tf.convert_to_tensor(v.value) for v in self._keras_variables),
+                *(v.read_value() for v in self._variables),
+                *self._tensors,
+                *(tf.constant(tf.get_static_value(x)) for x in self._numbers),
+            ]
+        )
+
+    def _members(self):
+        """Variables, tensors and numbers, in the order of `values`."""
+        return [*self._keras_variables, *self._variables, *self._tensors, *self._numbers]
 
     def labels(self):
         """What a user calls the members, in the order of `values`."""
@@ -118,7 +125,7 @@ class Closure:
 
     def differentiable(self):
         return [
-            *(v.trainable and tf.as_dtype(v.dtype).is_floating for v in (*self._keras_variables, *self._variables)),
+            *(v.trainable and _has_gradient(v) for v in (*self._keras_variables, *self._variables)),
             *(may_need_gradient(tensor) for tensor in self._tensors),
             *(False for _ in self._numbers),
         ]
@@ -131,7 +138,8 @@ class Closure:
             differentiable: For each of them, whether a gradient by it is asked for.
             wanted: A slice of the results; all by default.
         """
-        arguments, members = inputs[: self._num_arguments], inputs[self._num_arguments :]
+        arguments = inputs[: self._num_arguments]
+        members = as_given(inputs[self._num_arguments :], self._members())
         num_variables = len(self._keras_variables) + len(self._variables)
         references = [Reference(v) for v in members[:num_variables]]
         stand_ins = [*references, *members[num_variables:]]
@@ -166,7 +174,7 @@ class Closure:
     def weights_of_functions(self):
         """The trainable variables that are read and belong to no layer that is the dynamics."""
         of_functions = self._keras_variables[self._num_own :]
-        return [v for v in (*of_functions, *self._variables) if v.trainable and tf.as_dtype(v.dtype).is_floating]
+        return [v for v in (*of_functions, *self._variables) if v.trainable and _has_gradient(v)]
 
     def operations(self):
         """All operations, those of inner functions too."""
@@ -349,14 +357,18 @@ def spec(x):
 
 
 def may_need_gradient(tensor):
-    """Floats may, unless it is known already that no tape watches them.
+    """Floats and complex numbers may, unless it is known already that no tape watches them.
 
     In a graph a tape may come later, around the call of a function that is traced now. No tape comes to what the graph made of
     constants alone; and large constants from outside are taken for what they are, as their gradients cost much.
     """
-    if not tensor.dtype.is_floating:
+    if not _has_gradient(tensor):
         return False
     return is_watched(tensor) or (not tf.executing_eagerly() and not _is_constant(tensor))
+
+
+def _has_gradient(value):
+    return tf.as_dtype(value.dtype).is_floating or is_complex(value)
 
 
 def _is_constant(tensor):

@@ -92,7 +92,7 @@ def _cause(problem, outcome, step, sample):
         return (
             f"The equation is stiff there: the step size times the spectral radius of the Jacobian is about {stiff:.2g}, the "
             "limit of explicit methods, so that stability and not the tolerances keeps the steps small. Use an implicit solver, "
-            "solver='rodas5p', or slow down the fast components of the dynamics."
+            "solver='rodas5p', or 'auto', which changes to it where that is so; or slow down the fast components of the dynamics."
         )
     return None
 

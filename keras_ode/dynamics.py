@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_ode import fingerprints, internals, tree
 from keras_ode.closure import Closure, current_report, may_need_gradient, no_autocast, spec
+from keras_ode.complex_states import as_reals, is_complex, leaves_of_nest, packed_as
 from keras_ode.signature import (
     about_dataclasses,
     arguments_of,
@@ -48,9 +49,9 @@ def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None, jac
     What an evaluation does besides, at this time and state, is done once: seeds and moving statistics of layers are updated,
     and losses go to the `Report` of who asked for the solve.
     """
-    leaves, dynamics = tf.nest.flatten(y), unwrapped(dynamics)
+    leaves, dynamics = leaves_of_nest(y), unwrapped(dynamics)
     if isinstance(dynamics, keras.Layer) and not dynamics.built:
-        build(dynamics, tree.expand(t, leaves[0]), y, args)
+        build(dynamics, tree.expand(t, tf.nest.flatten(y)[0]), y, args)
     call = _Call(dynamics, y, args, training, mask)
     args, extra = (args, call.masks), None
     if isinstance(dynamics, Split):
@@ -103,18 +104,18 @@ def build(layer, t, y, args=()):
 
 def close_map(function, t, y):
     """A function like the dynamics that gives a new state: `y` and `t` as in `close`."""
-    leaves = tf.nest.flatten(y)
+    leaves = leaves_of_nest(y)
     return PureFunction(*_closed(_Call(function, y, (), None), function, tree.expand(t, leaves[0]), leaves, ()))
 
 
 def close_scalar(function, t, y):
     """A function `g(t, y)` or `g(y)` that gives one number like `t`, a scalar or `[B]`."""
-    return PureFunction(*_closed(_ScalarCall(function, y, t), function, t, tf.nest.flatten(y), ()))
+    return PureFunction(*_closed(_ScalarCall(function, y, t), function, t, leaves_of_nest(y), ()))
 
 
 def _closed(call, dynamics, t, leaves, args):
     """What a `PureFunction` is made of."""
-    arguments = [_as_argument(leaf, t.dtype) for leaf in tf.nest.flatten(args)]
+    arguments = as_reals(_as_argument(leaf, t.dtype) for leaf in tf.nest.flatten(args))
     specs = [spec(x) for x in (t, *leaves, *arguments)]
     with no_autocast():
         closure = Closure(call, dynamics, specs)
@@ -133,7 +134,7 @@ class _Call:
             )
         self.name = name_of(dynamics)
         self._original, self._dynamics = dynamics, getattr(dynamics, "python_function", dynamics)
-        self._structure = y
+        self._structure, self._leaves = y, tf.nest.flatten(y)
         self._args = args
         takes_time(dynamics, len(args), y)  # refuses wrong arguments
         self._mask, self.masks = mask, tuple(m for m in tf.nest.flatten(mask) if m is not None)
@@ -143,8 +144,8 @@ class _Call:
         )
 
     def __call__(self, t, leaves, arguments, convert=False):
-        y = tf.nest.pack_sequence_as(self._structure, leaves)
-        args, masks = tf.nest.pack_sequence_as((self._args, self.masks), arguments)
+        y = packed_as(self._structure, leaves)
+        args, masks = packed_as((self._args, self.masks), arguments)
         keywords = self._keywords
         if masks:
             found = iter(masks)
@@ -154,11 +155,15 @@ class _Call:
         function = self._dynamics
         if convert:
             function = tf.function(function, autograph=True)
-        derivative = function(*arguments_of(self._original, t, y, args), **keywords)
-        return self._checked(derivative, leaves)
+        derivative = function(*arguments_of(self._original, self._time(t), y, args), **keywords)
+        return self._checked(derivative, tf.nest.flatten(y))
 
     def num_leaves(self):
-        return len(tf.nest.flatten(self._structure))
+        return len(self._leaves)
+
+    def _time(self, t):
+        """The time, without the axis that the parts of complex numbers add to the first leaf."""
+        return t[..., 0] if t.shape.rank and is_complex(self._leaves[0]) else t
 
     def _checked(self, derivative, leaves):
         try:
@@ -168,7 +173,7 @@ class _Call:
                 f"The dynamics '{self.name}' must return a nest like the state's. State: "
                 f"{describe(self._structure)}. Received: {describe(derivative)}.{how_to_stack(derivative)}"
             ) from error
-        return [self._checked_leaf(d, y) for d, y in zip(found, leaves, strict=True)]
+        return as_reals(self._checked_leaf(d, y) for d, y in zip(found, leaves, strict=True))
 
     def _checked_leaf(self, derivative, y):
         if isinstance(derivative, (tf.SparseTensor, tf.RaggedTensor)) or dataclasses.is_dataclass(derivative):
@@ -179,7 +184,8 @@ class _Call:
         if derivative is None:
             raise ValueError(f"The dynamics '{self.name}' must return the derivative of the state. Received: None")
         # A Python number has no dtype of its own.
-        derivative = tf.convert_to_tensor(derivative, y.dtype if isinstance(derivative, (int, float)) else None)
+        is_number = isinstance(derivative, (int, float, complex) if is_complex(y) else (int, float))
+        derivative = tf.convert_to_tensor(derivative, y.dtype if is_number else None)
         if self._casts and derivative.dtype.is_floating:
             derivative = tf.cast(derivative, y.dtype)
         if derivative.dtype != y.dtype:
@@ -297,6 +303,9 @@ class _ScalarCall(_Call):
         super().__init__(function, y, (), None)
         self._t = t
 
+    def _time(self, t):
+        return t
+
     def _checked(self, value, leaves):
         value = tf.convert_to_tensor(value)
         if value.dtype.is_bool:
@@ -311,8 +320,10 @@ class _ScalarCall(_Call):
 
 
 def _as_argument(value, dtype):
-    """A tensor; Python floats take the precision of the state."""
+    """A tensor; Python floats and complex numbers take the precision of the state."""
     try:
+        if isinstance(value, complex):
+            return tf.constant(value, tf.complex128 if dtype == tf.float64 else tf.complex64)
         return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
         raise TypeError(

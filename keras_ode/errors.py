@@ -103,8 +103,8 @@ _CAUSES = {
     ),
     Status.NOT_CONVERGED: "Try a smaller step_size or another solver.",
     Status.STIFF: (
-        "Stability and not the tolerances keeps the steps of an explicit method small there: use an implicit one, such as "
-        "solver='rodas5p'."
+        "Stability and not the tolerances keeps the steps of an explicit method small there: use an implicit one, "
+        "solver='rodas5p', or 'auto', which changes to it where the equation is stiff."
     ),
 }
 _OF_EVENTS = {

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import adjoints
+from keras_ode.complex_states import is_complex, leaves_of_nest
 from keras_ode.errors import SolveError
 from keras_ode.solve import solve
 
@@ -125,7 +126,7 @@ class _Check:
     def __init__(self, dynamics, y0, t, args, loss, options):
         self.dynamics, self.options = dynamics, options
         self.y0 = tf.nest.map_structure(tf.convert_to_tensor, y0)
-        self.dtype = max((leaf.dtype for leaf in tf.nest.flatten(self.y0)), key=lambda d: d.size)
+        self.dtype = max((leaf.dtype.real_dtype for leaf in tf.nest.flatten(self.y0)), key=lambda d: d.size)
         self.t = tf.cast(tf.convert_to_tensor(np.asarray(t)), self.dtype)
         self.args = tf.nest.map_structure(self._as_tensor, tuple(args))
         self.loss = loss or _weighted_sum
@@ -137,7 +138,7 @@ class _Check:
     def gradients(self, adjoint, rtol, atol, **options):
         """The gradients as NumPy arrays, by name; those that the loss does not depend on are left out."""
         sources = {**_named("y0", self.y0), "t": self.t, **_named("args", self.args)}
-        sources = {name: x for name, x in sources.items() if x.dtype.is_floating}
+        sources = {name: x for name, x in sources.items() if x.dtype.is_floating or is_complex(x)}
         with tf.GradientTape() as tape:
             tape.watch(list(sources.values()))
             options = {**self.options, **options}
@@ -161,7 +162,7 @@ def _weighted_sum(ys):
     """A loss that every state counts in."""
     random = np.random.default_rng(0)
     return tf.add_n([tf.cast(tf.reduce_sum(y * random.normal(size=y.shape).astype(y.dtype.as_numpy_dtype)), tf.float64)
-                     for y in tf.nest.flatten(ys)])
+                     for y in leaves_of_nest(ys)])
 
 
 def _relative_errors(found, reference):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.complex_states import as_given
 from keras_ode.dynamics import fingerprint
 
 # Operations that run on the host, which XLA cannot compile.
@@ -50,7 +51,7 @@ class OnStep:
         if not isinstance(function, tf.types.experimental.PolymorphicFunction):
             function = _without_result(function)
         self._function = function.get_concrete_function(specs)
-        self._num_leaves = len(tf.nest.flatten(y))
+        self._like = tf.nest.flatten(specs.y)
 
     def start(self):
         return ()
@@ -58,7 +59,7 @@ class OnStep:
     def see(self, state, trial):
         interval = trial.interval
         size = tf.abs(interval.size)
-        y = trial.step.y[: self._num_leaves]
+        y = as_given(trial.step.y[: len(self._like)], self._like)
         info = (interval.start, size, trial.error, trial.accept, trial.running, *y)
         # A plain call would tell `tf.custom_gradient` of the variables in it, which then asks for their gradients.
         arguments = (*map(tf.stop_gradient, info), *self._function.captured_inputs)

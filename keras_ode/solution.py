@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_ode.complex_states import leaves_of_nest, packed_as
 from keras_ode.dense import DenseOutput
 
 
@@ -54,12 +55,12 @@ class Solution(NamedTuple):
         Raises:
             ValueError: If the solve was not asked for dense output.
         """
-        start = tuple(leaf[0] for leaf in tf.nest.flatten(self.ys))
-        return tf.nest.pack_sequence_as(self.ys, self._checked_dense().evaluate(t, start))
+        start = tuple(leaf[0] for leaf in leaves_of_nest(self.ys))
+        return packed_as(self.ys, self._checked_dense().evaluate(t, start))
 
     def derivative(self, t):
         """The derivative of `evaluate` by time; arguments and shapes are the same."""
-        return tf.nest.pack_sequence_as(self.ys, self._checked_dense().derivative(t))
+        return packed_as(self.ys, self._checked_dense().derivative(t))
 
     def _checked_dense(self):
         if self.dense is None:

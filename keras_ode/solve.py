@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_ode import arguments, dynamics, internals, tree
 from keras_ode.adjoints.base import Problem
+from keras_ode.complex_states import leaves_of_nest, packed_as
 from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
@@ -67,7 +68,8 @@ def solve(
         dynamics: A Keras layer, a model or a function: `f(y)` or `f(t, y)`, told apart by the signature, with `args`
             behind. `t` is a scalar of the state's dtype; with `per_sample`, `[B, 1, ..., 1]`, which broadcasts against
             the (first leaf of the) state. Returns a nest like `y0`.
-        y0: The state at `t[0]`: a float32 or float64 tensor, or a nest of them. A list of numbers is one vector.
+        y0: The state at `t[0]`: a real or complex tensor of single or double precision, or a nest of them. A list of numbers
+            is one vector. Error control treats a complex number as its real and its imaginary part.
         t: The times, shape `[T]`, strictly increasing or decreasing. One number is the end of a solve from zero; a list of
             one is that start alone. Where an event ends the solve, the last time may be infinite: an open end.
             Tensors, variables, and lists of them and numbers get gradients. Times may have a
@@ -75,7 +77,8 @@ def solve(
             every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
         args: A tuple of further arguments of the dynamics: nests of tensors, and paths, which are continuous inputs made from
             data (see `keras_ode.paths`).
-        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
+        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`. Use `"auto"` where the equation may be
+            stiff: it changes to an implicit method there.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
@@ -204,7 +207,7 @@ def solve_in_mode(
     with who is told of it (see `Problem`), and whether rows of a batch are known to be independent."""
     refuse_symbolic((y0, t, args), "Call a layer there: keras_ode.ODELayer(dynamics, t=...)(y0).")
     y0 = arguments.checked_state(y0, per_sample)
-    leaves = tuple(tf.nest.flatten(y0))
+    leaves = leaves_of_nest(y0)
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
     method = method._replace(solver=method.solver.bind(y0))
@@ -258,7 +261,7 @@ def _solution(ts, y0, problem, outcome, events, lost):
         ts, ys = at_steps(problem, outcome)
     return Solution(
         ts=ts,
-        ys=tf.nest.pack_sequence_as(y0, problem.controlled(ys)),
+        ys=packed_as(y0, problem.controlled(ys)),
         stats={
             "num_steps": outcome.num_steps,
             "num_accepted": outcome.num_accepted,
@@ -268,7 +271,7 @@ def _solution(ts, y0, problem, outcome, events, lost):
         },
         status=outcome.status,
         event_time=None if events is None else events.times,
-        event_state=None if events is None else tf.nest.pack_sequence_as(y0, events.states),
+        event_state=None if events is None else packed_as(y0, events.states),
         dense=DenseOutput(*outcome.output, outcome.dense, lost, problem.clock().direction) if problem.dense else None,
         event_index=None if events is None else events.indices,
         step_size=outcome.step_size,

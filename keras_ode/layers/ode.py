@@ -11,6 +11,7 @@ from keras import ops
 from keras_ode import adjoints, configurable, controllers, internals, paths, regularizers, solvers, tree
 from keras_ode.arguments import check_jit_compile, check_takes_jacobian, check_times, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
+from keras_ode.complex_states import refuse_complex
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
@@ -155,6 +156,7 @@ class ODELayer(keras.Layer):
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, y, t=None, args=(), *, jump_times=None, **options):
+        refuse_complex(y)
         # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
         args = keras.tree.map_structure(self._as_argument, paths.from_plain(_checked_args(args)))
         if args and not self.built:
@@ -228,6 +230,7 @@ class ODELayer(keras.Layer):
         args = tf.nest.map_structure(self._as_argument, _checked_args(options.pop("args", ())))
         options.setdefault("mask", mask_of(y))
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
+        refuse_complex(y)
         if not self.built:
             self.build(*(_shapes(x) for x in ((y, None, args) if args else (y,))))
         return self._solve(y, t, training, args=args, **options)[0]

@@ -2,6 +2,7 @@
 
 from keras_ode import configurable
 from keras_ode.solvers.adams import AB2, AB3, AB4, AB5, ABM2, ABM3, ABM4, ABM5
+from keras_ode.solvers.auto import Auto
 from keras_ode.solvers.base import Solver
 from keras_ode.solvers.bdf import BDF
 from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno3, Kvaerno5, Trapezoid
@@ -47,6 +48,7 @@ SOLVERS = {
     "asynchronous_leapfrog": AsynchronousLeapfrog,
     "reversible_heun": ReversibleHeun,
     "reversible": Reversible,
+    "auto": Auto,
 }
 
 

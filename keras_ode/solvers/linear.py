@@ -47,6 +47,24 @@ def product(matrix, vectors):
     return tf.reduce_sum(matrix * vectors[:, None, :], axis=-1)
 
 
+def radius_of(matrix):
+    """A bound of the spectral radius of each matrix `[R, D, D]`, by Gelfand's formula: the norm of its fourth power.
+
+    The norm of the matrix itself can be far too large where the units of the unknowns differ.
+
+    Reference: Golub, Van Loan (2013), Matrix Computations, section 7.3.
+    """
+
+    def norm(x):
+        return tf.reduce_max(tf.reduce_sum(tf.abs(x), axis=-1), axis=-1)
+
+    size = norm(matrix)
+    power = tf.math.divide_no_nan(matrix, size[:, None, None])
+    for _ in range(2):
+        power = _matmul(power, power)
+    return size * norm(power) ** 0.25
+
+
 def inverse(matrix):
     """The inverses of matrices `[R, D, D]`: not finite where one is singular.
 

@@ -17,7 +17,7 @@ IMPLICIT = [name for name in SOLVERS if SOLVERS[name].is_implicit]
 # The order of the BDF varies and begins with one.
 OF_ONE_ORDER = [name for name in IMPLICIT if name != "bdf"]
 # Those whose stability function vanishes at infinity.
-DAMPED = [name for name in OF_ONE_ORDER if name not in ("implicit_midpoint", "trapezoid")]
+DAMPED = [name for name in OF_ONE_ORDER if name not in ("implicit_midpoint", "trapezoid", "auto")]
 ACCURATE = [name for name in OF_ONE_ORDER if SOLVERS[name].order >= 5]
 
 
