@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_ode import arguments, dynamics, internals, tree
+from keras_ode import arguments, dynamics, internals, mass_matrices, tree
 from keras_ode.adjoints.base import Problem
 from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.dense import DenseOutput
@@ -57,6 +57,7 @@ def solve(
     on_step=None,
     progress=False,
     save="times",
+    mass_matrix=None,
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
@@ -78,7 +79,7 @@ def solve(
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
-            `"interpolating"`, or `"checkpointed"` with `dense` and `save="steps"`.
+            `"interpolating"`, or `"checkpointed"` with `dense`, `save="steps"` and `mass_matrix`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`, whose steps end
             at these times. `None` is `"pid"` where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
@@ -115,6 +116,11 @@ def solve(
         progress: Whether to show a progress bar, in eager code. Defaults to `False`.
         save: `"times"`: the states at all times `t`; or `"steps"`: those at every accepted step from the first of two times `t`
             to the last. There is room for `max_steps` of them, and behind the last the end is repeated: see `Solution`.
+
+        mass_matrix: A constant matrix M, `[D, D]`, for an equation `M y' = f(t, y)` of a state `[..., D]`. If it is singular, some
+            of the equations are algebraic: they must determine the algebraic unknowns (index 1) and hold at the start (see
+            `keras_ode.consistent_state`). Only some implicit solvers solve this, such as `"rodas5p"`. The default `adjoint` is
+            `"checkpointed"` then.
 
     Returns:
         A `keras_ode.Solution`.
@@ -193,6 +199,7 @@ def solve_in_mode(
     recorder=None,
     save="times",
     rows=False,
+    mass_matrix=None,
 ):
     """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
     with who is told of it (see `Problem`), and whether rows of a batch are known to be independent."""
@@ -201,7 +208,8 @@ def solve_in_mode(
     leaves = tuple(tf.nest.flatten(y0))
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
-    method = method._replace(solver=method.solver.bind(y0))
+    mass = mass_matrices.checked_matrix(mass_matrix)
+    method = method._replace(solver=method.solver.bind(y0), mass=mass)
     check_rows(method.step_size, per_sample, leaves)
     asked = arguments.checked_times(t, dtype, per_sample, ends_the_solve(event))
     check_resolved(max_step, asked.elapsed)
@@ -212,6 +220,8 @@ def solve_in_mode(
         arguments.check_steady_state(event, asked.times, jump_times, adjoint)
     keeps_steps = arguments.check_save(save, asked.times, dense, event, jump_times)
     adjoint = arguments.checked_adjoint(adjoint, dense, method, keeps_steps)
+    if mass is not None:
+        mass_matrices.check_all(mass, y0, method.solver, adjoint, event, jump_times, regularizers)
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     field = _close(dynamics, times[0], y0, args, training, penalties, mask)

@@ -31,6 +31,10 @@ class ForwardField(Field):
         return self._field.vjp(t, y, self.problem.parameters, cotangent)[1:]
 
     @property
+    def mass(self):
+        return self.problem.method.mass
+
+    @property
     def rows(self):
         """Whether rows of a batch are independent."""
         return self.problem.method.rows

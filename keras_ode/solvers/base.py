@@ -31,6 +31,8 @@ class Field:
         """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
         raise NotImplementedError
 
+    # The `MassMatrix` of an equation `M y' = f(t, y)`, of which the field is `f`; `None` where there is none.
+    mass = None
     # How many derivatives of a step, one of the other, are asked for.
     derivatives = 0
     # Whether a step that fails is tried again with a smaller size.
@@ -124,12 +126,16 @@ class Solver(Configurable):
             state at `start + theta size` is `y + size * sum_ij weights[i, j] theta^(j + 1) stages[i]`. Defaults to Hermite's
             cubic, for the stages that `hermite_stages` gives.
         is_implicit: Whether it asks a field for its Jacobian, by `field.linearize`.
+        takes_mass_matrix: Whether it solves `M y' = f(t, y)`, with the `MassMatrix` that a field has.
+        takes_algebraic_equations: Whether that may be singular.
         remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
     """
 
     order: int
     error_order: int | None = None
     is_implicit = False
+    takes_mass_matrix = False
+    takes_algebraic_equations = False
     remembers = False
 
     @property

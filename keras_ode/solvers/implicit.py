@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.custom_gradient import differentiable
-from keras_ode.solvers.linear import identity_less, inverse, product
+from keras_ode.solvers.linear import inverse, mass_less, product
 
 _HIGHER = (
     "Steps of implicit methods that are found by iteration have as many derivatives as corrections follow: three with "
@@ -24,7 +24,7 @@ _ROUNDING_ERRORS = 10
 
 
 class Newton:
-    """Solves the stages of one step: `z = gamma * size * f(t, base + z)` for the increment `z`.
+    """Solves the stages of one step: `z = gamma * size * f(t, base + z)` for the increment `z`, or `M z` with a mass matrix.
 
     Every iteration uses the Jacobian at the start of the step; steps of constant size, which cannot be tried again, take new
     ones where that is slow. The iteration is not differentiated: where the field asks for derivatives of the step, corrections
@@ -71,11 +71,11 @@ class Newton:
         return differentiable(z, self._field.derivatives, _HIGHER)
 
     def _inverted(self, near):
-        return tf.stop_gradient(inverse(identity_less(tf.stop_gradient(self._factor), near.matrix)))
+        return tf.stop_gradient(inverse(mass_less(self._field.mass, tf.stop_gradient(self._factor), near.matrix)))
 
     def _correction(self, field, factor, inverted, t, base, z):
         slope = field(t, tree.add(base, z), with_integrand=False).derivative
-        residual = tree.subtract(tree.scale(factor, slope), z)
+        residual = tree.subtract(tree.scale(factor, slope), z if field.mass is None else field.mass.times(z))
         return tree.unpacked(product(inverted, tree.packed(residual, self._rows)), residual, self._rows)
 
     def _size(self, change):

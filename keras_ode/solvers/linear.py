@@ -42,6 +42,13 @@ def identity_less(factor, matrix):
     return tf.eye(matrix.shape[-1], dtype=matrix.dtype) - scaled(factor, matrix)
 
 
+def mass_less(mass, factor, matrix):
+    """`M - factor * matrix` with a `MassMatrix`, or `I - factor * matrix` with `None`."""
+    if mass is None:
+        return identity_less(factor, matrix)
+    return mass.blocks(mass.matrix, matrix) - scaled(factor, matrix)
+
+
 def product(matrix, vectors):
     """Each matrix times its vector, in their full precision: that of a matrix product is less on GPUs and TPUs."""
     return tf.reduce_sum(matrix * vectors[:, None, :], axis=-1)
@@ -61,14 +68,15 @@ def inverse(matrix):
 
         def gradient(g):
             transposed = tf.linalg.matrix_transpose(inverse(matrix))
-            return -_matmul(transposed, _matmul(g, transposed))
+            return -matmul(transposed, matmul(g, transposed))
 
         return found, gradient
 
     return invert(matrix)
 
 
-def _matmul(a, b):
+def matmul(a, b):
+    """Products of matrices in their full precision."""
     if a.shape[-1] <= _MOST_SUMMED:
         return tf.reduce_sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
     return tf.cast(tf.linalg.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64)), a.dtype)

@@ -9,19 +9,20 @@ from keras_ode import tree
 from keras_ode.solvers import rodas_tables
 from keras_ode.solvers.base import Solver, Stage, Step
 from keras_ode.solvers.esdirk import KenCarp4
-from keras_ode.solvers.linear import identity_less, inverse, product
+from keras_ode.solvers.linear import inverse, mass_less, product
 
 
 class Rosenbrock(Solver):
     """A method given by its `table` alone. Each stage solves a linear equation with the Jacobian at the start of the step.
 
-    Its stages are the table's `u_i`, divided by the size of the step.
+    Its carry is the value of the field, which is not the derivative where there is a mass matrix. Its stages are the table's `u_i`, divided by the size of the step.
 
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.7.
     """
 
     table = None
     is_implicit = True
+    takes_mass_matrix = True
     # For adjoint equations, whose derivative by time would be a second derivative of the dynamics.
     backward = KenCarp4()
 
@@ -33,14 +34,15 @@ class Rosenbrock(Solver):
         return field(t, y), 1
 
     def step(self, field, interval, y, carry, with_dense=False):
-        numbers, size, rows = _numbers(type(self)), interval.size, field.rows
+        numbers, size, rows, mass = _numbers(type(self)), interval.size, field.rows, field.mass
         near = field.linearize(interval.start, y)
-        solve = inverse(identity_less(numbers.gamma * size, near.matrix))
+        solve = inverse(mass_less(mass, numbers.gamma * size, near.matrix))
         stages = []
         for i in range(len(numbers.a)):
             slope = carry.derivative if i == 0 else field(*self._point(i, interval, y, stages)).derivative
             if any(numbers.c[i]):
-                slope = tree.add(slope, tree.weighted_sum(numbers.c[i], stages))
+                earlier = tree.weighted_sum(numbers.c[i], stages)
+                slope = tree.add(slope, earlier if mass is None else mass.times(earlier))
             if near.by_time is not None and numbers.gammas[i]:
                 slope = tree.add_scaled(slope, tf.constant(numbers.gammas[i], size.dtype) * size, near.by_time)
             found = product(solve, tree.packed(slope, rows))
@@ -75,6 +77,7 @@ class Rodas5P(Rosenbrock):
     """
 
     table = rodas_tables.RODAS5P
+    takes_algebraic_equations = True
     order, error_order = table.order, table.error_order
 
 
