@@ -58,9 +58,7 @@ def _inconsistent(problem, sample):
             "solved for the algebraic unknowns, and use these. Received: mass_matrix="
             f"{method.mass.matrix.tolist()}"
         )
-    scaled = inconsistency(
-        field, t, problem.y, method.tolerance, method.norm, method.per_sample, t.dtype
-    )
+    scaled = inconsistency(field, t, problem.y, method.tolerance, method.norm, method.per_sample, t.dtype)
     return (
         f"{who} does not fulfil the algebraic equations at t[0]: their residual is {np.abs(residual).max():.3g}. The nearest state "
         f"that does is {_of_sample(scaled, sample):.3g} tolerances away, and one is allowed. Start from "

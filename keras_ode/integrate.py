@@ -319,8 +319,9 @@ class _Run:
             return status
         given = self.field, self.clock.start, y, method.tolerance, method.norm, method.per_sample, self.duration.dtype
         finite = tree.is_finite((*y, *self.field(self.clock.start, y).derivative), method.per_sample)
-        is_wrong = finite & ~(tf.stop_gradient(inconsistency(*given)) <= 1)
-        return tf.where((status == RUNNING) & is_wrong, int(Status.INCONSISTENT), status)
+        # Not the opposite, negated, which TensorFlow makes that: what is NaN is wrong.
+        is_right = tf.stop_gradient(inconsistency(*given)) <= 1
+        return tf.where(is_right | ~finite | (status != RUNNING), status, int(Status.INCONSISTENT))
 
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""

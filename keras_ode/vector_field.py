@@ -104,7 +104,7 @@ class VectorField(PureFunction):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self._vjp, self._jacobians = None, {}
+        self._vjp, self._jvp, self._by_time, self._jacobians = None, None, None, {}
 
     def __call__(self, t, y, parameters):
         """The derivative at `(t, y)`: a tuple of leaves like `y`; `t` is a scalar, or `[B]`."""
@@ -125,6 +125,20 @@ class VectorField(PureFunction):
             self._jacobians[rows] = self._trace_jacobian(t, y, parameters, rows)
         matrix, *by_time = self._jacobians[rows](tree.expand(t, y[0]), *y, *parameters)
         return matrix, tuple(by_time) or None
+
+    def jvp(self, t, y, parameters, tangent):
+        """The product of the Jacobian by the state with a tangent of it, leaves."""
+        if self._jvp is None:
+            self._jvp = self._trace_jvp(t, y, parameters)
+        return tuple(self._jvp(tree.expand(t, y[0]), *y, *parameters, *tangent))
+
+    def by_time(self, t, y, parameters):
+        """The derivative by time, leaves, or `None` where there is none."""
+        if self._by_time is None:
+            self._by_time = trace(
+                lambda t, *rest: _by_time(self._build(t, *rest), t), [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)]
+            )
+        return tuple(self._by_time(tree.expand(t, y[0]), *y, *parameters)) or None
 
     def depends(self, results, leaves):
         """Whether some of the derivative's leaves depend on some of the state's; both are given by their numbers."""
@@ -182,13 +196,38 @@ class VectorField(PureFunction):
         flat = tree.packed(derivative, rows)
         columns = (tf.gradients(column, y, unconnected_gradients="zero") for column in tf.unstack(flat, axis=1))
         matrix = tf.stack([tree.packed([tf.convert_to_tensor(x) for x in found], rows) for found in columns], axis=1)
-        # The derivative of a vector-Jacobian product, which is linear, by its vector.
-        vectors = [tf.zeros_like(x) for x in derivative]
-        by_time = tf.gradients(derivative, t, vectors)[0]
-        if by_time is None:
-            return (matrix,)
-        by_time = tf.gradients(by_time, vectors, unconnected_gradients="zero")
-        return (matrix, *(tf.convert_to_tensor(x) for x in by_time))
+        return (matrix, *_by_time(derivative, t))
+
+    def _trace_jvp(self, t, y, parameters):
+        num_leaves = len(y)
+
+        def jvp(t, *rest):
+            y, parameters, tangent = rest[:num_leaves], rest[num_leaves:-num_leaves], rest[-num_leaves:]
+            return _forward(self._build(t, *y, *parameters), y, tangent)
+
+        return trace(jvp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
+
+
+def _forward(results, sources, tangents):
+    """The product of the results' Jacobian with tangents: the derivative of its products with cotangents, which are linear, by
+    these; zeros where nothing depends on the sources."""
+    cotangents = [tf.zeros_like(x) for x in results]
+    products = tf.gradients(results, sources, cotangents)
+    known = [(x, tangent) for x, tangent in zip(products, tangents, strict=True) if x is not None]
+    if not known:
+        return [tf.zeros_like(x) for x in results]
+    products, tangents = zip(*known, strict=True)
+    found = tf.gradients(products, cotangents, tangents, unconnected_gradients="zero")
+    return [tf.convert_to_tensor(x) for x in found]
+
+
+def _by_time(results, t):
+    """The derivative of the results by time, a list, empty where there is none."""
+    cotangents = [tf.zeros_like(x) for x in results]
+    by_time = tf.gradients(results, t, cotangents)[0]
+    if by_time is None:
+        return []
+    return [tf.convert_to_tensor(x) for x in tf.gradients(by_time, cotangents, unconnected_gradients="zero")]
 
 
 class _InlinedField(VectorField):
@@ -196,6 +235,13 @@ class _InlinedField(VectorField):
 
     def __call__(self, t, y, parameters):
         return self._build(tree.expand(t, y[0]), *y, *parameters)
+
+    def jvp(self, t, y, parameters, tangent):
+        return tuple(_forward(self(t, y, parameters), y, tangent))
+
+    def by_time(self, t, y, parameters):
+        t = tree.expand(t, y[0])
+        return tuple(_by_time(self._build(t, *y, *parameters), t)) or None
 
     def jacobian(self, t, y, parameters, rows):
         matrix, *by_time = self._jacobian(tree.expand(t, y[0]), y, parameters, rows)
@@ -267,6 +313,9 @@ class ScaledField:
 
     def jacobian(self, t, y, parameters, rows):
         return self.field.jacobian(t, y, parameters, rows)
+
+    def jvp(self, t, y, parameters, tangent):
+        return self.field.jvp(t, y, parameters, tangent)
 
     def vjp(self, t, y, parameters, cotangent):
         derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from keras_ode.solvers.base import Field, Stage
 from keras_ode.solvers.linear import Linearization
+from keras_ode.solvers.systems import is_large
 
 
 class ForwardField(Field):
@@ -40,8 +41,15 @@ class ForwardField(Field):
         return self.problem.method.rows
 
     def linearize(self, t, y):
+        if is_large(y, self.rows):
+            return Linearization(None, self._field.by_time(t, y, self.problem.parameters), 1, (t, *y))
         matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows)
         return Linearization(matrix, by_time, matrix.shape[-1])
+
+    def products(self, t, y, leaves, transposed=False):
+        if transposed:
+            return self._field.vjp(t, y, self.problem.parameters, leaves)[1]
+        return self._field.jvp(t, y, self.problem.parameters, leaves)
 
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""

@@ -26,6 +26,10 @@ class Field:
         """The `Linearization` at a point, for implicit methods."""
         raise NotImplementedError
 
+    def products(self, t, y, leaves, transposed=False):
+        """The products of the Jacobian at a point, or of its transpose, with leaves: for states of many unknowns."""
+        raise NotImplementedError
+
     @property
     def rows(self):
         """Whether rows of a batch are independent, so that each has a Jacobian of its own."""

@@ -21,14 +21,16 @@ class Linearization(NamedTuple):
     """A field near a point.
 
     Attributes:
-        matrix: Its Jacobian by the state, `[B, D, D]` or `[1, N, N]`.
+        matrix: Its Jacobian by the state, `[B, D, D]` or `[1, N, N]`; `None` where that is too large.
         by_time: Its derivative by time, leaves; `None` if the field has none.
         evaluations: How many evaluations finding them is worth.
+        point: Time and leaves of the point, where there is no matrix.
     """
 
-    matrix: tf.Tensor
+    matrix: tf.Tensor | None
     by_time: tuple | None
     evaluations: Any
+    point: tuple = ()
 
 
 def scaled(factor, matrix):
@@ -46,7 +48,10 @@ def mass_less(mass, factor, matrix):
     """`M - factor * matrix` with a `MassMatrix`, or `I - factor * matrix` with `None`."""
     if mass is None:
         return identity_less(factor, matrix)
-    return mass.blocks(mass.matrix, matrix) - scaled(factor, matrix)
+    # Rows that are done take steps of no length, in which a singular M would be left alone.
+    none = tf.cast(factor == 0, matrix.dtype)
+    none = none[:, None, None] if none.shape.rank else none
+    return mass.blocks(mass.matrix, matrix) + none * tf.eye(matrix.shape[-1], dtype=matrix.dtype) - scaled(factor, matrix)
 
 
 def product(matrix, vectors):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.solvers import krylov
 from keras_ode.solvers.base import Field, Stage
 from keras_ode.solvers.linear import inverse, matmul, product
 
@@ -61,9 +62,9 @@ class MassMatrix:
         """A `[D, D]` matrix as one that multiplies as many vectors in a row as a Jacobian `like` is of."""
         return tf.constant(np.kron(np.eye(like.shape[-1] // len(matrix)), matrix), like.dtype)
 
-    def times(self, leaves):
+    def times(self, leaves, transposed=False):
         """M times the leaf."""
-        return _times(self.matrix, leaves)
+        return _times(self.matrix.T if transposed else self.matrix, leaves)
 
     def projected(self, leaves):
         """P times the leaf: the part of a derivative that is algebraic equations."""
@@ -78,14 +79,19 @@ def _times(matrix, leaves):
     return (tree.tensordot(leaf, tf.constant(matrix.T, leaf.dtype)),)
 
 
-def _determining(field, near):
-    """The inverse of `M + P df/dy`."""
-    mass = field.mass
-    return inverse(mass.blocks(mass.matrix, near.matrix) + matmul(mass.blocks(mass.projector, near.matrix), near.matrix))
-
-
-def _solved(matrix, leaves, rows):
-    return tree.unpacked(product(matrix, tree.packed(leaves, rows)), leaves, rows)
+def _determined(field, near, right, constant=False):
+    """The solution of `(M + P df/dy) x = right`; `constant`: with derivatives by the right-hand side alone."""
+    mass, rows, vectors = field.mass, field.rows, tree.packed(right, field.rows)
+    if near.matrix is None:
+        t, *y = near.point
+        operator, tolerance = krylov.Operator(field, t, tuple(y), None), krylov.exact(vectors.dtype)
+        if constant:
+            found = krylov.applied(operator.constant(), vectors, tolerance)
+        else:
+            found = krylov.solved(operator, vectors, tolerance, field.derivatives)
+        return tree.unpacked(found, right, rows)
+    matrix = inverse(mass.blocks(mass.matrix, near.matrix) + matmul(mass.blocks(mass.projector, near.matrix), near.matrix))
+    return tree.unpacked(product(tf.stop_gradient(matrix) if constant else matrix, vectors), right, rows)
 
 
 def derivative(field, t, y):
@@ -99,7 +105,7 @@ def derivative(field, t, y):
     near = field.linearize(t, y)
     algebraic = stage.derivative if near.by_time is None else tree.add(stage.derivative, near.by_time)
     right = tree.subtract(stage.derivative, mass.projected(algebraic))
-    return stage._replace(derivative=_solved(_determining(field, near), right, field.rows)), 1 + near.evaluations
+    return stage._replace(derivative=_determined(field, near, right)), 1 + near.evaluations
 
 
 def correction(field, t, y, like=None):
@@ -108,7 +114,7 @@ def correction(field, t, y, like=None):
     right = tree.scale(-1, mass.projected(field(t, y, with_integrand=False).derivative))
     if like is not None:
         right = tree.add(right, mass.times(tree.subtract(like, y)))
-    return _solved(_determining(field, field.linearize(t, y)), right, field.rows)
+    return _determined(field, field.linearize(t, y), right, constant=True)
 
 
 def inconsistency(field, t, y, tolerance, norm, per_sample, dtype):

@@ -9,7 +9,7 @@ from keras_ode import tree
 from keras_ode.solvers import rodas_tables
 from keras_ode.solvers.base import Solver, Stage, Step
 from keras_ode.solvers.esdirk import KenCarp4
-from keras_ode.solvers.linear import inverse, mass_less, product
+from keras_ode.solvers.systems import System
 
 
 class Rosenbrock(Solver):
@@ -22,7 +22,7 @@ class Rosenbrock(Solver):
 
     table = None
     is_implicit = True
-    takes_mass_matrix = True
+    takes_mass_matrix = takes_algebraic_equations = True
     # For adjoint equations, whose derivative by time would be a second derivative of the dynamics.
     backward = KenCarp4()
 
@@ -34,10 +34,10 @@ class Rosenbrock(Solver):
         return field(t, y), 1
 
     def step(self, field, interval, y, carry, with_dense=False):
-        numbers, size, rows, mass = _numbers(type(self)), interval.size, field.rows, field.mass
+        numbers, size, mass = _numbers(type(self)), interval.size, field.mass
         near = field.linearize(interval.start, y)
-        solve = inverse(mass_less(mass, numbers.gamma * size, near.matrix))
-        stages = []
+        system = System(field, numbers.gamma * size)
+        prepared, stages = system.at(near), []
         for i in range(len(numbers.a)):
             slope = carry.derivative if i == 0 else field(*self._point(i, interval, y, stages)).derivative
             if any(numbers.c[i]):
@@ -45,8 +45,8 @@ class Rosenbrock(Solver):
                 slope = tree.add(slope, earlier if mass is None else mass.times(earlier))
             if near.by_time is not None and numbers.gammas[i]:
                 slope = tree.add_scaled(slope, tf.constant(numbers.gammas[i], size.dtype) * size, near.by_time)
-            found = product(solve, tree.packed(slope, rows))
-            stages.append(tree.scale(tf.constant(numbers.gamma, size.dtype), tree.unpacked(found, slope, rows)))
+            found = system.solve(prepared, slope, field.derivatives)
+            stages.append(tree.scale(tf.constant(numbers.gamma, size.dtype), found))
         end = tree.add_scaled(y, size, tree.weighted_sum(numbers.m, stages))
         next_carry = field(interval.end, end)
         return Step(
@@ -77,7 +77,6 @@ class Rodas5P(Rosenbrock):
     """
 
     table = rodas_tables.RODAS5P
-    takes_algebraic_equations = True
     order, error_order = table.order, table.error_order
 
 
