@@ -317,6 +317,9 @@ class ScaledField:
     def jvp(self, t, y, parameters, tangent):
         return self.field.jvp(t, y, parameters, tangent)
 
+    def by_time(self, t, y, parameters):
+        return self.field.by_time(t, y, parameters)
+
     def vjp(self, t, y, parameters, cotangent):
         derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))
         return derivative, tree.scale(1 / self.unit, products), integrand

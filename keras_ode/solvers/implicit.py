@@ -20,7 +20,7 @@ _SLOW = 0.2
 # The error that the iteration may leave, in units of the step's tolerance.
 _KAPPA = 0.03
 # The residual that GMRES may leave in a correction, which the next one takes away.
-_OF_ITERATION = 1e-3
+_OF_ITERATION = 1e-2
 # Changes of so many rounding errors of the state are as small as they get.
 _ROUNDING_ERRORS = 10
 

@@ -13,10 +13,10 @@ from keras_ode import tree
 from keras_ode.custom_gradient import custom_gradient
 
 # How many vectors a subspace has, and how often a new one begins.
-_MOST_VECTORS = 64
-_MOST_CYCLES = 20
+_MOST_VECTORS = 32
+_MOST_CYCLES = 60
 # A cycle that leaves more than this part of the residual does not pay.
-_LEAST_PROGRESS = 0.7
+_LEAST_PROGRESS = 0.9
 
 
 def exact(dtype):

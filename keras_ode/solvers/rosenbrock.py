@@ -37,7 +37,7 @@ class Rosenbrock(Solver):
         numbers, size, mass = _numbers(type(self)), interval.size, field.mass
         near = field.linearize(interval.start, y)
         system = System(field, numbers.gamma * size)
-        prepared, stages = system.at(near), []
+        prepared, stages, converged = system.at(near), [], None
         for i in range(len(numbers.a)):
             slope = carry.derivative if i == 0 else field(*self._point(i, interval, y, stages)).derivative
             if any(numbers.c[i]):
@@ -46,6 +46,8 @@ class Rosenbrock(Solver):
             if near.by_time is not None and numbers.gammas[i]:
                 slope = tree.add_scaled(slope, tf.constant(numbers.gammas[i], size.dtype) * size, near.by_time)
             found = system.solve(prepared, slope, field.derivatives)
+            if near.matrix is None:
+                converged = _is_solved(found, slope, size, converged)
             stages.append(tree.scale(tf.constant(numbers.gamma, size.dtype), found))
         end = tree.add_scaled(y, size, tree.weighted_sum(numbers.m, stages))
         next_carry = field(interval.end, end)
@@ -58,6 +60,7 @@ class Rosenbrock(Solver):
             carry=Stage(next_carry.derivative),
             evaluations=len(stages) + near.evaluations,
             neighbors=((y, carry.derivative), (end, next_carry.derivative)),
+            converged=converged,
         )
 
     def _point(self, i, interval, y, stages):
@@ -104,6 +107,12 @@ class _Numbers:
             row = np.array([float(x) for x in row])
             self.dense[:, power] += row
             self.dense[:, power + 1] -= row
+
+
+def _is_solved(found, slope, size, before):
+    """Whether equations were solved, and those before them: a right-hand side that is not finite is another fault."""
+    known, right = (tree.is_finite(leaves, size.shape.rank == 1) for leaves in (found, slope))
+    return known | ~right if before is None else before & (known | ~right)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from keras_ode.solvers import krylov
 from keras_ode.solvers.linear import inverse, mass_less, product
 
 # Up to so many unknowns, of a row where rows are independent, matrices are formed.
-MOST_DENSE = 256
+MOST_DENSE = 128
 
 
 class System:
