@@ -19,8 +19,8 @@ _ROUNDING_ERRORS = 100
 def consistent_state(f, y0, t0, mass_matrix, *, args=(), per_sample=False):
     """A state that fulfils the algebraic equations of `M y' = f(t, y)` at `t0`, found by Newton's method from `y0`.
 
-    It has the same `M y`: where M is diagonal, only the elements change whose row is zero. Differentiable by `y0`, `t0`, `args`, and
-    all that the dynamics reads.
+    It has the same `M y`: where M is diagonal, only the elements change whose row is zero. Differentiable by `y0`, `t0`, `args`,
+    and all that the dynamics reads.
 
     Args:
         f: The dynamics, as in `keras_ode.solve`.
@@ -58,9 +58,9 @@ def consistent_state(f, y0, t0, mass_matrix, *, args=(), per_sample=False):
     if tf.executing_eagerly() and not tf.reduce_all(ok):
         residual = mass.projected(field(t, y).derivative)[0].numpy()
         raise ValueError(
-            f"Newton's method found no solution of the algebraic equations: after {_MOST_ITERATIONS} corrections their residual is "
-            f"{np.abs(residual).max():.3g}. Give a y0 that is nearer to one, and check that these equations determine the algebraic "
-            f"unknowns (index 1). Received: y0={start.numpy()!r}, t0={t0!r}"
+            f"Newton's method found no solution of the algebraic equations: after {_MOST_ITERATIONS} corrections their residual "
+            f"is {np.abs(residual).max():.3g}. Give a y0 that is nearer to one, and check that these equations determine the "
+            f"algebraic unknowns (index 1). Received: y0={start.numpy()!r}, t0={t0!r}"
         )
     y = nan_unless(ok, y)
     # One more, which is differentiated: by the implicit function theorem.

@@ -34,8 +34,13 @@ def checked_matrix(mass_matrix):
     return MassMatrix(matrix)
 
 
-def check_all(mass, y0, solver, adjoint, event, jump_times, regularizers):
+def check_all(mass, y0, solver, adjoint, event, jump_times, regularizers, keeps_steps, times_vary):
     """Refuses what the matrix does not fit."""
+    if keeps_steps and times_vary and adjoint.has_forward_mode:
+        raise ValueError(
+            "With a mass_matrix, save='steps' and times that are tensors, use adjoint='checkpointed', or give the times as "
+            f"numbers. Received: adjoint={adjoint!r}"
+        )
     check_size(mass, y0)
     check_solver(mass, solver)
     check_rest(mass, adjoint, event, jump_times, regularizers)

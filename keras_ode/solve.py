@@ -221,7 +221,9 @@ def solve_in_mode(
     keeps_steps = arguments.check_save(save, asked.times, dense, event, jump_times)
     adjoint = arguments.checked_adjoint(adjoint, dense, method, keeps_steps)
     if mass is not None:
-        mass_matrices.check_all(mass, y0, method.solver, adjoint, event, jump_times, regularizers)
+        mass_matrices.check_all(
+            mass, y0, method.solver, adjoint, event, jump_times, regularizers, keeps_steps, times_vary
+        )
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     field = _close(dynamics, times[0], y0, args, training, penalties, mask)

@@ -70,10 +70,8 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
     field, times, _, parameters = problem[:4]
 
     def rate(t, y, cotangent):
-        if problem.method.mass is None:
-            slope = field(t, y, parameters)
-        else:
-            slope = derivative(ForwardField(problem), t, y)[0].derivative
+        has_mass = problem.method.mass is not None
+        slope = derivative(ForwardField(problem), t, y)[0].derivative if has_mass else field(t, y, parameters)
         return tree.dot(cotangent, slope, problem.method.per_sample, t.dtype)
 
     first = -rate(times[0], tuple(y[0] for y in ys), first_cotangent)

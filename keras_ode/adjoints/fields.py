@@ -51,6 +51,9 @@ class ForwardField(Field):
             return self._field.vjp(t, y, self.problem.parameters, leaves)[1]
         return self._field.jvp(t, y, self.problem.parameters, leaves)
 
+    def scales(self, y):
+        return self.problem.method.tolerance.scale(y, y) if self.adaptive else None
+
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""
         return ForwardField(self.problem, inlined=True, derivatives=max(self.derivatives, 1))

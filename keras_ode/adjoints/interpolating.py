@@ -255,6 +255,9 @@ class _Equation(Field):
         point, leaves = (block.time(since), block.evaluate(since), self._parameters), tree.scale(-block.direction, leaves)
         return self._field.jvp(*point, leaves) if transposed else self._field.vjp(*point, leaves)[1]
 
+    def scales(self, a):
+        return self._block.method.tolerance.scale(a, a) if self.adaptive else None
+
     def cotangent(self, a):
         return a
 

@@ -30,6 +30,10 @@ class Field:
         """The products of the Jacobian at a point, or of its transpose, with leaves: for states of many unknowns."""
         raise NotImplementedError
 
+    def scales(self, y):
+        """The errors of a state that are acceptable, leaves, or `None` where nothing says so."""
+        return None
+
     @property
     def rows(self):
         """Whether rows of a batch are independent, so that each has a Jacobian of its own."""

@@ -1,7 +1,7 @@
 """Linear equations of implicit methods without their matrices, for states of many unknowns: by products with the Jacobian.
 
-Reference: Saad, Schultz (1986), GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems, SIAM J. Sci.
-Stat. Comput. 7(3), 856-869.
+Reference: Saad, Schultz (1986), GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems, SIAM J.
+Sci. Stat. Comput. 7(3), 856-869.
 """
 
 from typing import Any, NamedTuple
@@ -54,6 +54,17 @@ class Operator(NamedTuple):
             products = tree.add(products, tree.scale(tf.cast(self.factor == 0, vectors.dtype), leaves))
         return tree.packed(tree.add(mass.times(leaves, self.is_transposed), products), rows)
 
+    def unit(self):
+        """The size of what counts in each element of the solutions, like vectors."""
+        scales = self.field.scales(self.y)
+        if scales is None:
+            return tf.ones_like(tree.packed(self.y, self.field.rows))
+        vectors = tree.packed(scales, self.field.rows)
+        largest = tf.reduce_max(vectors, axis=1, keepdims=True)
+        vectors = tf.maximum(vectors, np.finfo(vectors.dtype.as_numpy_dtype).eps * largest)
+        vectors = tf.where(largest > 0, vectors, 1)
+        return 1 / vectors if self.is_transposed else vectors
+
     def _products(self, leaves):
         return self.field.products(self.t, self.y, leaves, self.is_transposed)
 
@@ -71,11 +82,11 @@ def solved(operator, vectors, tolerance, derivatives=0):
     Args:
         operator: An `Operator` A.
         vectors: Right-hand sides b, `[B, D]` or `[1, N]`.
-        tolerance: How large `b - A x` may be, measured by b.
+        tolerance: How large `b - A x` may be, measured by b, both in the units of the unknowns.
         derivatives: How many derivatives of the solutions, one of the other, are asked for.
     """
     fixed = operator.constant()
-    x = tf.stop_gradient(gmres(fixed, tf.stop_gradient(vectors), tolerance))
+    x = tf.stop_gradient(_found(fixed, tf.stop_gradient(vectors), tolerance))
     for _ in range(derivatives):
         # Zero up to the tolerance, but each has one more derivative that is that of the solution.
         x += _rest(fixed, vectors - operator(x), tolerance)
@@ -90,9 +101,15 @@ def applied(operator, vectors, tolerance):
         def gradient(g):
             return applied(operator._replace(is_transposed=not operator.is_transposed), g, tolerance)
 
-        return gmres(operator, vectors, tolerance), gradient
+        return _found(operator, vectors, tolerance), gradient
 
     return apply(vectors)
+
+
+def _found(operator, vectors, tolerance):
+    """The solutions, whose residuals are measured in the units of the unknowns."""
+    unit = operator.unit()
+    return unit * gmres(lambda x: operator(unit * x) / unit, vectors / unit, tolerance)
 
 
 def _rest(operator, residual, tolerance):

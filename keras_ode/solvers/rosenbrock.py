@@ -15,7 +15,8 @@ from keras_ode.solvers.systems import System
 class Rosenbrock(Solver):
     """A method given by its `table` alone. Each stage solves a linear equation with the Jacobian at the start of the step.
 
-    Its carry is the value of the field, which is not the derivative where there is a mass matrix. Its stages are the table's `u_i`, divided by the size of the step.
+    Its carry is the value of the field, which is not the derivative where there is a mass matrix. Its stages are the table's
+    `u_i`, divided by the size of the step.
 
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.7.
     """

@@ -1,7 +1,6 @@
 """The linear equations of implicit methods: by the inverse of a matrix where there are few unknowns, else by GMRES."""
 
 import numpy as np
-import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.solvers import krylov
