@@ -17,7 +17,7 @@ _ROUNDING_ERRORS = 100
 
 @tf.autograph.experimental.do_not_convert
 def consistent_state(f, y0, t0, mass_matrix, *, args=(), per_sample=False):
-    """A state that fulfils the algebraic equations of `M y' = f(t, y)` at `t0`, found by Newton's method from `y0`.
+    """A state that fulfills the algebraic equations of `M y' = f(t, y)` at `t0`, found by Newton's method from `y0`.
 
     It has the same `M y`: where M is diagonal, only the elements change whose row is zero. Differentiable by `y0`, `t0`, `args`,
     and all that the dynamics reads.

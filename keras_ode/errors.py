@@ -92,7 +92,7 @@ _HAPPENED = {
     Status.NON_FINITE: "the dynamics or the state became NaN or infinite there",
     Status.NOT_CONVERGED: "the stages of the implicit method did not converge",
     Status.STIFF: "max_steps={max_steps} was reached, and the equation is stiff",
-    Status.INCONSISTENT: "the state does not fulfil the algebraic equations",
+    Status.INCONSISTENT: "the state does not fulfill the algebraic equations",
 }
 _CAUSES = {
     Status.MAX_STEPS: "The tolerances need more steps than that: raise max_steps, or loosen rtol and atol.",

@@ -118,7 +118,7 @@ def correction(field, t, y, like=None):
 
 
 def inconsistency(field, t, y, tolerance, norm, per_sample, dtype):
-    """How far a state is from one that fulfils the algebraic equations, in units of the tolerance: a scalar or `[B]`."""
+    """How far a state is from one that fulfills the algebraic equations, in units of the tolerance: a scalar or `[B]`."""
     scales = tolerance.scale(y, y)
     size = tree.rms(y, per_sample, dtype)
     scales = tuple(

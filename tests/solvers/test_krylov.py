@@ -14,8 +14,8 @@ from keras_ode.solvers import krylov, systems
 
 def heat(t, y, k):
     """The heat equation, with zeros at both ends; k is the conductivity times the number of points squared."""
-    padded = tf.pad(y, [[1, 1]])
-    return k * (padded[2:] - 2 * padded[1:-1] + padded[:-2])
+    padded = tf.pad(y, [[0, 0]] * (y.shape.rank - 1) + [[1, 1]])
+    return k * (padded[..., 2:] - 2 * padded[..., 1:-1] + padded[..., :-2])
 
 
 def heat_matrix(n):
@@ -73,12 +73,12 @@ def test_ten_thousand_unknowns_are_solved_without_a_matrix_of_them():
     np.testing.assert_allclose(end, expected, atol=1e-6)
 
 
-def test_gradient_of_steps_by_gmres_is_that_of_the_closed_form():
-    n, k = 150, tf.constant(3.0, tf.float64)
-    y0, weights = tf.constant(bump(n)), bump(n) ** 2
+def test_gradient_of_steps_of_rows_by_gmres_is_that_of_the_closed_form():
+    n, k = 150, tf.constant([[3.0], [1.0]], tf.float64)
+    y0, weights = tf.constant(np.tile(bump(n), (2, 1))), bump(n) ** 2
     with tf.GradientTape() as tape:
         tape.watch((k, y0))
-        options = {"solver": "implicit_euler", "step_size": 0.5, "jit_compile": False, "adjoint": "checkpointed"}
+        options = {"solver": "implicit_euler", "step_size": 0.5, "jit_compile": False, "adjoint": "checkpointed", "per_sample": True}
         loss = tf.reduce_sum(weights * keras_ode.odeint(heat, y0, [0.0, 1.0], args=(k,), **options)[-1])
     by_k, by_y0 = tape.gradient(loss, (k, y0))
 
@@ -86,9 +86,10 @@ def test_gradient_of_steps_by_gmres_is_that_of_the_closed_form():
         inverse = np.linalg.inv(np.eye(n) - 0.5 * k * heat_matrix(n).toarray())
         return inverse @ (inverse @ y)
 
-    difference = (weights @ end(3 + 1e-4, bump(n)) - weights @ end(3 - 1e-4, bump(n))) / 2e-4
-    np.testing.assert_allclose(by_k, difference, rtol=1e-6)
-    np.testing.assert_allclose(by_y0, end(3.0, weights), atol=1e-8)  # the matrix is symmetric
+    for row, k in enumerate([3.0, 1.0]):
+        difference = (weights @ end(k + 1e-4, bump(n)) - weights @ end(k - 1e-4, bump(n))) / 2e-4
+        np.testing.assert_allclose(by_k[row, 0], difference, rtol=1e-6)
+        np.testing.assert_allclose(by_y0[row], end(k, weights), atol=1e-8)  # the matrix is symmetric
 
 
 def test_linear_system_that_is_not_solved_ends_in_not_converged():
@@ -180,6 +181,19 @@ def test_solution_and_gradients_by_gmres_are_those_by_matrices(monkeypatch, solv
     for jit_compile in (False, *([True] if (solver, adjoint) == ("kvaerno3", "checkpointed") else [])):
         for a, b in zip(run(4, jit_compile), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_gradient_of_a_steady_state_of_many_unknowns_is_that_of_the_closed_form():
+    n, source = 150, tf.constant(2.0, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(source)
+        options = {"event": keras_ode.SteadyState(), "solver": "kvaerno3", "rtol": 1e-6, "atol": 1e-6, "jit_compile": False}
+        field = lambda t, y, source: heat(t, y, 1000.0) - y + source
+        y0 = tf.zeros([n], tf.float64)
+        middle = keras_ode.solve(field, y0, [0.0, np.inf], args=(source,), **options).event_state[n // 2]
+    expected = np.linalg.solve(np.eye(n) - 1000 * heat_matrix(n).toarray(), np.ones(n))[n // 2]
+    np.testing.assert_allclose(tape.gradient(middle, source), expected, rtol=1e-6)
 
 
 @pytest.mark.slow
