@@ -60,8 +60,8 @@ def _inconsistent(problem, sample):
         )
     scaled = inconsistency(field, t, problem.y, method.tolerance, method.norm, method.per_sample, t.dtype)
     return (
-        f"{who} does not fulfill the algebraic equations at t[0]: their residual is {np.abs(residual).max():.3g}. The nearest state "
-        f"that does is {_of_sample(scaled, sample):.3g} tolerances away, and one is allowed. Start from "
+        f"{who} does not fulfill the algebraic equations at t[0]: their residual is {np.abs(residual).max():.3g}. The nearest "
+        f"state that does is {_of_sample(scaled, sample):.3g} tolerances away, and one is allowed. Start from "
         "keras_ode.consistent_state(f, y0, t0, mass_matrix), which solves them. Received: y0="
         f"{_of_sample(problem.y[0], sample)!r}"
     )

@@ -11,6 +11,8 @@ from keras_ode.xla import why_not_compiled
 
 # Traced effects of evaluations in eager code, by what they compute; the oldest go first.
 _MOST_EFFECTS = 64
+# Products for so many columns of a Jacobian are written out: each takes time to trace.
+_MOST_UNROLLED = 24
 _effects = {}
 
 
@@ -191,12 +193,28 @@ class VectorField(PureFunction):
         return trace(jacobian, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)])
 
     def _jacobian(self, t, y, parameters, rows):
-        """One vector-Jacobian product for each element of a row, or of the state, in the current graph."""
+        """One product for each element of a row, or of the state, in the current graph: in a loop where there are many."""
+        width = tree.packed(y, rows).shape[1]
+        if width > _MOST_UNROLLED:
+            return (self._columns(t, y, parameters, rows, width), *_by_time(self._build(t, *y, *parameters), t))
         derivative = self._build(t, *y, *parameters)
         flat = tree.packed(derivative, rows)
         columns = (tf.gradients(column, y, unconnected_gradients="zero") for column in tf.unstack(flat, axis=1))
         matrix = tf.stack([tree.packed([tf.convert_to_tensor(x) for x in found], rows) for found in columns], axis=1)
         return (matrix, *_by_time(derivative, t))
+
+    def _columns(self, t, y, parameters, rows, width):
+        """The Jacobian by the state, one Jacobian-vector product after the other."""
+
+        def column(i):
+            inner = tuple(map(tf.identity, y))
+            vectors = tf.zeros_like(tree.packed(inner, rows))
+            unit = tree.unpacked(vectors + tf.one_hot(i, width, dtype=vectors.dtype), inner, rows)
+            return tree.packed(_forward(self._build(t, *inner, *parameters), inner, unit), rows)
+
+        dtype = max((leaf.dtype for leaf in y), key=lambda d: d.size)
+        columns = tf.map_fn(column, tf.range(width), parallel_iterations=1, fn_output_signature=dtype)
+        return tf.ensure_shape(tf.transpose(columns, [1, 2, 0]), [None, width, width])
 
     def _trace_jvp(self, t, y, parameters):
         num_leaves = len(y)
