@@ -82,7 +82,7 @@ def test_error_of_an_equation_of_index_one_falls_with_the_order_of_the_method(na
     expected = np.array([1, 1.5]) / 3.25
     errors = [
         np.abs(solve(bell, [1.0, 0.0], [0.0, 1.5], FIRST, solver=name, controller="constant", step_size=1.5 / n).ys[-1] - expected)
-        for n in (16, 32, 64)
+        for n in (8, 16, 32)
     ]
     assert np.all(np.log2(np.array(errors[:-1]) / errors[1:]) > SOLVERS[name].order - 0.25)
 
@@ -270,7 +270,7 @@ def test_layer_trains_through_its_matrix():
     with tf.GradientTape() as tape:
         end = layer(y0)
     matrix = layer.dynamics.kernel.numpy() @ np.linalg.inv([[2.0, 1.0], [0.0, 1.0]]).T
-    np.testing.assert_allclose(end, y0 @ scipy.linalg.expm(matrix), rtol=1e-3)
+    np.testing.assert_allclose(end, y0 @ scipy.linalg.expm(matrix), atol=1e-3)
     assert np.abs(tape.gradient(end, layer.dynamics.kernel)).max() > 0
 
 
