@@ -9,6 +9,7 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from keras_ode import adjoints, callbacks, controllers, datasets, layers, models, paths, plotting, regularizers, solvers
+from keras_ode.consistency import consistent_state
 from keras_ode.errors import SolveError, Status
 from keras_ode.events import Event, SteadyState
 from keras_ode.gradient_check import check_gradients

@@ -348,7 +348,7 @@ def check_save(save, times, dense, event, jump_times):
 
 def checked_adjoint(adjoint, dense, method, keeps_steps=False):
     if adjoint is None:
-        adjoint = "checkpointed" if dense or keeps_steps else "interpolating"
+        adjoint = "checkpointed" if dense or keeps_steps or method.mass is not None else "interpolating"
     adjoint = adjoints.get(adjoint)
     if (dense or keeps_steps) and not adjoint.differentiates_steps:
         option = "dense=True" if dense else "save='steps'"

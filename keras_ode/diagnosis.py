@@ -8,6 +8,7 @@ from keras_ode.adjoints.fields import ForwardField
 from keras_ode.errors import EventTrouble, SolveError, Status
 from keras_ode.integrate import Interval
 from keras_ode.observers import STABILITY_LIMIT, spectral_radius
+from keras_ode.solvers.mass import correction, inconsistency
 
 # How often the last step is tried again, each time ten times as large, until it is not finite.
 _MOST_TRIES = 16
@@ -25,6 +26,8 @@ def raise_on_failure(problem, outcome, events=None):
     status, time, step_size, num_steps = (
         _of_sample(x, sample).item() for x in (outcome.status, outcome.time, outcome.step_size, outcome.num_steps)
     )
+    if status == Status.INCONSISTENT:
+        raise ValueError(_inconsistent(problem, sample))
     trouble = EventTrouble.NONE if events is None else EventTrouble(int(_of_sample(events.trouble, sample)))
     step = None if trouble else _step_again(problem, outcome, sample, finite=status != Status.NON_FINITE)
     message = errors.failure_message(
@@ -40,6 +43,28 @@ def raise_on_failure(problem, outcome, events=None):
         **({"least": f"min_step={float(problem.method.min_step):g}"} if _is_smallest(problem.method, step_size) else {}),
     )
     raise SolveError(message, Status(status), time, step_size, sample)
+
+
+def _inconsistent(problem, sample):
+    """Why the algebraic equations of a problem cannot be solved along from its first state."""
+    method, field, t = problem.method, ForwardField(problem), problem.times[0]
+    change = _of_sample(correction(field, t, problem.y)[0], sample)
+    residual = _of_sample(method.mass.projected(field(t, problem.y).derivative)[0], sample)
+    who = "The mass matrix is singular, and y0" if sample is None else f"The mass matrix is singular, and sample {sample} of y0"
+    if not np.isfinite(change).all():
+        return (
+            f"{who} with the equations P f(t, y) = 0, where P projects onto the left null space of the matrix, does not determine "
+            "all unknowns: the equation is of index 2 or higher. Differentiate its algebraic equations by time until they can be "
+            "solved for the algebraic unknowns, and use these. Received: mass_matrix="
+            f"{method.mass.matrix.tolist()}"
+        )
+    scaled = inconsistency(field, t, problem.y, method.tolerance, method.norm, method.per_sample, t.dtype)
+    return (
+        f"{who} does not fulfill the algebraic equations at t[0]: their residual is {np.abs(residual).max():.3g}. The nearest "
+        f"state that does is {_of_sample(scaled, sample):.3g} tolerances away, and one is allowed. Start from "
+        "keras_ode.consistent_state(f, y0, t0, mass_matrix), which solves them. Received: y0="
+        f"{_of_sample(problem.y[0], sample)!r}"
+    )
 
 
 def _of_sample(x, sample):

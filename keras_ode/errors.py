@@ -18,6 +18,7 @@ class Status(enum.IntEnum):
     EVENT = 4
     NOT_CONVERGED = 5
     STIFF = 6
+    INCONSISTENT = 7
 
 
 class EventTrouble(enum.IntEnum):
@@ -91,6 +92,7 @@ _HAPPENED = {
     Status.NON_FINITE: "the dynamics or the state became NaN or infinite there",
     Status.NOT_CONVERGED: "the stages of the implicit method did not converge, or the two states of a reversible one came apart",
     Status.STIFF: "max_steps={max_steps} was reached, and the equation is stiff",
+    Status.INCONSISTENT: "the state does not fulfill the algebraic equations",
 }
 _CAUSES = {
     Status.MAX_STEPS: "The tolerances need more steps than that: raise max_steps, or loosen rtol and atol.",
@@ -106,6 +108,7 @@ _CAUSES = {
         "Stability and not the tolerances keeps the steps of an explicit method small there: use an implicit one, "
         "solver='rodas5p', or 'auto', which changes to it where the equation is stiff."
     ),
+    Status.INCONSISTENT: "Let keras_ode.consistent_state(f, y0, t0, mass_matrix) solve them for the algebraic unknowns first.",
 }
 _OF_EVENTS = {
     EventTrouble.AGAIN: (

@@ -10,6 +10,7 @@ from keras_ode import tree
 from keras_ode.controllers import Controller, Tolerance, first_step
 from keras_ode.errors import Status
 from keras_ode.solvers.base import Interval, Solver, Step
+from keras_ode.solvers.mass import MassMatrix, Solved, inconsistency
 
 RUNNING = -1
 # A step that would leave less than this part of itself before a stop is stretched to land on it.
@@ -35,6 +36,7 @@ class Method(NamedTuple):
     min_step: tf.Tensor | None = None
     norm: Callable = tree.rms
     rows: bool = False  # whether rows of a batch are known to be independent, so that each has a Jacobian of its own
+    mass: MassMatrix | None = None  # that of `M y' = f(t, y)`
     sums: Callable | None = None  # `sums(step, interval)` is the step with what it adds to leaves that only sum up steps
 
     @property
@@ -69,7 +71,8 @@ class Method(NamedTuple):
     def key(self):
         """A hashable value, equal for methods that do the same with their tensors."""
         norm = self.norm.key() if hasattr(self.norm, "key") else self.norm
-        return self.solver, self.controller, self.max_steps, self.per_sample, norm, tuple(self.tensors()[1]), self.rows, self.sums
+        options = tuple(self.tensors()[1])
+        return self.solver, self.controller, self.max_steps, self.per_sample, norm, options, self.rows, self.sums, self.mass
 
     def limited(self, size):
         """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
@@ -250,7 +253,7 @@ class _Run:
             carry=carry,
             step_size=step_size,
             control=method.controller.start(step_size),
-            status=self._first_status(),
+            status=self._first_status(y),
             num_steps=count,
             num_accepted=count,
             num_evaluations=count + evaluations + extra,
@@ -311,11 +314,18 @@ class _Run:
             observed=loop.observed,
         )
 
-    def _first_status(self):
-        """Nothing to do over no time; and a time that is not finite cannot be reached."""
+    def _first_status(self, y):
+        """Nothing to do over no time; a time that is not finite cannot be reached; and algebraic equations must hold."""
         known = tf.math.is_finite(self.duration) if self.halts is None else ~tf.math.is_nan(self.duration)
         idle = tf.where(known, int(Status.SUCCESS), int(Status.NON_FINITE))
-        return tf.where(known & (self.duration > 0), RUNNING, idle)
+        status, method = tf.where(known & (self.duration > 0), RUNNING, idle), self.method
+        if method.mass is None or not method.mass.is_singular:
+            return status
+        given = self.field, self.clock.start, y, method.tolerance, method.norm, method.per_sample, self.duration.dtype
+        finite = tree.is_finite((*y, *self.field(self.clock.start, y).derivative), method.per_sample)
+        # Not the opposite, negated, which TensorFlow makes that: what is NaN is wrong.
+        is_right = tf.stop_gradient(inconsistency(*given)) <= 1
+        return tf.where(is_right | ~finite | (status != RUNNING), status, int(Status.INCONSISTENT))
 
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
@@ -409,5 +419,8 @@ def first_step_size(field, clock, y, derivative, method, controlled=tuple):
     if method.step_size is not None:
         return method.limited(tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration)), 0
     order, tolerance = method.solver.error_order, method.tolerance
+    if method.mass is not None:
+        field = Solved(field)
+        derivative = field(clock.start, y).derivative
     size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled, method.norm)
     return tf.stop_gradient(method.limited(size)), 1

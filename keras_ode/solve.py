@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_ode import arguments, dynamics, internals, tree
+from keras_ode import arguments, dynamics, internals, mass_matrices, tree
 from keras_ode.adjoints.base import Problem
 from keras_ode.complex_states import leaves_of_nest, packed_as
 from keras_ode.custom_gradient import refuse_forward_mode
@@ -59,6 +59,7 @@ def solve(
     progress=False,
     save="times",
     jacobian=None,
+    mass_matrix=None,
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
@@ -82,7 +83,7 @@ def solve(
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
-            `"interpolating"`, or `"checkpointed"` with `dense` and `save="steps"`.
+            `"interpolating"`, or `"checkpointed"` with `dense`, `save="steps"` and `mass_matrix`.
         controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`,
             whose steps end at these times. `None` is `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its
             error, else `"constant"`.
@@ -123,6 +124,11 @@ def solve(
         jacobian: For implicit solvers, a function like the dynamics, `jacobian(t, y, *args)`, which returns the Jacobian of the
             dynamics by the state: `[D, D]` for a state `[D]`, and `[B, D, D]` for rows `[B, D]`, in which row `b` of the derivative
             depends on row `b` of the state only. Defaults to `None`: automatic differentiation.
+
+        mass_matrix: A constant matrix M, `[D, D]`, for an equation `M y' = f(t, y)` of a state `[..., D]`. If it is singular, some
+            of the equations are algebraic: they must determine the algebraic unknowns (index 1) and hold at the start (see
+            `keras_ode.consistent_state`). Only some implicit solvers solve this, such as `"rodas5p"`. The default `adjoint` is
+            `"checkpointed"` then.
 
     Returns:
         A `keras_ode.Solution`.
@@ -202,6 +208,7 @@ def solve_in_mode(
     save="times",
     rows=False,
     jacobian=None,
+    mass_matrix=None,
 ):
     """`solve`, with the mode in which to call a Keras layer and the mask of its state, the values of regularizers, a tuple,
     with who is told of it (see `Problem`), and whether rows of a batch are known to be independent."""
@@ -210,7 +217,8 @@ def solve_in_mode(
     leaves = leaves_of_nest(y0)
     dtype = max((leaf.dtype for leaf in leaves), key=lambda d: d.size)
     method = arguments.checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, max_step, min_step)
-    method = method._replace(solver=method.solver.bind(y0))
+    mass = mass_matrices.checked_matrix(mass_matrix)
+    method = method._replace(solver=method.solver.bind(y0), mass=mass)
     check_rows(method.step_size, per_sample, leaves)
     asked = arguments.checked_times(t, dtype, per_sample, ends_the_solve(event))
     check_resolved(max_step, asked.elapsed)
@@ -221,12 +229,18 @@ def solve_in_mode(
         arguments.check_steady_state(event, asked.times, jump_times, adjoint)
     keeps_steps = arguments.check_save(save, asked.times, dense, event, jump_times)
     adjoint = arguments.checked_adjoint(adjoint, dense, method, keeps_steps)
+    if mass is not None:
+        mass_matrices.check_all(
+            mass, y0, method.solver, adjoint, event, jump_times, regularizers, keeps_steps, times_vary
+        )
     arguments.check_on_failure(on_failure)
     method, penalties = _penalties(regularizers, noise, leaves, method, adjoint)
     arguments.check_takes_jacobian(jacobian, method.solver)
     arguments.check_state_of_jacobian(jacobian, leaves, method.rows)
     field = _close(dynamics, times[0], y0, args, training, penalties, mask, jacobian)
     method.solver.check(field)
+    if mass is not None:
+        mass_matrices.check_is_whole(field)
     method = arguments.resolved(method, rtol, atol, field, leaves)
     if penalties is not None:
         leaves = (*leaves, *penalties.leaves)

@@ -16,7 +16,9 @@ from keras_ode.event_time import EventOutcome
 from keras_ode.integrate import integrate
 from keras_ode.observers import Stiffness
 from keras_ode.solvers.base import Stage, WrappedSolver
+from keras_ode.solvers.krylov import exact, gmres
 from keras_ode.solvers.linear import inverse, product
+from keras_ode.solvers.systems import is_large
 
 # Steps times the spectral radius stay below this, so that every step comes closer to the equilibrium. At the limit of
 # stability, where the error estimate would let them be, the state stays as far from it as the tolerance allows.
@@ -192,8 +194,16 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
 
 
 def _solved(problem, time, y, cotangents):
-    """The solution of `(df/dy)^T a = -g`, by the Jacobian that an implicit solver needs anyway."""
+    """The solution of `(df/dy)^T a = -g`, by the Jacobian that an implicit solver needs anyway, or by GMRES."""
     rows = problem.method.rows
+    if is_large(y, rows):
+
+        def transposed(vectors):
+            a = tree.unpacked(vectors, y, rows)
+            return tree.packed(problem.field.vjp(time, y, problem.parameters, a)[1], rows)
+
+        found = gmres(transposed, tree.packed(cotangents, rows), exact(cotangents[0].dtype))
+        return tree.scale(-1, tree.unpacked(found, cotangents, rows))
     matrix = tf.linalg.matrix_transpose(problem.field.jacobian(time, y, problem.parameters, rows, automatic=True)[0])
     return tree.scale(-1, tree.unpacked(product(inverse(matrix), tree.packed(cotangents, rows)), cotangents, rows))
 

@@ -11,6 +11,8 @@ from keras_ode.xla import why_not_compiled
 
 # Traced effects of evaluations in eager code, by what they compute; the oldest go first.
 _MOST_EFFECTS = 64
+# Products for so many columns of a Jacobian are written out: each takes time to trace.
+_MOST_UNROLLED = 24
 _effects = {}
 
 
@@ -111,7 +113,7 @@ class VectorField(PureFunction):
     def __init__(self, closure, specs, parameters, differentiable, extra=None, part=0):
         super().__init__(closure, specs, parameters, differentiable)
         self.extra, self._part = extra, part
-        self._vjp, self._jacobians = None, {}
+        self._vjp, self._jvp, self._by_time, self._jacobians = None, None, None, {}
 
     def parts(self):
         """The fields whose sum it is, the stiff one first; `None` where it was given as one."""
@@ -153,9 +155,28 @@ class VectorField(PureFunction):
         matrix, *by_time = self._jacobians[key](tree.expand(t, y[0]), *y, *parameters)
         return matrix, tuple(by_time) or None
 
+    @property
+    def has_jacobian(self):
+        """Whether the user has given its Jacobian."""
+        return self.extra == "jacobian"
+
     def evaluations_of_jacobian(self, matrix, automatic=False):
         """How many evaluations such a Jacobian is worth."""
-        return 0 if self.extra == "jacobian" and not automatic else matrix.shape[-1]
+        return 0 if self.has_jacobian and not automatic else matrix.shape[-1]
+
+    def jvp(self, t, y, parameters, tangent):
+        """The product of the Jacobian by the state with a tangent of it, leaves."""
+        if self._jvp is None:
+            self._jvp = self._trace_jvp(t, y, parameters)
+        return tuple(self._jvp(tree.expand(t, y[0]), *y, *parameters, *tangent))
+
+    def by_time(self, t, y, parameters):
+        """The derivative by time, leaves, or `None` where there is none."""
+        if self._by_time is None:
+            self._by_time = trace(
+                lambda t, *rest: _by_time(self._build(t, *rest), t), [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)]
+            )
+        return tuple(self._by_time(tree.expand(t, y[0]), *y, *parameters)) or None
 
     def depends(self, results, leaves):
         """Whether some of the derivative's leaves depend on some of the state's; both are given by their numbers."""
@@ -208,22 +229,63 @@ class VectorField(PureFunction):
         return trace(jacobian, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)])
 
     def _jacobian(self, t, y, parameters, rows, automatic=False):
-        """The user's, or one vector-Jacobian product for each element of a row, or of the state, in the current graph."""
-        derivative = self._build(t, *y, *parameters)
-        if self.extra == "jacobian" and not automatic:
+        """The user's, or one product for each element of a row, or of the state, in the current graph: in a loop where there are
+        many."""
+        if self.has_jacobian and not automatic:
             found = self._closure.build((t, *y, *parameters), self._sources(), slice(len(y), len(y) + 1))[0]
-            matrix = _as_blocks(found[0], rows)
-        else:
-            flat = tree.packed(derivative, rows)
-            columns = (tf.gradients(column, y, unconnected_gradients="zero") for column in tf.unstack(flat, axis=1))
-            matrix = tf.stack([tree.packed([tf.convert_to_tensor(x) for x in found], rows) for found in columns], axis=1)
-        # The derivative of a vector-Jacobian product, which is linear, by its vector.
-        vectors = [tf.zeros_like(x) for x in derivative]
-        by_time = tf.gradients(derivative, t, vectors)[0]
-        if by_time is None:
-            return (matrix,)
-        by_time = tf.gradients(by_time, vectors, unconnected_gradients="zero")
-        return (matrix, *(tf.convert_to_tensor(x) for x in by_time))
+            return (_as_blocks(found[0], rows), *_by_time(self._build(t, *y, *parameters), t))
+        width = tree.packed(y, rows).shape[1]
+        if width > _MOST_UNROLLED:
+            return (self._columns(t, y, parameters, rows, width), *_by_time(self._build(t, *y, *parameters), t))
+        derivative = self._build(t, *y, *parameters)
+        flat = tree.packed(derivative, rows)
+        columns = (tf.gradients(column, y, unconnected_gradients="zero") for column in tf.unstack(flat, axis=1))
+        matrix = tf.stack([tree.packed([tf.convert_to_tensor(x) for x in found], rows) for found in columns], axis=1)
+        return (matrix, *_by_time(derivative, t))
+
+    def _columns(self, t, y, parameters, rows, width):
+        """The Jacobian by the state, one Jacobian-vector product after the other."""
+
+        def column(i):
+            inner = tuple(map(tf.identity, y))
+            vectors = tf.zeros_like(tree.packed(inner, rows))
+            unit = tree.unpacked(vectors + tf.one_hot(i, width, dtype=vectors.dtype), inner, rows)
+            return tree.packed(_forward(self._build(t, *inner, *parameters), inner, unit), rows)
+
+        dtype = max((leaf.dtype for leaf in y), key=lambda d: d.size)
+        columns = tf.map_fn(column, tf.range(width), parallel_iterations=1, fn_output_signature=dtype)
+        return tf.ensure_shape(tf.transpose(columns, [1, 2, 0]), [None, width, width])
+
+    def _trace_jvp(self, t, y, parameters):
+        num_leaves = len(y)
+
+        def jvp(t, *rest):
+            y, parameters, tangent = rest[:num_leaves], rest[num_leaves:-num_leaves], rest[-num_leaves:]
+            return _forward(self._build(t, *y, *parameters), y, tangent)
+
+        return trace(jvp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
+
+
+def _forward(results, sources, tangents):
+    """The product of the results' Jacobian with tangents: the derivative of its products with cotangents, which are linear, by
+    these; zeros where nothing depends on the sources."""
+    cotangents = [tf.zeros_like(x) for x in results]
+    products = tf.gradients(results, sources, cotangents)
+    known = [(x, tangent) for x, tangent in zip(products, tangents, strict=True) if x is not None]
+    if not known:
+        return [tf.zeros_like(x) for x in results]
+    products, tangents = zip(*known, strict=True)
+    found = tf.gradients(products, cotangents, tangents, unconnected_gradients="zero")
+    return [tf.convert_to_tensor(x) for x in found]
+
+
+def _by_time(results, t):
+    """The derivative of the results by time, a list, empty where there is none."""
+    cotangents = [tf.zeros_like(x) for x in results]
+    by_time = tf.gradients(results, t, cotangents)[0]
+    if by_time is None:
+        return []
+    return [tf.convert_to_tensor(x) for x in tf.gradients(by_time, cotangents, unconnected_gradients="zero")]
 
 
 class _InlinedField(VectorField):
@@ -231,6 +293,13 @@ class _InlinedField(VectorField):
 
     def __call__(self, t, y, parameters):
         return self._build(tree.expand(t, y[0]), *y, *parameters)
+
+    def jvp(self, t, y, parameters, tangent):
+        return tuple(_forward(self(t, y, parameters), y, tangent))
+
+    def by_time(self, t, y, parameters):
+        t = tree.expand(t, y[0])
+        return tuple(_by_time(self._build(t, *y, *parameters), t)) or None
 
     def jacobian(self, t, y, parameters, rows, automatic=False):
         matrix, *by_time = self._jacobian(tree.expand(t, y[0]), y, parameters, rows, automatic)
@@ -316,6 +385,12 @@ class ScaledField:
 
     def evaluations_of_jacobian(self, matrix, automatic=False):
         return self.field.evaluations_of_jacobian(matrix, automatic)
+
+    def jvp(self, t, y, parameters, tangent):
+        return self.field.jvp(t, y, parameters, tangent)
+
+    def by_time(self, t, y, parameters):
+        return self.field.by_time(t, y, parameters)
 
     def vjp(self, t, y, parameters, cotangent):
         derivative, products, integrand = self.field.vjp(t, y, parameters, tree.scale(self.unit, cotangent))

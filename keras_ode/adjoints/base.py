@@ -15,6 +15,7 @@ from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock, Method, integrate
 from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, status_of_stiff, step_observers
+from keras_ode.solvers.mass import derivative
 from keras_ode.steps import KeepSteps
 from keras_ode.vector_field import ScaledField, VectorField
 
@@ -323,6 +324,8 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     if bound is not None:  # the state moves with the end even where there are no steps
         span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
+        if method.mass is not None:
+            slope = derivative(ForwardField(problem, derivatives=_DERIVATIVES), times[-1], result.y)[0].derivative
         slope = tuple(tf.where(tf.math.is_finite(x), x, 0) for x in slope)
         last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)

@@ -4,6 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.adjoints.fields import ForwardField
+from keras_ode.solvers.mass import derivative
 
 
 def without_padding(problem, cotangents):
@@ -68,7 +70,9 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
     field, times, _, parameters = problem[:4]
 
     def rate(t, y, cotangent):
-        return tree.dot(cotangent, field(t, y, parameters), problem.method.per_sample, t.dtype)
+        has_mass = problem.method.mass is not None
+        slope = derivative(ForwardField(problem), t, y)[0].derivative if has_mass else field(t, y, parameters)
+        return tree.dot(cotangent, slope, problem.method.per_sample, t.dtype)
 
     first = -rate(times[0], tuple(y[0] for y in ys), first_cotangent)
     later = tf.map_fn(

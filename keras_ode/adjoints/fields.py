@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from keras_ode.solvers.base import Field, Stage
 from keras_ode.solvers.linear import Linearization
+from keras_ode.solvers.systems import is_large
 
 
 class ForwardField(Field):
@@ -31,13 +32,20 @@ class ForwardField(Field):
         return self._field.vjp(t, y, self.problem.parameters, cotangent)[1:]
 
     @property
+    def mass(self):
+        return self.problem.method.mass
+
+    @property
     def rows(self):
         """Whether rows of a batch are independent."""
         return self.problem.method.rows
 
     def linearize(self, t, y, exact=False):
-        matrix, by_time = self._field.jacobian(t, y, self.problem.parameters, self.rows, automatic=exact)
-        return Linearization(matrix, by_time, self._field.evaluations_of_jacobian(matrix, automatic=exact))
+        field, parameters = self._field, self.problem.parameters
+        if is_large(y, self.rows) and (exact or not field.has_jacobian):
+            return Linearization(None, field.by_time(t, y, parameters), 1, (t, *y))
+        matrix, by_time = field.jacobian(t, y, parameters, self.rows, automatic=exact)
+        return Linearization(matrix, by_time, field.evaluations_of_jacobian(matrix, automatic=exact))
 
     def parts(self):
         found = self.problem.field.parts()
@@ -45,6 +53,14 @@ class ForwardField(Field):
             return None
         inlined, derivatives = self._field is not self.problem.field, self.derivatives
         return tuple(ForwardField(self.problem._replace(field=part), inlined, derivatives) for part in found)
+
+    def products(self, t, y, leaves, transposed=False):
+        if transposed:
+            return self._field.vjp(t, y, self.problem.parameters, leaves)[1]
+        return self._field.jvp(t, y, self.problem.parameters, leaves)
+
+    def scales(self, y):
+        return self.problem.method.tolerance.scale(y, y) if self.adaptive else None
 
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""

@@ -22,6 +22,7 @@ from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Field, Stage
 from keras_ode.solvers.linear import Linearization, scaled
+from keras_ode.solvers.systems import is_large
 
 # A backward step may be so many times as long as the steps that the errors of the forward solve allowed on its way.
 _MOST_ALLOWED = 5
@@ -244,9 +245,19 @@ class _Equation(Field):
     def linearize(self, since, a):
         """That of the forward field, transposed; its derivative by time would be a second one."""
         block = self._block
+        if is_large(a, self.rows):
+            return Linearization(None, None, 1, (since, *a))
         matrix, _ = self._field.jacobian(block.time(since), block.evaluate(since), self._parameters, self.rows)
         count = self._field.evaluations_of_jacobian(matrix)
         return Linearization(scaled(-block.direction, tf.linalg.matrix_transpose(matrix)), None, count)
+
+    def products(self, since, a, leaves, transposed=False):
+        block = self._block
+        point, leaves = (block.time(since), block.evaluate(since), self._parameters), tree.scale(-block.direction, leaves)
+        return self._field.jvp(*point, leaves) if transposed else self._field.vjp(*point, leaves)[1]
+
+    def scales(self, a):
+        return self._block.method.tolerance.scale(a, a) if self.adaptive else None
 
     def cotangent(self, a):
         return a

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_ode import adjoints, configurable, controllers, internals, paths, regularizers, solvers, tree
+from keras_ode import adjoints, configurable, controllers, internals, mass_matrices, paths, regularizers, solvers, tree
 from keras_ode.arguments import check_jit_compile, check_takes_jacobian, check_times, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
 from keras_ode.complex_states import refuse_complex
@@ -40,7 +40,7 @@ class ODELayer(keras.Layer):
         rtol, atol: Tolerances of a step: its error is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
             `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. Defaults to
-            `"interpolating"`.
+            `"interpolating"`, or `"checkpointed"` with a `mass_matrix`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None` is
             `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its error, else `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
@@ -61,6 +61,8 @@ class ODELayer(keras.Layer):
         jacobian: For implicit solvers, a function like the dynamics, `jacobian(t, y, *args)`, that returns its Jacobian by the
             state, `[B, D, D]` for a state `[B, D]`: see `keras_ode.solve`. To be saved it must be registered, as a dynamics that
             is a function. Defaults to `None`.
+        mass_matrix: A constant matrix M, `[D, D]`, for `M y' = f(t, y)` of a state `[batch, ..., D]`, possibly singular: see
+            `keras_ode.solve`. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -99,7 +101,7 @@ class ODELayer(keras.Layer):
         solver="tsit5",
         rtol=1e-3,
         atol=1e-6,
-        adjoint="interpolating",
+        adjoint=None,
         controller=None,
         step_size=None,
         max_steps=4096,
@@ -112,6 +114,7 @@ class ODELayer(keras.Layer):
         min_step=None,
         norm="rms",
         jacobian=None,
+        mass_matrix=None,
         **kwargs,
     ):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
@@ -130,7 +133,9 @@ class ODELayer(keras.Layer):
         self.t = tuple(float(x) for x in _checked_times(t))
         self.solver = solvers.get(solver)
         self.rtol, self.atol = configurable.plain(rtol), configurable.plain(atol)
-        self.adjoint = adjoints.get(adjoint)
+        self.mass_matrix = mass_matrices.checked_matrix(mass_matrix)
+        default = "interpolating" if self.mass_matrix is None else "checkpointed"
+        self.adjoint = adjoints.get(default if adjoint is None else adjoint)
         self.controller = None if controller is None else controllers.get(controller)
         self.step_size, self.max_steps = configurable.plain(step_size), configurable.plain(max_steps)
         self.per_sample = bool(per_sample)
@@ -150,6 +155,9 @@ class ODELayer(keras.Layer):
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, dtype, max_step, min_step)
         self.regularizers = regularizers.get_all(regularizer)
         regularizers.check_supported(self.regularizers, self.solver, self.adjoint)
+        if self.mass_matrix is not None:
+            mass_matrices.check_solver(self.mass_matrix, self.solver)
+            mass_matrices.check_rest(self.mass_matrix, self.adjoint, None, self.jump_times, self.regularizers)
         self._needs_noise = any(r.needs_noise for r in self.regularizers)
         if self._needs_noise or self.random_end_time is not None:
             self.seed_generator = keras.random.SeedGenerator()
@@ -257,6 +265,7 @@ class ODELayer(keras.Layer):
             "on_failure": "auto",
             "jit_compile": self.jit_compile,
             "rows": True,
+            "mass_matrix": self.mass_matrix,
         }
         t = self._times(training) if t is None else t
         y = tf.nest.map_structure(self._as_state, y)
@@ -302,6 +311,7 @@ class ODELayer(keras.Layer):
             "return_sequences": self.return_sequences,
             "jump_times": self.jump_times,
             "jit_compile": self.jit_compile,
+            "mass_matrix": None if self.mass_matrix is None else self.mass_matrix.matrix.tolist(),
             "regularizer": [configurable.describe(r, regularizers.REGULARIZERS) for r in self.regularizers] or None,
         }
 

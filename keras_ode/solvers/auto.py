@@ -109,8 +109,11 @@ class Auto(Solver):
     def _implicit(self, field, interval, y, stage, with_dense):
         watched = _Watched(field)
         step = self.implicit.step(watched, interval, y, stage, with_dense)
-        radius = tf.cast(radius_of(watched.matrices[0]), interval.size.dtype)
-        radius = radius if interval.size.shape.rank else tf.reduce_max(radius)
+        if watched.matrices[0] is None:
+            radius = _radius(field, step, interval.size)
+        else:
+            radius = tf.cast(radius_of(watched.matrices[0]), interval.size.dtype)
+            radius = radius if interval.size.shape.rank else tf.reduce_max(radius)
         unused = tree.zeros_like(self.explicit.memory_like(y, with_dense))
         return self._common(self.implicit, step, interval, with_dense, (*unused, *self.implicit.memory(step))), radius
 
@@ -214,10 +217,16 @@ class _Watched(Field):
     def rows(self):
         return self._field.rows
 
-    def linearize(self, t, y):
-        near = self._field.linearize(t, y)
-        self.matrices.append(tf.stop_gradient(near.matrix))
+    def linearize(self, t, y, exact=False):
+        near = self._field.linearize(t, y, **({"exact": True} if exact else {}))
+        self.matrices.append(None if near.matrix is None else tf.stop_gradient(near.matrix))
         return near
+
+    def products(self, *arguments):
+        return self._field.products(*arguments)
+
+    def scales(self, y):
+        return self._field.scales(y)
 
     def constant(self):
         return _Watched(self._field.constant(), self.matrices)

@@ -26,10 +26,21 @@ class Field:
         """The `Linearization` at a point, for implicit methods; `exact`, not by a Jacobian of the user's."""
         raise NotImplementedError
 
+    def products(self, t, y, leaves, transposed=False):
+        """The products of the Jacobian at a point, or of its transpose, with leaves: for states of many unknowns."""
+        raise NotImplementedError
+
+    def scales(self, y):
+        """The errors of a state that are acceptable, leaves, or `None` where nothing says so."""
+        return None
+
     @property
     def rows(self):
         """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
         raise NotImplementedError
+
+    # The `MassMatrix` of an equation `M y' = f(t, y)`, of which the field is `f`; `None` where there is none.
+    mass = None
 
     def parts(self):
         """The two fields whose sum it is, the stiff one first, each with what a `Field` has; `None` where it was given as one."""
@@ -130,6 +141,8 @@ class Solver(Configurable):
             state at `start + theta size` is `y + size * sum_ij weights[i, j] theta^(j + 1) stages[i]`. Defaults to Hermite's
             cubic, for the stages that `hermite_stages` gives.
         is_implicit: Whether it asks a field for its Jacobian, by `field.linearize`.
+        takes_mass_matrix: Whether it solves `M y' = f(t, y)`, with the `MassMatrix` that a field has.
+        takes_algebraic_equations: Whether that may be singular.
         remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
         is_reversible: Whether it has `unstep`, which takes a step back.
         controller: The name of the controller of its steps, if no other one is asked for.
@@ -138,6 +151,8 @@ class Solver(Configurable):
     order: int
     error_order: int | None = None
     is_implicit = False
+    takes_mass_matrix = False
+    takes_algebraic_equations = False
     remembers = False
     is_reversible = False
     controller = "pid"

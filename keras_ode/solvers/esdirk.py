@@ -11,6 +11,7 @@ from keras_ode.solvers import esdirk_tables
 from keras_ode.solvers.base import Solver, Stage, Step, hermite_stages
 from keras_ode.solvers.esdirk_tables import ESDIRKTableau
 from keras_ode.solvers.implicit import Newton
+from keras_ode.solvers.mass import derivative
 
 
 class ESDIRK(Solver):
@@ -28,11 +29,16 @@ class ESDIRK(Solver):
 
     table = None
     is_implicit = True
+    takes_mass_matrix = True
     # By itself, the derivative where a step starts would go wrong by the stiffness times small errors, in gradients too.
     remembers = True
 
+    @property
+    def takes_algebraic_equations(self):
+        return _numbers(type(self)).is_stiffly_accurate
+
     def start(self, field, t, y):
-        return field(t, y), 1
+        return derivative(field, t, y)
 
     def step(self, field, interval, y, carry, with_dense=False):
         numbers, size = _numbers(type(self)), interval.size
@@ -42,7 +48,8 @@ class ESDIRK(Solver):
         end, closing, near = points[-1], Stage(slopes[-1], integrands[-1]), (points[-2], slopes[-2])
         if stages.are_additive or not numbers.is_stiffly_accurate:
             end, near = _added(y, size, numbers.b, slopes), (points[-1], slopes[-1])
-            closing, count = field(interval.end, end), count + 1
+            closing, extra = derivative(field, interval.end, end)
+            count += extra
         return Step(
             start=y,
             y=end,

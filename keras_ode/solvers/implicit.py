@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.custom_gradient import differentiable
-from keras_ode.solvers.linear import identity_less, inverse, product
+from keras_ode.solvers.systems import System
 
 HIGHER = (
     "Steps of implicit methods that are found by iteration have as many derivatives as corrections follow: three with "
@@ -17,12 +17,14 @@ _MOST_ITERATIONS = 10
 # Where a step cannot be tried again with a smaller size, there are more iterations, and from this rate on a new Jacobian.
 _MOST_OF_FIXED_STEPS = 40
 _SLOW = 0.2
+# The residual that GMRES may leave in a correction, which the next one takes away.
+_OF_ITERATION = 1e-2
 # Changes of so many rounding errors of the state are as small as they get.
 _ROUNDING_ERRORS = 10
 
 
 class Newton:
-    """Solves the stages of one step: `z = gamma * size * f(t, base + z)` for the increment `z`.
+    """Solves the stages of one step: `z = gamma * size * f(t, base + z)` for the increment `z`, or `M z` with a mass matrix.
 
     Every iteration uses the Jacobian at the start of the step; steps of constant size, which cannot be tried again, take new
     ones where that is slow. The iteration is not differentiated: where the field asks for derivatives of the step, corrections
@@ -47,11 +49,12 @@ class Newton:
     kappa = 0.03
 
     def __init__(self, field, interval, y, gamma):
-        self._field, self._constant, self._rows = field, field.constant(), field.rows
+        self._field, self._constant = field, field.constant()
         self._factor = tf.cast(gamma, interval.size.dtype) * interval.size
         self._y = tuple(map(tf.stop_gradient, y))
-        near = self._constant.linearize(interval.start, self._y)
-        self._inverse = self._inverted(near)
+        near, factor = self._constant.linearize(interval.start, self._y), tf.stop_gradient(self._factor)
+        self._system, self._exact = self._systems(factor)
+        self._prepared = self._system.at(near)
         self.evaluations = tf.zeros_like(interval.size, dtype=tf.int32) + near.evaluations
         self.converged = tf.ones_like(interval.size, dtype=tf.bool)
         epsilons = [_ROUNDING_ERRORS * np.finfo(leaf.dtype.as_numpy_dtype).eps for leaf in y]
@@ -67,19 +70,19 @@ class Newton:
             return z
         z = tuple(map(tf.stop_gradient, z))
         near = self._constant.linearize(tf.stop_gradient(t), tree.add(fixed, z), exact=True)
-        exact = self._inverted(near)
+        prepared = tuple(map(tf.stop_gradient, self._exact.at(near)))
         for _ in range(self._field.derivatives):
-            z = tree.add(z, self._correction(self._field, self._factor, exact, t, base, z))
+            z = tree.add(z, self._exact.apply(prepared, self._residual(self._field, self._factor, t, base, z)))
         self.evaluations += self._field.derivatives + near.evaluations
         return differentiable(z, self._field.derivatives, HIGHER)
 
-    def _inverted(self, near):
-        return tf.stop_gradient(inverse(identity_less(tf.stop_gradient(self._factor), near.matrix)))
+    def _systems(self, factor):
+        """What solves the linear equations of an iteration, and those of a correction."""
+        return System(self._constant, factor, _OF_ITERATION), System(self._constant, factor)
 
-    def _correction(self, field, factor, inverted, t, base, z):
+    def _residual(self, field, factor, t, base, z):
         slope = field(t, tree.add(base, z), with_integrand=False).derivative
-        residual = tree.subtract(tree.scale(factor, slope), z)
-        return tree.unpacked(product(inverted, tree.packed(residual, self._rows)), residual, self._rows)
+        return tree.subtract(tree.scale(factor, slope), z if field.mass is None else field.mass.times(z))
 
     def _size(self, change):
         """How large a change is, in units of the tolerance: a scalar, or `[B]`."""
@@ -91,7 +94,7 @@ class Newton:
         # What went before makes a guess of the rate.
         epsilon = tf.constant(np.finfo(self._eta.dtype.as_numpy_dtype).eps, self._eta.dtype)
         eta, none = tf.maximum(self._eta, epsilon) ** 0.8, tf.zeros_like(self.converged)
-        loop = _Loop(tf.constant(0), self.evaluations, z, self._inverse, tf.ones_like(eta), eta, self.converged, none, none)
+        loop = _Loop(tf.constant(0), self.evaluations, z, self._prepared, tf.ones_like(eta), eta, self.converged, none, none)
         most = _MOST_ITERATIONS if self._field.adaptive else _MOST_OF_FIXED_STEPS
         loop = tree.while_loop(
             lambda *loop: (loop[0] < most) & tf.reduce_any(_Loop(*loop).is_running),
@@ -99,14 +102,15 @@ class Newton:
             tuple(loop),
         )
         loop = _Loop(*loop)
-        self.evaluations, self._inverse, self.converged = loop.evaluations, loop.inverse, loop.converged
+        self.evaluations, self._prepared, self.converged = loop.evaluations, loop.prepared, loop.converged
         self._eta = tf.where(loop.converged, loop.eta, 1)
         return loop.z
 
     def _advance(self, t, base, loop, most):
         """One iteration."""
         loop = loop if self._field.adaptive else self._refreshed(t, base, loop)
-        change = self._correction(self._constant, tf.stop_gradient(self._factor), loop.inverse, t, base, loop.z)
+        residual = self._residual(self._constant, tf.stop_gradient(self._factor), t, base, loop.z)
+        change = self._system.solve(loop.prepared, residual)
         size = self._size(change)
         rate = size / loop.before
         eta = tf.where(loop.is_running & (loop.k > 0), rate / (1 - rate), loop.eta)
@@ -119,7 +123,7 @@ class Newton:
             k=loop.k + 1,
             evaluations=loop.evaluations + self.evaluations_each * tf.cast(loop.is_running, tf.int32),
             z=tree.where(loop.is_running, tree.add(loop.z, change), loop.z),
-            inverse=loop.inverse,
+            prepared=loop.prepared,
             before=size,
             eta=eta,
             is_running=loop.is_running & ~is_solved & ~is_hopeless,
@@ -136,10 +140,10 @@ class Newton:
 
         def refresh():
             near = self._linearized(t, base, loop.z)
-            return *tree.where(wanted, (self._inverted(near),), (loop.inverse,)), tf.where(wanted, near.evaluations, 0)
+            return tree.where(wanted, self._system.at(near), loop.prepared), tf.where(wanted, near.evaluations, 0)
 
-        inverse, count = tf.cond(tf.reduce_any(wanted), refresh, lambda: (loop.inverse, tf.zeros_like(loop.evaluations)))
-        return loop._replace(inverse=inverse, evaluations=loop.evaluations + count)
+        prepared, count = tf.cond(tf.reduce_any(wanted), refresh, lambda: (loop.prepared, tf.zeros_like(loop.evaluations)))
+        return loop._replace(prepared=prepared, evaluations=loop.evaluations + count)
 
 
 class _Loop(NamedTuple):
@@ -148,7 +152,7 @@ class _Loop(NamedTuple):
     k: tf.Tensor
     evaluations: tf.Tensor
     z: tuple
-    inverse: tf.Tensor
+    prepared: tuple
     before: tf.Tensor
     eta: tf.Tensor
     is_running: tf.Tensor

@@ -21,14 +21,16 @@ class Linearization(NamedTuple):
     """A field near a point.
 
     Attributes:
-        matrix: Its Jacobian by the state, `[B, D, D]` or `[1, N, N]`.
+        matrix: Its Jacobian by the state, `[B, D, D]` or `[1, N, N]`; `None` where that is too large.
         by_time: Its derivative by time, leaves; `None` if the field has none.
         evaluations: How many evaluations finding them is worth.
+        point: Time and leaves of the point, where there is no matrix.
     """
 
-    matrix: tf.Tensor
+    matrix: tf.Tensor | None
     by_time: tuple | None
     evaluations: Any
+    point: tuple = ()
 
 
 def scaled(factor, matrix):
@@ -40,6 +42,16 @@ def scaled(factor, matrix):
 def identity_less(factor, matrix):
     """`I - factor * matrix`."""
     return tf.eye(matrix.shape[-1], dtype=matrix.dtype) - scaled(factor, matrix)
+
+
+def mass_less(mass, factor, matrix):
+    """`M - factor * matrix` with a `MassMatrix`, or `I - factor * matrix` with `None`."""
+    if mass is None:
+        return identity_less(factor, matrix)
+    # Rows that are done take steps of no length, in which a singular M would be left alone.
+    none = tf.cast(factor == 0, matrix.dtype)
+    none = none[:, None, None] if none.shape.rank else none
+    return mass.blocks(mass.matrix, matrix) + none * tf.eye(matrix.shape[-1], dtype=matrix.dtype) - scaled(factor, matrix)
 
 
 def product(matrix, vectors):
@@ -61,7 +73,7 @@ def radius_of(matrix):
     size = norm(matrix)
     power = tf.math.divide_no_nan(matrix, size[:, None, None])
     for _ in range(2):
-        power = _matmul(power, power)
+        power = matmul(power, power)
     return size * norm(power) ** 0.25
 
 
@@ -79,14 +91,15 @@ def inverse(matrix):
 
         def gradient(g):
             transposed = tf.linalg.matrix_transpose(inverse(matrix))
-            return -_matmul(transposed, _matmul(g, transposed))
+            return -matmul(transposed, matmul(g, transposed))
 
         return found, gradient
 
     return invert(matrix)
 
 
-def _matmul(a, b):
+def matmul(a, b):
+    """Products of matrices in their full precision."""
     if a.shape[-1] <= _MOST_SUMMED:
         return tf.reduce_sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
     return tf.cast(tf.linalg.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64)), a.dtype)

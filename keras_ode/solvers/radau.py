@@ -12,6 +12,7 @@ from keras_ode.solvers.base import Solver, Step
 from keras_ode.solvers.esdirk import KenCarp4
 from keras_ode.solvers.implicit import HIGHER, Newton
 from keras_ode.solvers.linear import identity_less, inverse, product
+from keras_ode.solvers.systems import MOST_DENSE
 
 
 class Carry(NamedTuple):
@@ -92,8 +93,7 @@ class Radau5(Solver):
 class _Collocation(Newton):
     """Solves the three stages together: `A^-1 z = size * f(t, y + z)`, where `z` has the leaves of all stages in a row.
 
-    In the basis of the eigenvectors of A^-1, an iteration solves a real and a complex system of the size of the state. Their
-    inverses are kept in one complex tensor `[R, 2, D, D]`.
+    In the basis of the eigenvectors of A^-1, an iteration solves a real and a complex system of the size of the state.
     """
 
     evaluations_each = 3
@@ -116,36 +116,28 @@ class _Collocation(Newton):
         exact, count = self._exactly_inverted(times, z)
         for _ in range(field.derivatives):
             residual = self._residual(field, size, self._times, self._start, z)
-            change = tf.split(product(exact, tf.concat(residual, axis=-1)), 3, axis=-1)
-            z = tree.add(z, self._flat(change))
+            vectors = tf.concat([tree.packed(x, field.rows) for x in self._stages(residual)], axis=-1)
+            change = tf.split(product(exact, vectors), 3, axis=-1)
+            z = tree.add(z, tuple(leaf for x in change for leaf in tree.unpacked(x, self._y, field.rows)))
         self.evaluations += 3 * field.derivatives + count
         return self._stages(differentiable(z, field.derivatives, HIGHER))
 
     def filtered(self, error):
         """An error without its stiff components: `(gamma - size * J)^-1` times leaves."""
-        found = product(tf.math.real(self._inverse[:, 0]), tree.packed(error, self._rows))
-        return tree.unpacked(found, error, self._rows)
+        return self._system.filtered(self._prepared, error)
 
     def _stages(self, z):
         return tuple(z[i * self._count : (i + 1) * self._count] for i in range(3))
 
-    def _flat(self, vectors):
-        """The leaves of all stages in a row."""
-        return tuple(leaf for x in vectors for leaf in tree.unpacked(x, self._y, self._rows))
-
-    def _inverted(self, near):
-        numbers, size, matrix = _numbers(), tf.stop_gradient(self._factor), tf.stop_gradient(near.matrix)
-        kind = tf.complex128 if matrix.dtype == tf.float64 else tf.complex64
-        eigenvalue = tf.constant(numbers.pair, kind)
-        real = inverse(identity_less(size / numbers.gamma, matrix)) / tf.constant(numbers.gamma, matrix.dtype)
-        pair = inverse(identity_less(tf.cast(size, kind) / eigenvalue, tf.cast(matrix, kind))) / eigenvalue
-        return tf.stop_gradient(tf.stack([tf.cast(real, kind), pair], axis=1))
+    def _systems(self, factor):
+        return _Pair(self._constant, factor, self._count), None
 
     def _exactly_inverted(self, times, z):
         """The inverse for all stages with a Jacobian at each, `[R, 3 D, 3 D]`, and the evaluations that this took."""
         points = [tree.add(self._y, x) for x in self._stages(z)]
         near = [self._constant.linearize(t, y, exact=True) for t, y in zip(times, points, strict=True)]
-        unit = tf.eye(near[0].matrix.shape[-1], dtype=near[0].matrix.dtype)
+        first = _matrix_of(near[0])
+        unit = tf.eye(first.shape[-1], dtype=first.dtype)
         rows = []
         for i, at_stage in enumerate(near):
             own = identity_less(tf.stop_gradient(self._factor), at_stage.matrix) - unit
@@ -155,21 +147,12 @@ class _Collocation(Newton):
         return tf.stop_gradient(inverse(tf.concat(rows, axis=-2))), sum(x.evaluations for x in near)
 
     def _residual(self, field, size, times, base, z):
-        """What the equations of the stages leave, the vectors of each stage."""
-        stages, residuals = self._stages(z), []
+        """What the equations of the stages leave, the leaves of all stages in a row."""
+        stages, residuals = self._stages(z), ()
         for i, t in enumerate(times):
             slope = field(t, tree.add(base, stages[i]), with_integrand=False).derivative
-            residual = tree.subtract(tree.scale(size, slope), tree.weighted_sum(_numbers().inverse[i], stages))
-            residuals.append(tree.packed(residual, self._rows))
+            residuals += tree.subtract(tree.scale(size, slope), tree.weighted_sum(_numbers().inverse[i], stages))
         return residuals
-
-    def _correction(self, field, factor, inverted, t, base, z):
-        numbers, residual = _numbers(), [(x,) for x in self._residual(field, factor, t, base, z)]
-        single, real, imaginary = (tree.weighted_sum(row, residual)[0] for row in numbers.to_basis)
-        single = product(tf.math.real(inverted[:, 0]), single)
-        pair = product(inverted[:, 1], tf.complex(real, imaginary))
-        parts = [(single,), (tf.math.real(pair),), (tf.math.imag(pair),)]
-        return self._flat([tree.weighted_sum(row, parts)[0] for row in numbers.from_basis])
 
     def _linearized(self, t, base, z):
         return self._constant.linearize(t[2], tree.add(base, self._stages(z)[2]))
@@ -177,6 +160,55 @@ class _Collocation(Newton):
     def _size(self, change):
         parts = [change[i : i + self._count] for i in range(0, len(change), self._count)]
         return tf.sqrt(tf.reduce_mean(tf.stack([tf.square(super(_Collocation, self)._size(x)) for x in parts]), axis=0))
+
+
+class _Pair:
+    """The linear equations of an iteration: a real and a complex system, whose inverses are one complex tensor `[R, 2, D, D]`.
+
+    Args:
+        field: A `Field`.
+        size: The size of the step.
+        count: The number of leaves of a stage.
+    """
+
+    def __init__(self, field, size, count):
+        self._field, self._size, self._count = field, size, count
+
+    def at(self, near):
+        """What `solve` needs of a `Linearization`: a tuple of tensors."""
+        numbers, size, matrix = _numbers(), self._size, tf.stop_gradient(_matrix_of(near))
+        kind = tf.complex128 if matrix.dtype == tf.float64 else tf.complex64
+        eigenvalue = tf.constant(numbers.pair, kind)
+        real = inverse(identity_less(size / numbers.gamma, matrix)) / tf.constant(numbers.gamma, matrix.dtype)
+        pair = inverse(identity_less(tf.cast(size, kind) / eigenvalue, tf.cast(matrix, kind))) / eigenvalue
+        return (tf.stop_gradient(tf.stack([tf.cast(real, kind), pair], axis=1)),)
+
+    def solve(self, prepared, residual):
+        """The changes of the leaves of all stages in a row."""
+        (inverses,), rows, count = prepared, self._field.rows, self._count
+        stages = [residual[i : i + count] for i in range(0, len(residual), count)]
+        vectors = [(tree.packed(x, rows),) for x in stages]
+        single, real, imaginary = (tree.weighted_sum(row, vectors)[0] for row in _numbers().to_basis)
+        single = product(tf.math.real(inverses[:, 0]), single)
+        pair = product(inverses[:, 1], tf.complex(real, imaginary))
+        parts = [(single,), (tf.math.real(pair),), (tf.math.imag(pair),)]
+        changes = (tree.weighted_sum(row, parts)[0] for row in _numbers().from_basis)
+        return tuple(leaf for x in changes for leaf in tree.unpacked(x, stages[0], rows))
+
+    def filtered(self, prepared, error):
+        """`(gamma - size * J)^-1` times leaves."""
+        found = product(tf.math.real(prepared[0][:, 0]), tree.packed(error, self._field.rows))
+        return tree.unpacked(found, error, self._field.rows)
+
+
+def _matrix_of(near):
+    if near.matrix is None:
+        raise ValueError(
+            f"'radau' forms matrices, and takes at most {MOST_DENSE} unknowns: of a row where rows are independent, else of the "
+            "whole state. Use solver='kvaerno5' or 'kencarp4', which need no matrices, or per_sample=True if rows are independent. "
+            f"Received: a state of shape {', '.join(str(tuple(leaf.shape)) for leaf in near.point[1:])}"
+        )
+    return near.matrix
 
 
 class _Numbers:

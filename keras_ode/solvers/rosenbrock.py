@@ -9,19 +9,21 @@ from keras_ode import tree
 from keras_ode.solvers import rodas_tables
 from keras_ode.solvers.base import Solver, Stage, Step
 from keras_ode.solvers.esdirk import KenCarp4
-from keras_ode.solvers.linear import identity_less, inverse, product
+from keras_ode.solvers.systems import System
 
 
 class Rosenbrock(Solver):
     """A method given by its `table` alone. Each stage solves a linear equation with the Jacobian at the start of the step.
 
-    Its stages are the table's `u_i`, divided by the size of the step.
+    Its carry is the value of the field, which is not the derivative where there is a mass matrix. Its stages are the table's
+    `u_i`, divided by the size of the step.
 
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.7.
     """
 
     table = None
     is_implicit = True
+    takes_mass_matrix = takes_algebraic_equations = True
     # For adjoint equations, whose derivative by time would be a second derivative of the dynamics.
     backward = KenCarp4()
 
@@ -33,18 +35,21 @@ class Rosenbrock(Solver):
         return field(t, y), 1
 
     def step(self, field, interval, y, carry, with_dense=False):
-        numbers, size, rows = _numbers(type(self)), interval.size, field.rows
+        numbers, size, mass = _numbers(type(self)), interval.size, field.mass
         near = field.linearize(interval.start, y)
-        solve = inverse(identity_less(numbers.gamma * size, near.matrix))
-        stages = []
+        system = System(field, numbers.gamma * size)
+        prepared, stages, converged = system.at(near), [], None
         for i in range(len(numbers.a)):
             slope = carry.derivative if i == 0 else field(*self._point(i, interval, y, stages)).derivative
             if any(numbers.c[i]):
-                slope = tree.add(slope, tree.weighted_sum(numbers.c[i], stages))
+                earlier = tree.weighted_sum(numbers.c[i], stages)
+                slope = tree.add(slope, earlier if mass is None else mass.times(earlier))
             if near.by_time is not None and numbers.gammas[i]:
                 slope = tree.add_scaled(slope, tf.constant(numbers.gammas[i], size.dtype) * size, near.by_time)
-            found = product(solve, tree.packed(slope, rows))
-            stages.append(tree.scale(tf.constant(numbers.gamma, size.dtype), tree.unpacked(found, slope, rows)))
+            found = system.solve(prepared, slope, field.derivatives)
+            if near.matrix is None:
+                converged = _is_solved(found, slope, size, converged)
+            stages.append(tree.scale(tf.constant(numbers.gamma, size.dtype), found))
         end = tree.add_scaled(y, size, tree.weighted_sum(numbers.m, stages))
         next_carry = field(interval.end, end)
         return Step(
@@ -56,6 +61,7 @@ class Rosenbrock(Solver):
             carry=Stage(next_carry.derivative),
             evaluations=len(stages) + near.evaluations,
             neighbors=((y, carry.derivative), (end, next_carry.derivative)),
+            converged=converged,
         )
 
     def _point(self, i, interval, y, stages):
@@ -102,6 +108,12 @@ class _Numbers:
             row = np.array([float(x) for x in row])
             self.dense[:, power] += row
             self.dense[:, power + 1] -= row
+
+
+def _is_solved(found, slope, size, before):
+    """Whether equations were solved, and those before them: a right-hand side that is not finite is another fault."""
+    known, right = (tree.is_finite(leaves, size.shape.rank == 1) for leaves in (found, slope))
+    return known | ~right if before is None else before & (known | ~right)
 
 
 @functools.cache
