@@ -35,10 +35,9 @@ def forget():
     global held
     import keras
 
-    import keras_ode
-    from keras_ode import programs
+    from keras_ode import execution, programs
 
-    sys.modules[keras_ode.solve.__module__]._compiled.clear()
+    execution._compiled.clear()
     programs._kept.clear()
     keras.utils.set_random_seed(0)  # TensorFlow then makes all functions ready anew
     gc.collect()

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
-from keras_ode.solve import _compiled
+from keras_ode.execution import _compiled
 from tests.gradients import quick
 from tests.references import cosine
 

@@ -17,7 +17,7 @@ from keras_ode.events import SteadyState
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
 from keras_ode.norms import check_norm
 from keras_ode.signature import check_signature, mask_of, refuse_symbolic
-from keras_ode.solve import OPTIONS, solve_in_mode
+from keras_ode.solve import DEFAULTS, Options, solve_with
 from keras_ode.step_sizes import check_is_number
 
 
@@ -230,7 +230,7 @@ class ODELayer(keras.Layer):
         >>> solution.ys.shape
         TensorShape([3, 8, 2])
         """
-        refuse_unknown("ODELayer.solve", options, OPTIONS)
+        refuse_unknown("ODELayer.solve", options, DEFAULTS)
         refuse_symbolic(
             (y, t, options.get("args", ())),
             "Call the layer itself there. For status and statistics, call layer.solve in the call of a layer of your own.",
@@ -259,17 +259,14 @@ class ODELayer(keras.Layer):
             "norm": self.norm,
             "jacobian": self.jacobian,
             "per_sample": self.per_sample,
-            "event": None,
             "jump_times": self.jump_times,
-            "dense": False,
-            "on_failure": "auto",
             "jit_compile": self.jit_compile,
             "rows": True,
             "mass_matrix": self.mass_matrix,
         }
         t = self._times(training) if t is None else t
         y = tf.nest.map_structure(self._as_state, y)
-        return solve_in_mode(self.dynamics, y, t, training=training, **{**ours, **options})
+        return solve_with(self.dynamics, y, t, Options(**{**DEFAULTS, **ours, **options}, training=training))
 
     def compute_output_shape(self, y_shape, t_shape=None, args_shape=()):
         return self._output_shape(y_shape, len(self.t) if t_shape is None else t_shape[-1])
