@@ -9,7 +9,6 @@ import gc
 import os
 import pathlib
 import re
-import sys
 
 import pytest
 
