@@ -4,9 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import arguments, dynamics, mass_matrices, tree
-from keras_ode.adjoints.base import Problem
 from keras_ode.adjoints.cotangents import nan_unless
 from keras_ode.adjoints.fields import ForwardField
+from keras_ode.adjoints.problem import Problem
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solvers.mass import correction
 

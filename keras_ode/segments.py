@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.adjoints.base import Outcome
 from keras_ode.adjoints.fields import ForwardField
+from keras_ode.adjoints.problem import Outcome
 from keras_ode.errors import EventTrouble, Status
 from keras_ode.event_time import EventFunction, EventOutcome, farthest, is_same_time
 from keras_ode.events import RootFinder

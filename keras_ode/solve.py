@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_ode import arguments, dynamics, mass_matrices
-from keras_ode.adjoints.base import Problem
+from keras_ode.adjoints.problem import Problem
 from keras_ode.complex_states import leaves_of_nest, packed_as
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure

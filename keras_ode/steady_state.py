@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import internals, tree
-from keras_ode.adjoints.base import Outcome
 from keras_ode.adjoints.cotangents import nan_unless
 from keras_ode.adjoints.fields import ForwardField
+from keras_ode.adjoints.problem import Outcome
 from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import EventTrouble, Status

@@ -12,7 +12,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import Status, dynamics
 from keras_ode.adjoints import Backsolve, Checkpointed, Interpolating
-from keras_ode.adjoints.base import Problem
+from keras_ode.adjoints.problem import Problem
 from keras_ode.arguments import checked_method
 from tests.gradients import ADJOINTS, quick
 

@@ -4,9 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import solvers, tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances, solve_forward
+from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
 from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
 from keras_ode.adjoints.drift import distance
+from keras_ode.adjoints.forward import solve_forward
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status

@@ -1,122 +1,20 @@
 """The adjoint contract: a solve whose outputs can be differentiated."""
 
 import numbers
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_ode import internals, tree
 from keras_ode.adjoints.cotangents import integral_weights, nan_unless, size_of, time_cotangents, without_padding
-from keras_ode.adjoints.fields import ForwardField
+from keras_ode.adjoints.forward import solve_forward
+from keras_ode.adjoints.problem import Outcome
 from keras_ode.configurable import Configurable
 from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
-from keras_ode.integrate import Clock, Method, integrate
-from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, status_of_stiff, step_observers
-from keras_ode.solvers.mass import derivative
-from keras_ode.steps import KeepSteps
-from keras_ode.vector_field import ScaledField, VectorField
-
-# How many derivatives of implicit steps, one of the other, are exact where the loop is differentiated.
-_DERIVATIVES = 3
-
-
-class Problem(NamedTuple):
-    """What is to be solved, and how: the inputs of a differentiable solve are `times`, `y` and `parameters`.
-
-    Attributes:
-        field: The vector field.
-        times: `[T]`, or `[T, B]` with `method.per_sample`.
-        y: The leaves of the state at `times[0]`.
-        parameters: What `field` takes as parameters.
-        method: How to integrate.
-        times_vary: Whether the times may need a gradient.
-        dense: Whether to keep all interpolants.
-        watchers: Observers of the forward steps, of which nothing is kept.
-        num_penalties: How many of the last leaves only add up, unseen by error control.
-        recorder: Who is told of the solve, or `None`. It has `capacity` and `samples` (see `RecordSteps`; without capacity
-            no step is recorded), a method `forward(result, record)`, which is called where the forward solve has ended, and
-            `backward()`, called there too, which returns a function `(outcome, cotangents)` for the end of the backward
-            pass: this may use only what `backward` made, and returns the operations that must run.
-        elapsed: The times since the first, signed, where rounding the times would have changed that: a tensor like
-            `times`, or empty.
-        programs: The `Programs` that hold the parts of the solve, or `None`, where these are built into the graph around it.
-        may_compile: Whether these programs may be compiled.
-        may_be_recorded: Whether a tape may record the solve, as far as one can tell.
-        keeps_steps: Whether to keep the states at all accepted steps.
-    """
-
-    field: VectorField
-    times: tf.Tensor
-    y: tuple
-    parameters: tuple
-    method: Method
-    times_vary: bool
-    dense: bool = False
-    watchers: tuple = ()
-    num_penalties: int = 0
-    recorder: Any = None
-    elapsed: Any = ()
-    programs: Any = None
-    may_compile: bool = False
-    may_be_recorded: bool = True
-    keeps_steps: bool = False
-
-    def clock(self):
-        """The `Clock` from the first time to the last."""
-        return Clock(self.times[0], self.times[-1], self.since_start()[-1])
-
-    def since_start(self):
-        """The times since the first, negative where the solve goes back in time."""
-        return self.times - self.times[0] if isinstance(self.elapsed, tuple) else self.elapsed
-
-    def controlled(self, leaves):
-        """Of leaves like those of the state, the ones that error control sees."""
-        return tuple(leaves[: len(leaves) - self.num_penalties])
-
-    def tensors(self):
-        """All tensors of the problem, flat; `with_tensors` puts them back."""
-        return tf.nest.flatten(self._structure())
-
-    def with_tensors(self, tensors):
-        times, y, parameters, of_method, elapsed = tf.nest.pack_sequence_as(self._structure(), tensors)
-        method = self.method.with_tensors(of_method)
-        return self._replace(times=times, y=y, parameters=parameters, method=method, elapsed=elapsed)
-
-    def _structure(self):
-        return self.times, self.y, self.parameters, self.method.tensors(), self.elapsed
-
-
-class Outcome(NamedTuple):
-    """What a solve found: scalars or `[B]`, but for leaves.
-
-    Attributes:
-        ys: The leaves at all times, `[T, ...]`.
-        dense: The polynomials of a `DenseOutput`, its only part that has gradients; or the states that `KeepSteps` kept.
-        status, time, step_size: How the solve ended, when, and with which step size to go on.
-        num_steps, num_accepted, num_evaluations: What it took.
-        stiffness: The largest spectral radius seen.
-        y: The leaves that it reached.
-        output: The rest of the `DenseOutput`; or the times that `KeepSteps` kept.
-    """
-
-    ys: tuple
-    dense: tuple
-    status: tf.Tensor
-    time: tf.Tensor
-    step_size: tf.Tensor
-    num_steps: tf.Tensor
-    num_accepted: tf.Tensor
-    num_evaluations: tf.Tensor
-    stiffness: tf.Tensor
-    y: tuple
-    output: tuple
-
-    def differentiable(self):
-        """The leaves that have gradients."""
-        return (*self.ys, *self.dense)
+from keras_ode.vector_field import ScaledField
 
 
 class Adjoint(Configurable):
@@ -280,84 +178,6 @@ def _like(cotangent, leaf):
     cotangent = tf.convert_to_tensor(cotangent)
     cotangent.set_shape(leaf.shape)
     return cotangent
-
-
-def solve_forward(problem, observer=None, dense=False, bound=None):
-    """The `Outcome` of a problem, with the states at all its times, and what an observer of its steps saw.
-
-    Args:
-        problem: A `Problem`.
-        observer: An observer, or `None`.
-        dense: Whether the observer interpolates.
-        bound: A number of iterations, for a loop that is differentiated.
-    """
-    times, y, method = problem.times, problem.y, problem.method
-    saved = times.shape[0] != 2
-    observers = {"stiffness": Stiffness(times[0], problem.controlled)}
-    if saved:
-        observers["saved"] = _saving(saved_times(problem), y, method.solver, bound is not None)
-    if problem.dense:
-        observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
-    elif problem.keeps_steps:
-        observers["dense"] = KeepSteps(problem.clock(), y, method.solver, method.max_steps, bound is not None)
-    recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
-    if recording:
-        observers["record"] = recording[0]
-    if observer is not None:
-        observers["asked"] = observer
-    result = integrate(
-        ForwardField(problem, derivatives=0 if bound is None else _DERIVATIVES),
-        times[0],
-        times[-1],
-        y,
-        method,
-        span=problem.since_start()[-1],
-        observers=(*observers.values(), *problem.watchers),
-        dense=dense or saved or problem.dense,
-        bound=bound,
-        controlled=problem.controlled,
-    )
-    seen = dict(zip(observers, result.observed, strict=False))
-    stiffness, latest = seen["stiffness"]
-    if problem.recorder is not None:
-        problem.recorder.forward(result, seen.get("record", ()))
-    last = nan_unless(result.status == int(Status.SUCCESS), result.y)
-    if bound is not None:  # the state moves with the end even where there are no steps
-        span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
-        if method.mass is not None:
-            slope = derivative(ForwardField(problem, derivatives=_DERIVATIVES), times[-1], result.y)[0].derivative
-        slope = tuple(tf.where(tf.math.is_finite(x), x, 0) for x in slope)
-        last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
-    inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
-    ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
-    *output, kept = tuple(seen.get("dense", ((),)))[:5]
-    outcome = Outcome(
-        ys=ys,
-        dense=kept,
-        status=status_of_stiff(result.status, latest, method.solver, method.controller),
-        time=result.time,
-        step_size=result.step_size,
-        num_steps=result.num_steps,
-        num_accepted=result.num_accepted,
-        num_evaluations=result.num_evaluations,
-        stiffness=stiffness,
-        y=result.y,
-        output=tuple(output),
-    )
-    return outcome, seen.get("asked", ())
-
-
-def _saving(times, y, solver, differentiable):
-    """The observer of the states at saved times."""
-    # Under XLA an operation costs little, and copies of stages more.
-    if differentiable or tree.is_compiled():
-        return SaveAt(times, y, solver, differentiable)
-    return SaveTogether(times, y, solver)
-
-
-def saved_times(problem):
-    """The times between the first and the last, as times since the first."""
-    return tf.abs(problem.since_start()[1:-1])
 
 
 def checked_tolerances(rtol, atol):

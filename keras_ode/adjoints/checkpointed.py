@@ -3,9 +3,10 @@
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, saved_times, solve_forward
+from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint
 from keras_ode.adjoints.checkpoints import History, checked_checkpoints, packed, remembered
 from keras_ode.adjoints.fields import ForwardField
+from keras_ode.adjoints.forward import saved_times, solve_forward
 
 
 class Checkpointed(FirstOrderAdjoint):

@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.adjoints.base import Adjoint, solve_forward
+from keras_ode.adjoints.base import Adjoint
+from keras_ode.adjoints.forward import solve_forward
 from keras_ode.custom_gradient import custom_gradient, is_followed
 
 # XLA is worth its calls from so many weights on, and so many for every number of the state: TensorFlow's own product of a

@@ -6,15 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import dense, solvers, tree
-from keras_ode.adjoints.base import (
-    Cotangents,
-    FirstOrderAdjoint,
-    backward_method,
-    checked_tolerances,
-    saved_times,
-    solve_forward,
-)
+from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
 from keras_ode.adjoints.checkpoints import History, checked_checkpoints
+from keras_ode.adjoints.forward import saved_times, solve_forward
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status

@@ -6,10 +6,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, solve_forward
+from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint
 from keras_ode.adjoints.checkpointed import ReverseStep, is_dense
 from keras_ode.adjoints.checkpoints import Replay, remembered
 from keras_ode.adjoints.drift import distance
+from keras_ode.adjoints.forward import solve_forward
 from keras_ode.errors import Status
 
 # A start that is missed by this part of the state is missed, whatever the tolerance.

@@ -1,0 +1,94 @@
+"""The forward run of a problem, which all adjoints share."""
+
+import tensorflow as tf
+
+from keras_ode import tree
+from keras_ode.adjoints.cotangents import nan_unless
+from keras_ode.adjoints.fields import ForwardField
+from keras_ode.adjoints.problem import Outcome
+from keras_ode.errors import Status
+from keras_ode.integrate import integrate
+from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, status_of_stiff, step_observers
+from keras_ode.solvers.mass import derivative
+from keras_ode.steps import KeepSteps
+
+# How many derivatives of implicit steps, one of the other, are exact where the loop is differentiated.
+_DERIVATIVES = 3
+
+
+def solve_forward(problem, observer=None, dense=False, bound=None):
+    """The `Outcome` of a problem, with the states at all its times, and what an observer of its steps saw.
+
+    Args:
+        problem: A `Problem`.
+        observer: An observer, or `None`.
+        dense: Whether the observer interpolates.
+        bound: A number of iterations, for a loop that is differentiated.
+    """
+    times, y, method = problem.times, problem.y, problem.method
+    saved = times.shape[0] != 2
+    observers = {"stiffness": Stiffness(times[0], problem.controlled)}
+    if saved:
+        observers["saved"] = _saving(saved_times(problem), y, method.solver, bound is not None)
+    if problem.dense:
+        observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
+    elif problem.keeps_steps:
+        observers["dense"] = KeepSteps(problem.clock(), y, method.solver, method.max_steps, bound is not None)
+    recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
+    if recording:
+        observers["record"] = recording[0]
+    if observer is not None:
+        observers["asked"] = observer
+    result = integrate(
+        ForwardField(problem, derivatives=0 if bound is None else _DERIVATIVES),
+        times[0],
+        times[-1],
+        y,
+        method,
+        span=problem.since_start()[-1],
+        observers=(*observers.values(), *problem.watchers),
+        dense=dense or saved or problem.dense,
+        bound=bound,
+        controlled=problem.controlled,
+    )
+    seen = dict(zip(observers, result.observed, strict=False))
+    stiffness, latest = seen["stiffness"]
+    if problem.recorder is not None:
+        problem.recorder.forward(result, seen.get("record", ()))
+    last = nan_unless(result.status == int(Status.SUCCESS), result.y)
+    if bound is not None:  # the state moves with the end even where there are no steps
+        span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
+        if method.mass is not None:
+            slope = derivative(ForwardField(problem, derivatives=_DERIVATIVES), times[-1], result.y)[0].derivative
+        slope = tuple(tf.where(tf.math.is_finite(x), x, 0) for x in slope)
+        last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
+    inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
+    ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
+    *output, kept = tuple(seen.get("dense", ((),)))[:5]
+    outcome = Outcome(
+        ys=ys,
+        dense=kept,
+        status=status_of_stiff(result.status, latest, method.solver, method.controller),
+        time=result.time,
+        step_size=result.step_size,
+        num_steps=result.num_steps,
+        num_accepted=result.num_accepted,
+        num_evaluations=result.num_evaluations,
+        stiffness=stiffness,
+        y=result.y,
+        output=tuple(output),
+    )
+    return outcome, seen.get("asked", ())
+
+
+def _saving(times, y, solver, differentiable):
+    """The observer of the states at saved times."""
+    # Under XLA an operation costs little, and copies of stages more.
+    if differentiable or tree.is_compiled():
+        return SaveAt(times, y, solver, differentiable)
+    return SaveTogether(times, y, solver)
+
+
+def saved_times(problem):
+    """The times between the first and the last, as times since the first."""
+    return tf.abs(problem.since_start()[1:-1])
