@@ -131,10 +131,12 @@ def where(condition, tree, other):
 
 
 def where_nest(condition, nest, other):
-    """Selects among nests of scalars, `[B]` tensors and leaves."""
-    return tf.nest.map_structure(
-        lambda a, b: tf.where(expand(condition, a) if a.shape.rank else condition, a, b), nest, other
-    )
+    """Selects among nests of scalars, `[B]` tensors and leaves; what is `None` stays."""
+
+    def select(a, b):
+        return None if a is None else tf.where(expand(condition, a) if a.shape.rank else condition, a, b)
+
+    return tf.nest.map_structure(select, nest, other)
 
 
 def where_rows(condition, tree, other):

@@ -376,6 +376,7 @@ class ScaledField:
     def __init__(self, field, unit, integral_weights):
         self.field, self.unit, self.integral_weights = field, unit, integral_weights
         self.differentiable, self.select, self.parts = field.differentiable, field.select, field.parts
+        self.has_jacobian = field.has_jacobian
 
     def __call__(self, t, y, parameters):
         return self.field(t, y, parameters)

@@ -182,7 +182,7 @@ class _Equation(Field):
             z = solver.interpolate(step.stages, interval.size, step.start, theta)
             # Along backward time: `interval.size` is negative where the forward solve goes on in time.
             t = interval.start + theta * interval.size
-            return t, z[: self._num_leaves], tree.add(self.cotangent(z), step.extra(theta))
+            return t, z[: self._num_leaves], tree.add(self.cotangent(z), step.staircase(theta))
 
         return locate
 

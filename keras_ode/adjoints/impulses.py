@@ -83,7 +83,7 @@ class Impulses(WrappedSolver):
             y=equation.with_cotangent(step.y, tree.add(equation.cotangent(step.y), total)),
             carry=Carry(step.carry, meets),
             evaluations=step.evaluations + evaluations,
-            extra=moving.staircase_at,
+            staircase=moving.staircase_at,
         )
 
     def _sums(self, interval, here, inside):
@@ -132,7 +132,14 @@ class _Moving(Field):
         return self._field.rows
 
     def linearize(self, time, z):
-        return self._field.linearize(*self._point(time, z))
+        near = self._field.linearize(*self._point(time, z))
+        return near._replace(point=(time, *z)) if near.point else near
+
+    def products(self, time, z, leaves, transposed=False):
+        return self._field.products(*self._point(time, z), leaves, transposed)
+
+    def scales(self, z):
+        return self._field.scales(z)
 
     def scaled(self, *arguments):
         return self._field.scaled(*arguments)

@@ -265,8 +265,8 @@ class _Equation(Field):
         fraction = tf.fill(tf.shape(interval.size), tf.constant(theta, interval.size.dtype))
         since = interval.start + fraction * interval.size
         a = block.method.solver.interpolate(step.stages, interval.size, step.start, fraction)
-        if step.extra:
-            a = tree.add(a, step.extra(fraction))
+        if step.staircase is not None:
+            a = tree.add(a, step.staircase(fraction))
         return block.time(since), block.evaluate(since), tree.scale(block.direction, a)
 
     def reset(self, a, here, ys):

@@ -117,9 +117,6 @@ class Auto(Solver):
         unused = tree.zeros_like(self.explicit.memory_like(y, with_dense))
         return self._common(self.implicit, step, interval, with_dense, (*unused, *self.implicit.memory(step))), radius
 
-    def memory(self, step):
-        return step.extra
-
     def memory_like(self, y, dense):
         return (*self.explicit.memory_like(y, dense), *self.implicit.memory_like(y, dense))
 
@@ -172,7 +169,7 @@ class Auto(Solver):
         return step._replace(
             stages=self._coefficients(method, step, with_dense),
             evaluations=step.evaluations + tf.zeros_like(size, dtype=tf.int32),
-            extra=tuple(memory) if self.memory_like(step.y, with_dense) else (),
+            memory=tuple(memory) if self.memory_like(step.y, with_dense) else (),
             converged=tf.ones_like(size, dtype=tf.bool) if step.converged is None else step.converged,
         )
 
@@ -188,7 +185,7 @@ class Auto(Solver):
             carry=stage,
             evaluations=tf.zeros_like(zero, dtype=tf.int32),
             neighbors=((y, stage.derivative),) * 2,
-            extra=tree.zeros_like(self.memory_like(y, with_dense)),
+            memory=tree.zeros_like(self.memory_like(y, with_dense)),
             converged=tf.ones_like(zero, dtype=tf.bool),
         )
         return step, zero

@@ -99,7 +99,9 @@ class Step(NamedTuple):
         carry: What the next step starts from.
         evaluations: How often the field was evaluated: a number, or an int32 tensor, `[]` or `[B]`.
         neighbors: Two points close to each other, leaves, each with the derivative there.
-        extra: What a solver has to tell besides.
+        memory: What `pullback` shall be given of the step, besides what a solver finds in the rest: a tuple of tensors.
+        staircase: Of a step of an adjoint equation that passes saved times, a function of the fraction of the step: what the
+            cotangent is besides the interpolant. Else `None`.
         integral_error: The estimated error of `integral`; empty where the method estimates none.
         converged: Whether the equations of implicit stages were solved, a boolean, or `[B]`; `None` where there are none.
         growth: By which factor the next step should be longer, `[]` or `[B]`, where the solver itself chooses that; else `None`.
@@ -113,7 +115,8 @@ class Step(NamedTuple):
     carry: Any
     evaluations: Any
     neighbors: tuple
-    extra: Any = ()
+    memory: tuple = ()
+    staircase: Any = None
     integral_error: tuple = ()
     converged: Any = None
     growth: Any = None
@@ -262,7 +265,7 @@ class Solver(Configurable):
 
     def memory(self, step):
         """What `pullback` shall be given of a step: a tuple of tensors like leaves of the state, as many as in `memory_like`."""
-        return ()
+        return step.memory
 
     def memory_like(self, y, dense):
         """Finite tensors of the shapes of what `memory` gives; `dense`, of steps with dense output."""

@@ -50,7 +50,7 @@ class Newton:
 
     def __init__(self, field, interval, y, gamma):
         self._field, self._constant = field, field.constant()
-        self._factor = tf.cast(gamma, interval.size.dtype) * interval.size
+        self._factor = tf.convert_to_tensor(gamma, interval.size.dtype) * interval.size
         self._y = tuple(map(tf.stop_gradient, y))
         near, factor = self._constant.linearize(interval.start, self._y), tf.stop_gradient(self._factor)
         self._system, self._exact = self._systems(factor)
@@ -91,9 +91,10 @@ class Newton:
 
     def _iterate(self, t, base, z):
         """Rows that are done change no more."""
-        # What went before makes a guess of the rate.
+        # What went before makes a guess of the rate; no error estimate would see where that is wrong in a step of constant size.
         epsilon = tf.constant(np.finfo(self._eta.dtype.as_numpy_dtype).eps, self._eta.dtype)
-        eta, none = tf.maximum(self._eta, epsilon) ** 0.8, tf.zeros_like(self.converged)
+        eta = tf.maximum(self._eta, epsilon) ** 0.8 if self._field.adaptive else tf.ones_like(self._eta)
+        none = tf.zeros_like(self.converged)
         loop = _Loop(tf.constant(0), self.evaluations, z, self._prepared, tf.ones_like(eta), eta, self.converged, none, none)
         most = _MOST_ITERATIONS if self._field.adaptive else _MOST_OF_FIXED_STEPS
         loop = tree.while_loop(

@@ -277,7 +277,7 @@ class Decay(Field):
     def __call__(self, t, y, with_integrand=True):
         return Stage((-y[0],), (y[0] ** 2,) if with_integrand else ())
 
-    def linearize(self, t, y):
+    def linearize(self, t, y, exact=False):
         return Linearization(-tf.ones([1, 1, 1], tf.float64), None, 0)
 
 
