@@ -44,6 +44,7 @@ def test_rows_have_a_jacobian_each(per_sample):
     np.testing.assert_array_equal(saved, found.stats["num_steps"] * (2 if per_sample else 6))
 
 
+@pytest.mark.slow
 def test_gradients_of_rosenbrock_methods_follow_what_the_jacobian_reads():
     """The result of a step depends on the Jacobian, so its gradient does too."""
     weight, found = tf.Variable(3.0, dtype=tf.float64), []
@@ -59,7 +60,8 @@ def test_gradients_of_rosenbrock_methods_follow_what_the_jacobian_reads():
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
-@pytest.mark.parametrize("solver", ["implicit_euler", pytest.param("radau", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["implicit_euler", "radau"])
 def test_crude_jacobian_costs_iterations_but_changes_neither_the_solution_nor_its_gradient(solver):
     found = []
     for ours in (None, lambda t, y, rate: tf.linalg.diag(tf.constant([0.0, -50.0], tf.float64))):

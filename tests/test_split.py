@@ -79,6 +79,7 @@ def test_gradient_is_that_of_the_closed_form(adjoint):
         np.testing.assert_allclose(tape.gradient(found, source), tape.gradient(exact, source), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_checkpointed_gradient_is_that_of_the_steps():
     """Steps so long that the derivative of their result is not that of the solution."""
 
@@ -123,6 +124,7 @@ def test_rows_are_solved_as_if_alone_under_xla_and_with_a_penalty_on_the_speed()
     np.testing.assert_allclose(layer.losses[0] / layer.regularizers[0].weight, 1 - np.exp(-4.0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_layer_finds_the_weights_of_both_parts_and_is_loaded(tmp_path):
     seed(0)
     parts = [keras.layers.Dense(2, name=name) for name in ("slow", "fast")]

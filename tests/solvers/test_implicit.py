@@ -178,7 +178,7 @@ def root(rate, y0):
     return (tf.sqrt(1 + 2 * rate * y0) - 1) / rate
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
 def test_gradient_of_an_implicit_step_is_that_of_the_implicit_function(adjoint):
     inputs = tf.constant(2.0, tf.float64), tf.constant([1.3], tf.float64)
 

@@ -75,6 +75,7 @@ def test_ten_thousand_unknowns_are_solved_without_a_matrix_of_them():
     np.testing.assert_allclose(end, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_of_steps_of_rows_by_gmres_is_that_of_the_closed_form():
     n, k = 150, tf.constant([[3.0], [1.0]], tf.float64)
     y0, weights = tf.constant(np.tile(bump(n), (2, 1))), bump(n) ** 2
@@ -104,7 +105,8 @@ def test_linear_system_that_is_not_solved_ends_in_not_converged():
         assert int(solution.status) == Status.NOT_CONVERGED and np.isnan(solution.ys[-1]).all()
 
 
-@pytest.mark.parametrize("solver", ["kvaerno3", pytest.param("rodas5p", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["kvaerno3", "rodas5p"])
 def test_small_unknowns_beside_large_ones_are_as_accurate(solver):
     """Half of the unknowns are a trillion times as small, and so are their tolerances."""
     n = 70

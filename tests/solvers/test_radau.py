@@ -50,6 +50,7 @@ def stability(z):
     return (1 + 2 * z / 5 + z**2 / 20) / (1 - 3 * z / 5 + 3 * z**2 / 20 - z**3 / 60)
 
 
+@pytest.mark.slow
 def test_step_of_a_linear_equation_is_the_pade_approximation_and_has_its_derivative():
     """Which vanishes at infinity, so that the method is L-stable."""
     rate = tf.constant([[1.0], [20.0], [1e3], [1e8]], tf.float64)
