@@ -104,7 +104,7 @@ class LatentODE(keras.Model):
         return super().compute_loss(x, y, y_pred, sample_weight) - tf.reduce_mean(likelihood)
 
     def encode(self, inputs):
-        """Returns the posterior of the latent state at the first time of each series, a `tfp` distribution. `inputs` as in a call."""
+        """Returns the posterior of the latent state at each series' first time, a `tfp` distribution. `inputs` as in a call."""
         return self._encode(inputs, training=False)
 
     def decode(self, z0, times=None):
