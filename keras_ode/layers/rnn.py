@@ -173,7 +173,7 @@ class ODERNN(keras.Layer):
         return cls(**{**config, **parts})
 
     def _states(self, x, t, mask, training, start):
-        """The hidden states at all times, time first, like all sequences here, `[T, B, units]`; and the last of all states."""
+        """Returns the hidden states at all times, `[T, B, units]` (time first, like all sequences here), and the last states."""
         first = self._observe(start, x[0], mask[0], training)
         shown = (start if self.return_before else first)[0][None]
 
@@ -189,13 +189,13 @@ class ODERNN(keras.Layer):
         return tf.concat([shown, flowed if self.return_before else states[0]], axis=0), [state[-1] for state in states]
 
     def _observe(self, states, x, mask, training):
-        """The states after the cell has seen an observation, in the rows where there is one."""
+        """Returns the states after the cell has processed an observation, in the rows that have one."""
         x = tf.where(mask[:, None], x, tf.zeros_like(x))
         _, new = self.cell(x, states if len(states) > 1 else states[0], training=training)
         return [tf.where(mask[:, None], tf.cast(b, a.dtype), a) for a, b in zip(states, tf.nest.flatten(new), strict=True)]
 
     def _start(self, initial_state, x):
-        """The states before the first observation."""
+        """Returns the states before the first observation."""
         if initial_state is None:
             initial_state = self.cell.get_initial_state(batch_size=tf.shape(x)[0])
         states = tf.nest.flatten(initial_state)
@@ -214,7 +214,7 @@ class ODERNN(keras.Layer):
         return t
 
     def _as_times(self, t):
-        """Times as a tensor. Double precision is kept: they are subtracted before they are rounded."""
+        """Returns times as a tensor. Float64 is kept, because times are subtracted before they are rounded."""
         t = tree.as_tensor(t)
         return t if t.dtype == tf.float64 else tf.cast(t, self.variable_dtype)
 
@@ -223,16 +223,17 @@ class ODERNN(keras.Layer):
 
 
 def merged(x, t, mask, outputs, before, per_sample):
-    """A series that has further times, at which nothing is observed.
+    """Merges a series with further times, at which nothing is observed.
 
     Args:
         x, t, mask: The series: `[B, T, features]`, `[T]` or `[B, T]`, and `[B, T]`.
         outputs: The further times, `[K]` or `[B, K]`.
-        before: Whether they come before an observation at the same time, and not behind it.
+        before: Whether a further time comes before an observation at the same time, and not after it.
         per_sample: Whether rows may have times of their own.
 
     Returns:
-        The longer series; where in it the further times are, `[K]` or `[B, K]`; and which of them make sense, like these.
+        The longer series; the positions of the further times in it, `[K]` or `[B, K]`; and which of them are valid, in the same
+        shape.
     """
     _check_outputs(outputs, t, per_sample)
     dtype = max((t.dtype, outputs.dtype), key=lambda d: d.size)
@@ -262,7 +263,7 @@ def merged(x, t, mask, outputs, before, per_sample):
 
 
 def _are_fine(outputs, t, direction):
-    """Which times follow each other strictly, none before the first observation."""
+    """Tells which output times are strictly monotone and not before the first observation."""
     steps = direction[..., :1] * (outputs[..., 1:] - outputs[..., :-1])
     follows = tf.concat([direction * (outputs[..., :1] - t[..., :1]) >= 0, steps > 0], axis=-1)
     return tf.math.cumprod(tf.cast(follows, tf.int32), axis=-1) > 0
@@ -277,7 +278,7 @@ def _check_outputs(outputs, t, per_sample):
 
 
 def _refuse(fine, outputs, t):
-    """In eager code, refuses times that make no sense; in graphs, the states there are NaN."""
+    """Raises an error for invalid output times in eager code. In graphs, the states there are NaN."""
     known = tf.get_static_value(fine)
     if known is not None and not np.all(known):
         raise ValueError(
