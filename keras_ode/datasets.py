@@ -1,18 +1,18 @@
-"""Generated data sets of the field, in NumPy: seeded, and the same on every machine.
+"""Generated data sets, in NumPy. With the same seed they are the same on every machine.
 
-Points in the plane come with their class where they have one: `points, labels`, float32 `[N, 2]` and int32 `[N]`.
+Points in the plane are returned with their classes, if they have classes: `points, labels`, float32 `[N, 2]` and int32 `[N]`.
 """
 
 import numpy as np
 
 
 def spirals(num_samples=1000, noise=0.1, seed=0):
-    """Two arms of a spiral, wound into each other by one and a half turns: two classes.
+    """Two classes: two arms of a spiral, wound into each other by one and a half turns.
 
     Args:
         num_samples: The number of points.
         noise: The standard deviation of the noise.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
 
     Returns:
         `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
@@ -31,7 +31,7 @@ def spirals(num_samples=1000, noise=0.1, seed=0):
 
 
 def moons(num_samples=1000, noise=0.1, seed=0):
-    """Two half circles that reach into each other: two classes. Arguments and results as in `spirals`."""
+    """Two classes: two interlocking half circles. Arguments and results are as in `spirals`."""
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=num_samples)
     arcs = _circle(np.pi * (random.uniform(size=num_samples) + labels)) + labels[:, None] * [1.0, 0.5]
@@ -39,7 +39,7 @@ def moons(num_samples=1000, noise=0.1, seed=0):
 
 
 def circles(num_samples=1000, noise=0.08, seed=0):
-    """Two concentric circles, of radius 1 and 2: two classes. Arguments and results as in `spirals`."""
+    """Two classes: two concentric circles, of radius 1 and 2. Arguments and results are as in `spirals`."""
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=num_samples)
     rings = _circle(random.uniform(0, 2 * np.pi, num_samples)) * (1 + labels)[:, None]
@@ -47,9 +47,9 @@ def circles(num_samples=1000, noise=0.08, seed=0):
 
 
 def pinwheel(num_samples=1000, noise=0.1, seed=0, num_arms=5):
-    """Gaussian clusters around the origin, stretched outward and sheared by a turn: a class for each arm.
+    """One class for each arm: Gaussian clusters around the origin, stretched outward and sheared by a rotation.
 
-    Arguments and results as in `spirals`; `noise` is the width of an arm.
+    Arguments and results are as in `spirals`; `noise` is the width of an arm.
 
     Reference: Johnson, Duvenaud, Wiltschko, Datta, Adams (2016), Composing graphical models with neural networks for
     structured representations and fast inference, NeurIPS.
@@ -63,11 +63,11 @@ def pinwheel(num_samples=1000, noise=0.1, seed=0, num_arms=5):
 
 
 def checkerboard(num_samples=1000, seed=0):
-    """The eight dark squares of a board of four by four on `[-2, 2]^2`, filled evenly.
+    """Points distributed uniformly over the eight dark squares of a four-by-four board on `[-2, 2]^2`.
 
     Args:
         num_samples: The number of points.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
 
     Returns:
         `points`, float32 `[num_samples, 2]`.
@@ -79,7 +79,7 @@ def checkerboard(num_samples=1000, seed=0):
 
 
 def eight_gaussians(num_samples=1000, noise=0.2, seed=0):
-    """Eight Gaussians on a circle of radius 2: eight classes. Arguments and results as in `spirals`."""
+    """Eight classes: eight Gaussians on a circle of radius 2. Arguments and results are as in `spirals`."""
     random = np.random.default_rng(seed)
     labels = random.integers(8, size=num_samples)
     centers = 2 * _circle(np.pi / 4 * labels)
@@ -87,7 +87,7 @@ def eight_gaussians(num_samples=1000, noise=0.2, seed=0):
 
 
 def swiss_roll(num_samples=1000, noise=0.0, seed=0):
-    """Two spirals of two turns, side by side at a distance of 0.2: two classes. Arguments and results as in `spirals`.
+    """Two classes: two spirals of two turns, side by side at a distance of 0.2. Arguments and results are as in `spirals`.
 
     Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
     """
@@ -99,7 +99,7 @@ def swiss_roll(num_samples=1000, noise=0.0, seed=0):
 
 
 def ellipses(num_samples=1000, noise=0.1, seed=0):
-    """A filled ellipse within an elliptic ring: two classes. Arguments and results as in `spirals`.
+    """Two classes: a filled ellipse within an elliptic ring. Arguments and results are as in `spirals`.
 
     Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
     """
@@ -112,11 +112,11 @@ def ellipses(num_samples=1000, noise=0.1, seed=0):
 
 
 def peaks(num_samples=1000, seed=0):
-    """Points of `[-3, 3]^2`, classed by the height of MATLAB's `peaks` over them: five classes, equally frequent.
+    """Five equally frequent classes: points of `[-3, 3]^2`, classified by the value of MATLAB's `peaks` function.
 
     Args:
         num_samples: The number of points.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
 
     Returns:
         `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
@@ -134,12 +134,12 @@ def peaks(num_samples=1000, seed=0):
 
 
 def spheres(num_samples=1000, dimension=2, seed=0):
-    """A filled ball (class 0, radius 0.5) within a shell (class 1, radii 1 to 1.5), which no homeomorphism can separate.
+    """A ball (class 0, radius 0.5) within a shell (class 1, radii 1 to 1.5), which no homeomorphism can separate.
 
     Args:
-        num_samples: The number of points, a third of them in the ball.
-        dimension: Of the space.
-        seed: Of the random numbers.
+        num_samples: The number of points, of which about a third lie in the ball.
+        dimension: The dimension of the space.
+        seed: The seed of the random numbers.
 
     Returns:
         `points`, float32 `[num_samples, dimension]`, and `labels`, int32 `[num_samples]`.
@@ -157,14 +157,14 @@ def spheres(num_samples=1000, dimension=2, seed=0):
 
 
 def periodic(num_samples=1000, num_times=100, noise=0.1, seed=0, duration=5.0):
-    """Sine waves of one amplitude, each with its own frequency, phase and irregular times.
+    """Sine waves of the same amplitude, each with its own frequency, phase and irregular times.
 
     Args:
         num_samples: The number of series.
-        num_times: The number of observations in each.
+        num_times: The number of observations in each series.
         noise: The standard deviation of the noise.
-        seed: Of the random numbers.
-        duration: The times lie between 0 and this.
+        seed: The seed of the random numbers.
+        duration: The length of the time interval, which starts at 0.
 
     Returns:
         `times`, float32 `[num_samples, num_times]`, increasing, and `values`, float32 `[num_samples, num_times, 1]`.
@@ -183,13 +183,13 @@ def periodic(num_samples=1000, num_times=100, noise=0.1, seed=0, duration=5.0):
 def bidirectional_spirals(num_samples=1000, num_times=100, noise=0.1, seed=0):
     """Pieces of spirals that wind outward, half of them counterclockwise and half clockwise.
 
-    Each starts somewhere on its spiral and goes on for one and a half turns.
+    Each piece starts at a random point of its spiral and continues for one and a half turns.
 
     Args:
         num_samples: The number of spirals.
-        num_times: The number of observations of each, at equal distances in time.
+        num_times: The number of observations of each spiral, at equal distances in time.
         noise: The standard deviation of the noise.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
 
     Returns:
         `times`, float32 `[num_times]` from 0 to 1; `observed`, float32 `[num_samples, num_times, 2]`; and `truth`, the

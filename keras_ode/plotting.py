@@ -1,4 +1,4 @@
-"""Pictures of solutions and of vector fields. Matplotlib is imported when a picture is made."""
+"""Plots of solutions and of vector fields. Matplotlib is imported when a plot is made."""
 
 import keras
 import numpy as np
@@ -14,18 +14,18 @@ _SMOOTH = 201
 
 
 def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_unit=None, ax=None, **options):
-    """Draws every component of the state against time: one color a component, one line a sample.
+    """Draws every component of the state against time, with one color for each component and one line for each sample.
 
     Args:
-        model: What to solve: an `ODELayer`, a Keras model that holds one, or a dynamics as in `keras_ode.solve`. Or a
-            `Solution`, which is drawn as it is.
-        y0: The state at the first time, shape `[D]` or `[B, D]`; for a layer or a model, the input of its `ODELayer`.
+        model: What to solve: an `ODELayer`, a Keras model that contains one, or a dynamics as in `keras_ode.solve`. A
+            `Solution` is drawn without solving again.
+        y0: The state at the first time, shape `[D]` or `[B, D]`. For a layer or a model, the input of its `ODELayer`.
         t: The times to draw, shape `[T]`. Defaults to 201 times over the interval of the layer.
-        labels: Names of the `D` components. Default to `y1`, `y2`, ...
-        units: Their units, shown in brackets.
+        labels: The names of the `D` components. Default to `y1`, `y2`, ...
+        units: The units of the components, shown in brackets.
         time_unit: The unit of time.
         ax: Matplotlib axes to draw into. Defaults to a new figure.
-        **options: Options of `keras_ode.solve`, in place of the layer's.
+        **options: Options of `keras_ode.solve` that replace those of the layer.
 
     Returns:
         The Matplotlib axes.
@@ -52,15 +52,15 @@ def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_u
 def plot_phase_portrait(
     model, y0=None, t=None, *, vector_field=True, labels=None, units=None, ax=None, **options
 ):
-    """Draws trajectories of a two-dimensional state in its plane, from circles to squares.
+    """Draws trajectories of a two-dimensional state in its plane. Circles mark their starts and squares their ends.
 
     Args:
         model, y0, t: As in `plot_trajectories`, with two components.
-        vector_field: Whether to draw the vector field at the first time behind them, where the model has one. Defaults
-            to `True`.
-        labels, units: Names and units of the two components.
+        vector_field: Whether to draw the vector field at the first time behind the trajectories, if the model has one.
+            Defaults to `True`.
+        labels, units: The names and units of the two components.
         ax: Matplotlib axes to draw into. Defaults to a new figure.
-        **options: Options of `keras_ode.solve`, in place of the layer's.
+        **options: Options of `keras_ode.solve` that replace those of the layer.
 
     Returns:
         The Matplotlib axes.
@@ -95,15 +95,15 @@ def plot_phase_portrait(
 def plot_vector_field(
     model, xlim=(-1.0, 1.0), ylim=(-1.0, 1.0), t=None, *, num_points=20, batched=True, labels=None, units=None, ax=None
 ):
-    """Draws the directions of a two-dimensional vector field as arrows, and its size as their color.
+    """Draws the directions of a two-dimensional vector field as arrows, and its magnitude as their color.
 
     Args:
-        model: An `ODELayer`, a Keras model that holds one, or a dynamics as in `keras_ode.solve`.
+        model: An `ODELayer`, a Keras model that contains one, or a dynamics as in `keras_ode.solve`.
         xlim, ylim: The ranges of the first and the second component. Default to `(-1, 1)`.
-        t: The time. Defaults to the first of the layer, or `0`.
+        t: The time. Defaults to the first time of the layer, or `0`.
         num_points: The number of arrows along each axis. Defaults to `20`.
-        batched: Whether the dynamics takes states `[B, 2]`, or (`False`) of shape `[2]`.
-        labels, units: Names and units of the two components.
+        batched: Whether the dynamics takes states of shape `[B, 2]` (`True`) or `[2]` (`False`).
+        labels, units: The names and units of the two components.
         ax: Matplotlib axes to draw into. Defaults to a new figure.
 
     Returns:
@@ -128,7 +128,7 @@ def plot_vector_field(
 
 
 def _solved(model, y0, t, options):
-    """Times `[T]` and states `[T, B, D]`, as arrays."""
+    """Returns the times `[T]` and the states `[T, B, D]`, as arrays."""
     if isinstance(model, Solution):
         solution = model
     else:
@@ -153,7 +153,7 @@ def _solved(model, y0, t, options):
 
 
 def _layer_of(model):
-    """The `ODELayer` that a model is or holds; `None` for a dynamics."""
+    """Returns the `ODELayer` that a model is or contains, or `None` for a dynamics."""
     if not isinstance(model, keras.Layer):
         return None
     found = [layer for layer in internals.layers_within(model) if isinstance(layer, ODELayer)]
@@ -163,7 +163,7 @@ def _layer_of(model):
 
 
 def _field_on_grid(model, xlim, ylim, t, num_points, batched):
-    """The points of a grid and the derivatives there: four arrays of shape `[num_points ** 2]`."""
+    """Returns the points of a grid and the derivatives there: four arrays of shape `[num_points ** 2]`."""
     layer = _layer_of(model)
     dynamics = model if layer is None else layer.dynamics
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(*xlim, num_points), np.linspace(*ylim, num_points)))
@@ -180,7 +180,7 @@ def _field_on_grid(model, xlim, ylim, t, num_points, batched):
 
 
 def _draw_field(ax, x, y, u, v, *color, **options):
-    """Arrows of equal lengths."""
+    """Draws arrows of equal lengths."""
     size = np.hypot(u, v)
     size = np.where(size > 0, size, 1)
     return ax.quiver(x, y, u / size, v / size, *color, angles="xy", pivot="mid", width=0.004, scale=30, **options)
@@ -201,7 +201,7 @@ def _name_plane(ax, labels, units):
 
 
 def _names(labels, units, count):
-    """The names of the components with their units."""
+    """Returns the names of the components with their units."""
     labels = [f"y{i + 1}" for i in range(count)] if labels is None else labels
     units = [None] * count if units is None else units
     for name, values in (("labels", labels), ("units", units)):
@@ -215,7 +215,7 @@ def _with_unit(label, unit):
 
 
 def _alpha(num_samples):
-    """The more lines, the fainter each."""
+    """The opacity of a line, lower for many lines."""
     return max(0.3, min(1.0, 10 / num_samples))
 
 

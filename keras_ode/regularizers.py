@@ -1,7 +1,7 @@
-"""Penalties on a solve, so that what is trained is solved in fewer evaluations: `ODELayer(regularizer=...)`.
+"""Penalties on a solve that make a trained model cheaper to solve: `ODELayer(regularizer=...)`.
 
-A penalty is one more leaf behind those of the state. It only adds up: the field does not depend on it, and error control
-does not see it, so that the steps stay what they were.
+A penalty is an additional leaf after those of the state. It is only accumulated: the field does not depend on it, and it
+takes no part in error control, so it does not change the steps.
 """
 
 import copy
@@ -18,17 +18,17 @@ from keras_ode.observers import squared_spectral_radius
 class Regularizer(configurable.Configurable):
     """A penalty on a solve: a layer adds `weight` times its mean over the batch to the model's losses.
 
-    It is an integral, of its `integrand`, or a sum, of what `of_step` gives for each accepted step.
+    The penalty is either the integral of `integrand`, or the sum of `of_step` over the accepted steps.
 
     Args:
         weight: The factor of the penalty, not negative. Defaults to `0.01`.
 
     Attributes:
-        sums_steps: Whether it is a sum over steps. Its gradient is that of the steps that were taken, so it needs
-            `adjoint="checkpointed"` or `"direct"`.
-        needs_noise: Whether the integrand takes random signs, drawn anew for each solve.
+        sums_steps: Whether the penalty is a sum over steps. Its gradient is that of the steps that were taken, so it needs
+            an adjoint that differentiates steps: `"checkpointed"`, `"reversible"` or `"direct"`.
+        needs_noise: Whether the integrand takes random signs, which are drawn again for each solve.
         needs_error: Whether the solver must estimate its error.
-        num_leaves: Of how many leaves of the state, the first ones, an integral is; `None` is all.
+        num_leaves: The number of leaves of the state, from the first, on which the integral depends. `None` means all.
     """
 
     sums_steps = False
@@ -42,38 +42,38 @@ class Regularizer(configurable.Configurable):
         self.weight = weight
 
     def of_leaves(self, num_leaves):
-        """The same penalty whose integral is one of the state's first leaves alone; a sum over steps is what it was."""
+        """Returns the same penalty with an integral over the state's first leaves only. A sum over steps does not change."""
         other = copy.copy(self)
         other.num_leaves = num_leaves
         return other
 
     def start(self, y, per_sample, dtype):
-        """The leaf at the start: zero for each row, or one for all where the steps that are summed are shared."""
+        """Returns the initial leaf: a zero for each row, or a single zero for a sum over steps that the rows share."""
         shared = self.sums_steps and not per_sample
         return tf.zeros([] if shared else tf.shape(y[0])[:1], dtype)
 
     def integrand(self, y, derivative, noise, dtype):
-        """The integrand at a point, `[B]`; all but `dtype` are leaves, `noise` of booleans."""
+        """Returns the integrand at a point, `[B]`. All arguments but `dtype` are leaves; those of `noise` are booleans."""
         raise NotImplementedError
 
     def of_step(self, step, size, per_sample, dtype):
-        """What a step of `size` (positive) adds to the sum: a scalar, or `[B]`."""
+        """Returns what a step of `size` (positive) adds to the sum: a scalar, or `[B]`."""
         raise NotImplementedError
 
     def derivative(self, total, y, derivative, noise):
-        """The derivative of the leaf `total`."""
+        """Returns the derivative of the leaf `total`."""
         if self.sums_steps:
             return tf.zeros_like(total)
         y, derivative, noise = (leaves[: self.num_leaves] for leaves in (y, derivative, noise))
         return tf.ensure_shape(self.integrand(y, derivative, noise, total.dtype), total.shape)
 
 
-# What all of these are for: to lower the number of function evaluations.
+# All of these penalties lower the number of function evaluations.
 NFERegularizer = Regularizer
 
 
 class Kinetic(Regularizer):
-    """The kinetic energy of the path, `integral of |f(t, y)|^2 dt`: paths become straight and slow.
+    """The kinetic energy of the trajectory, `integral of |f(t, y)|^2 dt`: trajectories become straight and slow.
 
     Args:
         weight: The factor of the penalty. Defaults to `0.01`.
@@ -94,11 +94,10 @@ class Kinetic(Regularizer):
 
 
 class JacobianFrobenius(Regularizer):
-    """The squared Frobenius norm of the Jacobian along the path, `integral of |e^T df/dy|^2 dt`.
+    """The squared Frobenius norm of the Jacobian along the trajectory, `integral of |e^T df/dy|^2 dt`.
 
-    It is Hutchinson's estimate with random signs `e`, one vector a solve, drawn anew for each. It costs a
-    vector-Jacobian product an evaluation. Use it together with `Kinetic`, as the paper does:
-    `regularizer=["kinetic", "jacobian_frobenius"]`.
+    This is Hutchinson's estimate with random signs `e`, one vector for each solve. It costs one vector-Jacobian product
+    per evaluation. Use it together with `Kinetic`, as the paper does: `regularizer=["kinetic", "jacobian_frobenius"]`.
 
     Args:
         weight: The factor of the penalty. Defaults to `0.01`.
@@ -117,10 +116,10 @@ class JacobianFrobenius(Regularizer):
 
 
 class ErrorEstimate(Regularizer):
-    """The solver's own estimates of its error: the sum of `|error| h` over the accepted steps.
+    """The solver's own error estimates: the sum of `|error| h` over the accepted steps.
 
-    `|error|` is the root mean square of a step's estimated error, `h` its size. That is about the tolerance or less, so
-    the weight is a large one.
+    `|error|` is the root mean square of the estimated error of a step, and `h` is the step size. The error is about the
+    tolerance or less, so the weight must be large.
 
     Args:
         weight: The factor of the penalty. Defaults to `100`.
@@ -140,9 +139,9 @@ class ErrorEstimate(Regularizer):
 
 
 class Stiffness(Regularizer):
-    """The stiffness that the solver sees: the sum of the Jacobian's spectral radius over the accepted steps.
+    """The stiffness that the solver estimates: the sum of the Jacobian's spectral radius over the accepted steps.
 
-    The radius is estimated from the last two stages of each step, as in `Solution.stats["stiffness"]`.
+    The spectral radius is estimated from the last two stages of each step, as in `Solution.stats["stiffness"]`.
 
     Args:
         weight: The factor of the penalty. Defaults to `0.01`.
@@ -158,12 +157,12 @@ class Stiffness(Regularizer):
 
 
 class StepSums(NamedTuple):
-    """Adds to the leaves of penalties that are sums over steps: `regularizers` has the one of each of the last leaves."""
+    """Adds penalties that are sums over steps to their leaves. `regularizers` holds one for each of the last leaves."""
 
     regularizers: tuple
 
     def __call__(self, step, interval):
-        """The step with what it adds to the totals."""
+        """Returns the step, including what it adds to the sums."""
         count = len(step.y) - len(self.regularizers)
         of_state = step.select(lambda leaves: leaves[:count])
         # The choice of the step sizes is not differentiated.
@@ -177,7 +176,7 @@ class StepSums(NamedTuple):
 
 
 def check_supported(regularizers, solver, adjoint):
-    """Refuses penalties that the solver cannot estimate or the adjoint cannot differentiate."""
+    """Raises an error for penalties that the solver cannot estimate or the adjoint cannot differentiate."""
     for regularizer in regularizers:
         if regularizer.sums_steps and not adjoint.differentiates_steps:
             raise ValueError(
@@ -192,13 +191,13 @@ def check_supported(regularizers, solver, adjoint):
 
 
 class RandomEndTime(configurable.Configurable):
-    """Times whose last one is random in training: uniform in `[t[-1] - width, t[-1] + width]`, drawn once a call.
+    """Times with a random last time in training: uniform in `[t[-1] - width, t[-1] + width]`, drawn once per call.
 
-    So the dynamics cannot become stiff in the short time before its end. In inference the times are `t`.
+    This prevents the dynamics from becoming stiff shortly before its end. In inference the times are `t`.
 
     Args:
         t: Two or more strictly monotone times. Defaults to `(0.0, 1.0)`.
-        width: Less than the distance of the last two. Defaults to `0.5`.
+        width: Less than the difference between the last two times. Defaults to `0.5`.
 
     Example:
 
@@ -219,7 +218,7 @@ class RandomEndTime(configurable.Configurable):
         self.width = float(width)
 
     def drawn(self, shift):
-        """The times, whose last is moved by `shift`, a number in [-1, 1], times the width."""
+        """Returns the times, with the last one moved by `shift`, a number in [-1, 1], times the width."""
         if not np.array_equal(np.asarray(self.t, shift.dtype.as_numpy_dtype), self.t):
             shift = tf.cast(shift, tf.float64)  # times far from zero are rounded after they are subtracted
         return tf.concat([tf.constant(self.t[:-1], shift.dtype), [self.t[-1] + self.width * shift]], axis=0)
@@ -242,12 +241,12 @@ TIMES = {"random_end_time": RandomEndTime}
 
 
 def get(identifier):
-    """The regularizer of a name (`"kinetic"`), a configuration or a `Regularizer` object."""
+    """Returns the regularizer for a name (`"kinetic"`), a configuration or a `Regularizer` object."""
     return configurable.get(identifier, "regularizer", Regularizer, REGULARIZERS)
 
 
 def get_all(identifiers):
-    """The regularizers of `None`, of one identifier or of a list of them, as a tuple."""
+    """Returns the regularizers for `None`, one identifier or a list of them, as a tuple."""
     if identifiers is None:
         return ()
     if not isinstance(identifiers, (list, tuple)):
@@ -256,6 +255,6 @@ def get_all(identifiers):
 
 
 def _root(square):
-    """The square root, with the derivative zero at zero."""
+    """The square root, with derivative zero at zero."""
     positive = square > 0
     return tf.where(positive, tf.sqrt(tf.where(positive, square, 1)), square)

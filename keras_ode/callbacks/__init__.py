@@ -1,3 +1,3 @@
-"""Keras callbacks that tell what the solvers do."""
+"""Keras callbacks that record what the solvers do."""
 
 from keras_ode.callbacks.recorder import SolveRecord, SolverStepRecorder

@@ -1,4 +1,4 @@
-"""What the recorder draws. Matplotlib is imported when it is needed."""
+"""The figures of the recorder. Matplotlib is imported when it is needed."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ _DIRECTIONS = ("forward", "backward")
 
 
 def plot_steps(records):
-    """Step sizes and scaled errors against time: two rows of axes a layer, a column a direction, a shade an epoch."""
+    """Draws step sizes and scaled errors against time: two rows of axes per layer, a column per direction, a shade per epoch."""
     import matplotlib.pyplot as plt
 
     if not records:
@@ -40,7 +40,7 @@ def plot_steps(records):
 
 
 def plot_nfe(history):
-    """Mean evaluations of forward and backward solves over the epochs, a color a layer."""
+    """Draws the mean evaluations of forward and backward solves over the epochs, with one color per layer."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 

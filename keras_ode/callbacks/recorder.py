@@ -1,4 +1,4 @@
-"""The callback that records what solvers do."""
+"""The callback that records the steps of solvers."""
 
 import csv
 from typing import NamedTuple
@@ -15,19 +15,20 @@ from keras_ode.layers.ode import ODELayer
 
 
 class SolveRecord(NamedTuple):
-    """The steps of one solve; of one sample's solve where the layer is `per_sample`.
+    """The steps of one solve, or of the solve of one sample if the layer is `per_sample`.
 
     Attributes:
         layer: The name of the layer.
-        epoch, batch: Which, from 0 on. The batch of a probe is the epoch's last.
+        epoch, batch: The numbers of the epoch and the batch, counted from 0. A probe has the number of the epoch's last batch.
         direction: `"forward"` or `"backward"`.
-        sample: The row of the batch, or `None` where all share their steps.
-        t: Where each tried step starts, `[N]`.
-        step_size: Its size, negative where time runs backward, in the units of `t`.
-        error: Its scaled error: at most 1 is accepted, unless steps are constant. NaN where none is estimated.
-        accepted: Whether it was accepted.
-        dropped: How many more steps were tried, beyond the recorder's `capacity`.
-        num_samples: How many samples the batch had; those beyond the recorder's `samples` have no record. `1` where all
+        sample: The row of the batch, or `None` if all rows share their steps.
+        t: The start of each tried step, `[N]`.
+        step_size: The size of each tried step, negative if time runs backward, in the units of `t`.
+        error: The scaled error of each tried step. A step is accepted if it is at most 1, unless steps are constant. NaN if
+            the solver does not estimate its error.
+        accepted: Whether each step was accepted.
+        dropped: The number of further tried steps that exceeded the `capacity` of the recorder.
+        num_samples: The number of samples in the batch; those beyond the recorder's `samples` have no record. `1` if all
             share their steps.
     """
 
@@ -47,34 +48,34 @@ class SolveRecord(NamedTuple):
 class SolverStepRecorder(keras.callbacks.Callback):
     """Records each step that the model's `ODELayer`s try, forward and backward, in `fit`, `evaluate` and `predict`.
 
-    Logs get, for every layer, `<layer>_nfe` and `<layer>_nfe_backward` (evaluations of the dynamics in a forward and in a
-    backward solve), `<layer>_rejected` (steps that a forward solve rejected) and `<layer>_failures` (solves that failed,
-    of both passes): means over the epoch's batches. So they are in the progress bar and in `History`, and other callbacks
-    can monitor them. Where every sample has its own steps, evaluations are those of the slowest, rejected steps are the
-    mean, and failures the sum over the samples.
+    For every layer, the logs contain `<layer>_nfe` and `<layer>_nfe_backward` (evaluations of the dynamics in a forward and
+    in a backward solve), `<layer>_rejected` (steps that a forward solve rejected) and `<layer>_failures` (failed solves of
+    both passes), as means over the batches of the epoch. So they appear in the progress bar and in `History`, and other
+    callbacks can monitor them. If every sample has its own steps, evaluations are those of the slowest sample, rejected
+    steps are the mean over the samples, and failures are their sum.
 
-    Nothing is recorded, and the compiled program is the same as ever, where no recorder is in the `callbacks`; with one,
-    Keras traces the model anew. What the model computes does not change.
+    A recorder does not change the results of the model, but Keras traces the model again for it. Without a recorder in
+    `callbacks`, nothing is recorded and the compiled program is not affected.
 
     Args:
-        every: Which solves to record step by step: `"epoch"`, those of its last batch; `"batch"`, all; or a number `n`,
-            those of every `n`-th batch. Defaults to `"epoch"`.
-        capacity: The most steps to keep of a solve; more are counted. Defaults to `512`.
-        layers: The `ODELayer`s to record, or their names. Defaults to all of the model.
-        log_dir: Where to write the logs, and histograms of the step sizes, for TensorBoard.
-        probe: An input of the model, which is solved at the end of each epoch (backward from the sum of the outputs), and
-            recorded instead of the batches, so that epochs compare.
-        samples: The most rows of a batch to keep of a `per_sample` layer. Defaults to `32`.
+        every: The solves to record step by step: `"epoch"` records those of the last batch of an epoch, `"batch"` records
+            all, and a number `n` records those of every `n`-th batch. Defaults to `"epoch"`.
+        capacity: The maximum number of steps to store for a solve. Further steps are only counted. Defaults to `512`.
+        layers: The `ODELayer`s to record, or their names. Defaults to all `ODELayer`s of the model.
+        log_dir: The directory in which to write the logs, and histograms of the step sizes, for TensorBoard.
+        probe: An input of the model that is solved at the end of each epoch (backward from the sum of the outputs) and
+            recorded instead of the batches, so that you can compare epochs.
+        samples: The maximum number of rows of a batch to store for a `per_sample` layer. Defaults to `32`.
 
     Attributes:
         records: A list of `SolveRecord`s.
         history: The logs of every epoch of `fit`, a list of dictionaries.
-        means: Those of the last epoch, `evaluate` or `predict`.
+        means: The logs of the last epoch, `evaluate` or `predict`.
 
-    Some solves have no records: those of validation in `fit`, which has logs alone; backward ones of
-    `adjoint="direct"`, which differentiates the forward solve; and of a layer that is called several times a batch all
-    but the last call, while means are over all calls. Backward steps of `adjoint="checkpointed"` are the accepted
-    forward steps, which it takes again. Under `tf.distribute`, records are those of the first replica.
+    Some solves have no records. Validation in `fit` has only logs. With `adjoint="direct"` there is no backward solve to
+    record. If a layer is called several times per batch, only the last call has records, while the logs are means over all
+    calls. Backward steps of `adjoint="checkpointed"` are the accepted forward steps, which it recomputes. Under
+    `tf.distribute`, the records are those of the first replica.
 
     Example:
 
@@ -100,7 +101,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self._summaries, self._num_written = None, 0
 
     def to_csv(self, path):
-        """Writes the records to a file of comma-separated values, one line a tried step."""
+        """Writes the records to a file of comma-separated values, with one line for each tried step."""
         columns = ("layer", "epoch", "batch", "direction", "sample", "dropped", "t", "step_size", "error", "accepted")
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -110,11 +111,11 @@ class SolverStepRecorder(keras.callbacks.Callback):
                 writer.writerows([*shared, *step] for step in zip(*steps, record.accepted.astype(int), strict=True))
 
     def plot(self):
-        """Draws step sizes and scaled errors of the records against time: a matplotlib figure."""
+        """Draws step sizes and scaled errors of the records against time, and returns the Matplotlib figure."""
         return pictures.plot_steps(self.records)
 
     def plot_nfe(self):
-        """Draws the mean evaluations of each epoch of `fit`: a matplotlib figure."""
+        """Draws the mean evaluations of each epoch of `fit`, and returns the Matplotlib figure."""
         return pictures.plot_nfe(self.history)
 
     # What Keras calls.

@@ -1,4 +1,4 @@
-"""What one layer's solves leave behind, in variables: they can be written inside any compiled program."""
+"""Records of the solves of a layer, in variables that can be written inside any compiled program."""
 
 import numpy as np
 import tensorflow as tf
@@ -10,17 +10,17 @@ _FINE = (int(Status.SUCCESS), int(Status.EVENT))
 
 
 class Tape:
-    """The recorder of one `ODELayer`: totals over many solves, and the steps of the last ones.
+    """The records of one `ODELayer`: totals over many solves, and the steps of the last ones.
 
-    What is written goes through handles taken where the forward solve runs. A gradient function inside a differentiated
-    loop, as of `keras.layers.RNN`, may use those, but not the variables.
+    Records are written through handles that are captured where the forward solve runs. A gradient function inside a
+    differentiated loop, such as that of `keras.layers.RNN`, may use the handles, but not the variables.
 
     Args:
         layer: The `ODELayer`.
-        label: What its logs begin with.
-        capacity: The most steps to keep of a solve; `0` keeps totals alone.
-        samples: The most samples of a batch to keep, where every sample has its own steps.
-        slots: The number of solves whose steps are kept.
+        label: The prefix of its logs.
+        capacity: The maximum number of steps to store for a solve; `0` stores only totals.
+        samples: The maximum number of samples of a batch to store, if every sample has its own steps.
+        slots: The number of solves whose steps are stored.
     """
 
     def __init__(self, layer, label, capacity, samples, slots):
@@ -51,17 +51,17 @@ class Tape:
         return report
 
     def rewind(self):
-        """Forgets what was recorded, but not the totals."""
+        """Discards the recorded steps, but not the totals."""
         for ring in self._rings.values():
             ring.calls.assign(0)
 
     def read(self):
-        """Of each direction the number of solves since `rewind`, and of the last of them the counts and rows, oldest first."""
+        """Returns for each direction the number of solves since `rewind`, and counts and rows of the last ones, oldest first."""
         return {direction: ring.read() for direction, ring in self._rings.items()}
 
 
 class Totals(internals.Metrics):
-    """Means over the solves since the last reset, as four logs of a layer."""
+    """Means over the solves since the last reset, as the four logs of a layer."""
 
     def __init__(self, label):
         self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
@@ -76,7 +76,7 @@ class Totals(internals.Metrics):
         self._sums.assign(tf.zeros_like(self._sums))
 
     def update_state(self, *args, **kwargs):
-        """Solves update it themselves."""
+        """Does nothing: solves update the totals themselves."""
 
     def result(self):
         totals, counts = tf.split(tf.convert_to_tensor(self._sums), 2)

@@ -1,4 +1,4 @@
-"""Summaries for TensorBoard, which need not be installed to write them."""
+"""Summaries for TensorBoard. Writing them does not require TensorBoard."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,13 +9,13 @@ _DATA_CLASSES = {"scalars": 1, "histograms": 2}
 
 
 class Summaries:
-    """A file of summaries in a directory."""
+    """Writes summaries to a directory."""
 
     def __init__(self, log_dir):
         self._writer = tf.summary.create_file_writer(str(log_dir))
 
     def write(self, step, scalars, records):
-        """Writes scalars by their names, and histograms of the records' step sizes, as those of a step of training."""
+        """Writes scalars by name, and histograms of the step sizes of the records, for one step of training."""
         with self._writer.as_default(step=step):
             for name, value in scalars.items():
                 tf.summary.write(name, tf.constant(value, tf.float32), metadata=_metadata("scalars"))

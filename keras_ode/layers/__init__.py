@@ -1,4 +1,4 @@
-"""Layers to add to models."""
+"""Layers for differential equations and their dynamics."""
 
 from keras_ode.layers.augment import Augment
 from keras_ode.layers.depth import DepthVarying, ResidualBlocks

@@ -1,4 +1,4 @@
-"""More dimensions for a state to flow through."""
+"""Additional dimensions for the state of an ODE."""
 
 import numbers
 
@@ -8,12 +8,12 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class Augment(keras.Layer):
-    """Appends channels of zeros, so that the ways of states through an ODE need not cross each other.
+    """Appends channels of zeros, so that the trajectories of an ODE need not cross each other.
 
-    In its own dimensions an ODE cannot, for instance, bring a ball out of the sphere around it.
+    Without additional dimensions an ODE cannot, for example, move a ball out of the sphere around it.
 
     Args:
-        num_channels: How many channels to append.
+        num_channels: The number of channels to append.
         **kwargs: Arguments of `keras.Layer`.
 
     Input shape:

@@ -1,4 +1,4 @@
-"""Weights that vary with depth: residual blocks, and the differential equation that they are steps of."""
+"""Weights that vary with depth: residual blocks, and the differential equation that they discretize."""
 
 import numbers
 
@@ -15,27 +15,27 @@ from keras_ode.signature import arguments_of, with_mask
 class DepthVarying(keras.Layer):
     """A layer whose weights are functions of time: piecewise constant, or piecewise linear.
 
-    The interval is divided into equal pieces. Piecewise constant weights have one value a piece; piecewise linear ones
-    one value a knot, two or more. Outside the interval they stay what they are at its ends.
+    The interval is divided into equal pieces. Piecewise constant weights have one value for each piece. Piecewise linear
+    weights have one value for each knot, that is, at least two. Outside the interval, the weights are those at its ends.
 
-    Solvers do not see the knots, and steps across them are less accurate than their tolerances: tighten these, or give
-    the knots to the layer that solves, `ODELayer(dynamics, jump_times=dynamics.knots[1:-1])`. Piecewise linear weights
-    are the milder ones.
+    Solvers do not know the knots, and steps across them are less accurate than the tolerances. Tighten these, or pass
+    the knots to the layer that solves the equation, `ODELayer(dynamics, jump_times=dynamics.knots[1:-1])`. The effect is
+    smaller for piecewise linear weights.
 
     Args:
-        layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the first values; copies hold the others.
+        layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the first values; copies of it hold the others.
         num_pieces: The number of pieces.
         t: The first and the last time of the interval. Defaults to `(0.0, 1.0)`.
         kind: `"constant"` or `"linear"`. Defaults to `"constant"`.
         **kwargs: Arguments of `keras.Layer`.
 
     Call arguments:
-        t: The time, a scalar, or `[B, 1, ..., 1]`: then every row has its own weights, and the layer is called for each
-            row alone.
+        t: The time, a scalar, or `[B, 1, ..., 1]`. In the latter case every row has its own weights, and the layer is called
+            for each row separately.
         y: The state.
 
     Input shape:
-        `()` or `(batch, 1, ..., 1)`, and that of the layer.
+        `()` or `(batch, 1, ..., 1)`, and the input shape of the layer.
 
     Output shape:
         That of the layer.
@@ -114,14 +114,15 @@ class DepthVarying(keras.Layer):
 class ResidualBlocks(keras.Layer):
     """Residual blocks `h <- h + f(h)`, or `h <- h + f(n, h)` in block `n = 0, 1, ...`.
 
-    They are Euler's method with steps of one: with shared weights `ODELayer(f, t=(0, num_blocks), solver="euler",
-    step_size=1)`, and with their own that of `DepthVarying(f, num_blocks, t=(0, num_blocks))`.
+    They are Euler's method with steps of one. With shared weights they equal `ODELayer(f, t=(0, num_blocks),
+    solver="euler", step_size=1)`. With separate weights they equal the same layer with the dynamics `DepthVarying(f,
+    num_blocks, t=(0, num_blocks))`.
 
     Args:
         layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape.
         num_blocks: The number of blocks.
-        shared: Whether all blocks have the same weights; else the layer is the first block and copies, with weights of
-            their own, the others. Defaults to `False`.
+        shared: Whether all blocks have the same weights. Otherwise the layer is the first block, and copies of it, with
+            weights of their own, are the others. Defaults to `False`.
         **kwargs: Arguments of `keras.Layer`.
 
     Input shape:

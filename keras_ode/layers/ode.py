@@ -1,4 +1,4 @@
-"""The differential equation as a layer."""
+"""A differential equation as a Keras layer."""
 
 import inspect
 import warnings
@@ -23,61 +23,61 @@ from keras_ode.step_sizes import check_is_number
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ODELayer(keras.Layer):
-    """The solution of `dy/dt = f(t, y)` from the layer's input, as a layer.
+    """Solves `dy/dt = f(t, y)` from the layer's input and returns the solution.
 
-    The dynamics' weights are the layer's weights. Gradients are computed by an adjoint, so memory need not grow with
-    the number of steps.
+    The weights of the layer are the weights of its dynamics. Gradients are computed by an adjoint method, so memory need
+    not grow with the number of steps.
 
     Args:
-        dynamics: A `keras.Layer`, a `keras.Model` or a function `f(y)` or `f(t, y)`, told apart by the signature, with
-            the call's `args` behind: it returns the derivative of the state, in the state's shape. `t` is a scalar.
-            Weights are found and saved in layers and models only, and a function must be registered with
-            `keras.saving.register_keras_serializable` to be saved.
-        t: Two or more strictly monotone times; the input is the state at `t[0]`. One number is the end of a solve from
-            zero. Defaults to `(0.0, 1.0)`. With
-            `keras_ode.regularizers.random_end_time`, the last is random in training.
+        dynamics: A `keras.Layer`, a `keras.Model` or a function, `f(y)` or `f(t, y)`; the signature tells which. The `args`
+            of the call follow after the state. It returns the derivative of the state, in the shape of the state. `t` is a
+            scalar. Weights are found and saved only in layers and models. To save a layer whose dynamics is a function,
+            register the function with `keras.saving.register_keras_serializable`.
+        t: Two or more strictly monotone times; the input is the state at `t[0]`. A single number is the end of a solve
+            that starts at zero. Defaults to `(0.0, 1.0)`. With `keras_ode.regularizers.random_end_time`, the last time is
+            random in training.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
-        rtol, atol: Tolerances of a step: its error is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
+        rtol, atol: The tolerances. The error of a step is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
             `1e-6`.
-        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. Defaults to
+        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`. It selects how gradients are computed. Defaults to
             `"interpolating"`, or `"checkpointed"` with a `mass_matrix`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None` is
-            `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its error, else `"constant"`.
+        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None`
+            selects `"pid"` (`"predictive"` for `"radau"`) if the solver estimates its error, and otherwise `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
-        max_steps: The most steps to try. Defaults to `4096`.
+        max_steps: The maximum number of steps to try. Defaults to `4096`.
         max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
-        norm: `"rms"`, `"max"`, or a function of the scaled errors, see `keras_ode.solve`; to be saved it must be registered, as a
-            dynamics that is a function. Defaults to `"rms"`.
+        norm: `"rms"`, `"max"`, or a function of the scaled errors, see `keras_ode.solve`. Register a function to save the
+            layer, as for the dynamics. Defaults to `"rms"`.
         per_sample: Whether every row has its own step size, status and statistics, so that its output does not depend
-            on its batch mates. The dynamics then gets `t` as `[B, 1, ..., 1]`. Defaults to `False`.
-        return_sequences: Whether to return the states at all times, or (the default) that at `t[-1]`.
-        jump_times: Times at which the dynamics is not continuous, in any order, where steps end and begin anew: for the
-            knots of `DepthVarying` weights, say, or doses. Defaults to `None`.
-        jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False` or
+            on the other rows of the batch. The dynamics then receives `t` as `[B, 1, ..., 1]`. Defaults to `False`.
+        return_sequences: Whether to return the states at all times, or only the state at `t[-1]` (the default).
+        jump_times: Times at which the dynamics is discontinuous, in any order, for example the knots of `DepthVarying`
+            weights, or the times of doses. A step ends at each of them and a new one begins. Defaults to `None`.
+        jit_compile: Whether to compile the solve with XLA if the surrounding program is not compiled: `True`, `False` or
             `"auto"`.
-        regularizer: A name (see `keras_ode.regularizers`), a `Regularizer`, or a list of them: penalties on the solve
-            that are added to the model's losses, but for calls with `training=False`. They change neither the steps nor
+        regularizer: A name (see `keras_ode.regularizers`), a `Regularizer`, or a list of them. These penalties on the solve
+            are added to the model's losses, except in calls with `training=False`. They change neither the steps nor
             the output. Defaults to `None`.
-        jacobian: For implicit solvers, a function like the dynamics, `jacobian(t, y, *args)`, that returns its Jacobian by the
-            state, `[B, D, D]` for a state `[B, D]`: see `keras_ode.solve`. To be saved it must be registered, as a dynamics that
-            is a function. Defaults to `None`.
-        mass_matrix: A constant matrix M, `[D, D]`, for `M y' = f(t, y)` of a state `[batch, ..., D]`, possibly singular: see
+        jacobian: For implicit solvers, a function `jacobian(t, y, *args)`, like the dynamics, that returns the Jacobian of
+            the dynamics with respect to the state, `[B, D, D]` for a state `[B, D]`: see `keras_ode.solve`. Register it to
+            save the layer, as for a dynamics that is a function. Defaults to `None`.
+        mass_matrix: A constant matrix M, `[D, D]`, for `M y' = f(t, y)` with a state `[batch, ..., D]`. M may be singular: see
             `keras_ode.solve`. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
-        y: The state at `t[0]`, or a nest of tensors.
+        y: The state at `t[0]`, a tensor or a nested structure of tensors.
         t: Times to use instead of the layer's, shape `[T]`, or `[B, T]` with `per_sample`.
-        args: A tuple of further arguments of the dynamics, `f(t, y, *args)`: nests of tensors, which have gradients. In
-            a functional model these may be Keras tensors.
+        args: A tuple of further arguments of the dynamics, `f(t, y, *args)`: nested structures of tensors, which have
+            gradients. In a functional model these may be Keras tensors.
         jump_times: Jump times to use instead of the layer's: numbers or a tensor `[J]`, or `[B, J]` with `per_sample`, where
-            every row has its own. Tensors have gradients, and in a functional model this may be a Keras tensor.
+            every row has its own. Tensors have gradients. In a functional model this may be a Keras tensor.
         training: Passed to the dynamics.
-        mask: The mask of the state, by default the one that Keras sends with it, as after `Masking`. The dynamics gets it,
-            and the output has it.
+        mask: The mask of the state. Defaults to the mask that Keras attaches to it, for example after `Masking`. The
+            dynamics receives the mask, and it is attached to the output.
 
     Input shape:
-        `(batch, ...)`, or a nest of such shapes.
+        `(batch, ...)`, or a nested structure of such shapes.
 
     Output shape:
         That of the input; with `return_sequences`, `(batch, T, ...)`.
@@ -89,7 +89,7 @@ class ODELayer(keras.Layer):
     >>> layer(tf.zeros([8, 2])).shape
     TensorShape([8, 2])
 
-    Where a solve fails in a graph (as in `fit`), the output is NaN; in eager code the layer raises `SolveError`.
+    If a solve fails in a graph (as in `fit`), the output is NaN. In eager code the layer raises `SolveError`.
 
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """
@@ -208,17 +208,18 @@ class ODELayer(keras.Layer):
         return self._with_masks(tf.nest.map_structure(self._as_output, solution.ys), mask)
 
     def solve(self, y, t=None, training=None, **options):
-        """The layer's solve with all that it can tell: `keras_ode.solve` with the layer's dynamics and options.
+        """Calls `keras_ode.solve` with the dynamics and the options of the layer, and returns the whole `Solution`.
 
         Args:
-            y: The state at `t[0]`: `[B, ...]`, or a nest of tensors.
+            y: The state at `t[0]`: `[B, ...]`, or a nested structure of tensors.
             t: Times to use instead of the layer's.
             training: Passed to the dynamics.
-            **options: Those of `keras_ode.solve`, in place of the layer's: `dense=True`, say, `args`, a `mask` or an `event`.
+            **options: Options of `keras_ode.solve` that replace those of the layer, such as `dense=True`, and `args`, a
+                `mask` or an `event`.
 
         Returns:
-            The `Solution`: states of shape `[T, B, ...]`, time first, `status` and `stats`. Penalties of regularizers are
-            not computed, and no callback records it.
+            The `Solution`, with states of shape `[T, B, ...]` (time first), `status` and `stats`. Penalties of regularizers
+            are not computed, and callbacks do not record the solve.
 
         Raises:
             SolveError: In eager code, if the solve fails.
@@ -284,7 +285,7 @@ class ODELayer(keras.Layer):
         return keras.tree.map_structure(lambda mask: _repeated(mask, len(self.t)), previous_mask)
 
     def get_options(self):
-        """The options of the solve, without the dynamics: keyword arguments for another `ODELayer`."""
+        """Returns the options of the solve, without the dynamics, as keyword arguments for another `ODELayer`."""
         config = self.get_config()
         return {name: config[name] for name in config if name not in ("name", "trainable", "dtype", "dynamics")}
 

@@ -1,4 +1,4 @@
-"""A recurrent network whose hidden state flows along an ODE between observations."""
+"""A recurrent layer whose hidden state follows an ODE between observations."""
 
 import keras
 import numpy as np
@@ -14,37 +14,39 @@ from keras_ode.signature import mask_of
 class ODERNN(keras.Layer):
     """A recurrent layer for irregular times: the hidden state follows an ODE from one observation to the next.
 
-    At each time where something is observed, the cell takes it in; where nothing is, the state only flows on. Give
-    `output_times` for states at times of your own.
+    At each time with an observation, the cell updates the state with it. At a masked time, the state only follows the ODE.
+    Use `output_times` to get states at other times.
 
     Args:
-        cell: A cell of a Keras recurrent layer, such as `keras.layers.GRUCell(16)`. Of several states, the first flows.
+        cell: A cell of a Keras recurrent layer, such as `keras.layers.GRUCell(16)`. If the cell has several states, the first
+            one follows the ODE.
         dynamics: The dynamics of the hidden state, a Keras layer `f(h)` or `f(t, h)` that keeps its shape.
-        return_sequences: Whether to return the states after all times, or (the default) that after the last.
-        return_before: Whether to return the states right before each observation, which predict it, in place of those right
-            after. Defaults to `False`.
-        return_state: Whether to return the cell's last states too, `(output, *states)`, to go on from. Defaults to `False`.
-        go_backwards: Whether to begin with the last time and go back to the first, with sequences in that order. Defaults
-            to `False`.
-        t: The times of the observations, where all series have the same: for layers such as `keras.layers.Bidirectional` that
-            cannot pass them. Defaults to `None`: they come with the call.
-        output_times: Where all series have the same, the times at which the states are returned: see below.
+        return_sequences: Whether to return the states after all times, or only the state after the last one (the default).
+        return_before: Whether to return the states right before each observation, which predict it, instead of those right
+            after it. Defaults to `False`.
+        return_state: Whether to return also the last states of the cell, `(output, *states)`, from which you can continue.
+            Defaults to `False`.
+        go_backwards: Whether to process the sequence from the last time to the first, and return sequences in that order.
+            Defaults to `False`.
+        t: The times of the observations, if they are the same for all series. Use it in layers such as
+            `keras.layers.Bidirectional` that cannot pass times. Defaults to `None`: the times are passed in the call.
+        output_times: The times at which the states are returned, if they are the same for all series: see below.
         name, dtype, trainable: As in `keras.Layer`.
-        **ode: Arguments of `ODELayer`: `solver`, `rtol`, `atol`, `per_sample`, ... `per_sample=True` is needed where rows
-            have their own times.
+        **ode: Arguments of `ODELayer`: `solver`, `rtol`, `atol`, `per_sample`, ... Use `per_sample=True` if rows have their
+            own times.
 
     Call arguments:
         x: The observations.
-        t: Their times: strictly monotone, shape `[T]`; or with `per_sample=True`, `[B, T]`, where rows that have fewer
-            are padded by repeating their last time, and masked there. Defaults to the layer's.
-        mask: Where something was observed, bool `[B, T]`. Defaults to the mask that Keras sends with `x`, as after `Masking`,
-            or else to everywhere.
-        initial_state: The cell's states right before the first observation: `[B, units]`, or a list where the cell has
-            several. Defaults to the cell's own.
-        output_times: The times at which the states are returned, in place of those of the observations: strictly monotone in the
-            direction of `t`, none before the first observation, `[K]`, or with `per_sample=True` `[B, K]`. At the time of an
-            observation it is the state right after, or with `return_before` right before it. `return_state` then
-            returns the states at the last of all times. Defaults to the layer's.
+        t: The times of the observations: strictly monotone, shape `[T]`, or `[B, T]` with `per_sample=True`. Pad rows with
+            fewer times by repeating their last time, and mask them there. Defaults to the layer's times.
+        mask: Where something was observed, bool `[B, T]`. Defaults to the mask that Keras attaches to `x`, for example after
+            `Masking`; without one, everything was observed.
+        initial_state: The states of the cell right before the first observation: `[B, units]`, or a list if the cell has
+            several. Defaults to the initial state of the cell.
+        output_times: The times at which the states are returned, instead of the times of the observations: strictly monotone
+            in the direction of `t`, none before the first observation, `[K]`, or `[B, K]` with `per_sample=True`. At the
+            time of an observation, the state right after it is returned, or right before it with `return_before`.
+            `return_state` then returns the states at the last of all times. Defaults to the layer's.
 
     Input shape:
         `(batch, T, features)`.
@@ -171,7 +173,7 @@ class ODERNN(keras.Layer):
         return cls(**{**config, **parts})
 
     def _states(self, x, t, mask, training, start):
-        """The hidden states at all times, time first, like all sequences here, `[T, B, units]`; and the last of all states."""
+        """Returns the hidden states at all times, `[T, B, units]` (time first, like all sequences here), and the last states."""
         first = self._observe(start, x[0], mask[0], training)
         shown = (start if self.return_before else first)[0][None]
 
@@ -187,13 +189,13 @@ class ODERNN(keras.Layer):
         return tf.concat([shown, flowed if self.return_before else states[0]], axis=0), [state[-1] for state in states]
 
     def _observe(self, states, x, mask, training):
-        """The states after the cell has seen an observation, in the rows where there is one."""
+        """Returns the states after the cell has processed an observation, in the rows that have one."""
         x = tf.where(mask[:, None], x, tf.zeros_like(x))
         _, new = self.cell(x, states if len(states) > 1 else states[0], training=training)
         return [tf.where(mask[:, None], tf.cast(b, a.dtype), a) for a, b in zip(states, tf.nest.flatten(new), strict=True)]
 
     def _start(self, initial_state, x):
-        """The states before the first observation."""
+        """Returns the states before the first observation."""
         if initial_state is None:
             initial_state = self.cell.get_initial_state(batch_size=tf.shape(x)[0])
         states = tf.nest.flatten(initial_state)
@@ -212,7 +214,7 @@ class ODERNN(keras.Layer):
         return t
 
     def _as_times(self, t):
-        """Times as a tensor. Double precision is kept: they are subtracted before they are rounded."""
+        """Returns times as a tensor. Float64 is kept, because times are subtracted before they are rounded."""
         t = tree.as_tensor(t)
         return t if t.dtype == tf.float64 else tf.cast(t, self.variable_dtype)
 
@@ -221,16 +223,17 @@ class ODERNN(keras.Layer):
 
 
 def merged(x, t, mask, outputs, before, per_sample):
-    """A series that has further times, at which nothing is observed.
+    """Merges a series with further times, at which nothing is observed.
 
     Args:
         x, t, mask: The series: `[B, T, features]`, `[T]` or `[B, T]`, and `[B, T]`.
         outputs: The further times, `[K]` or `[B, K]`.
-        before: Whether they come before an observation at the same time, and not behind it.
+        before: Whether a further time comes before an observation at the same time, and not after it.
         per_sample: Whether rows may have times of their own.
 
     Returns:
-        The longer series; where in it the further times are, `[K]` or `[B, K]`; and which of them make sense, like these.
+        The longer series; the positions of the further times in it, `[K]` or `[B, K]`; and which of them are valid, in the same
+        shape.
     """
     _check_outputs(outputs, t, per_sample)
     dtype = max((t.dtype, outputs.dtype), key=lambda d: d.size)
@@ -260,7 +263,7 @@ def merged(x, t, mask, outputs, before, per_sample):
 
 
 def _are_fine(outputs, t, direction):
-    """Which times follow each other strictly, none before the first observation."""
+    """Tells which output times are strictly monotone and not before the first observation."""
     steps = direction[..., :1] * (outputs[..., 1:] - outputs[..., :-1])
     follows = tf.concat([direction * (outputs[..., :1] - t[..., :1]) >= 0, steps > 0], axis=-1)
     return tf.math.cumprod(tf.cast(follows, tf.int32), axis=-1) > 0
@@ -275,7 +278,7 @@ def _check_outputs(outputs, t, per_sample):
 
 
 def _refuse(fine, outputs, t):
-    """In eager code, refuses times that make no sense; in graphs, the states there are NaN."""
+    """Raises an error for invalid output times in eager code. In graphs, the states there are NaN."""
     known = tf.get_static_value(fine)
     if known is not None and not np.all(known):
         raise ValueError(

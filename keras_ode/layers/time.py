@@ -1,4 +1,4 @@
-"""Layers that take the time beside the state, `layer(t, y)`: what a dynamics `f(t, y)` is made of."""
+"""Layers that take the time and the state, `layer(t, y)`: building blocks for a dynamics `f(t, y)`."""
 
 import keras
 import tensorflow as tf
@@ -32,7 +32,7 @@ class _TimeAsChannel:
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class TimeDense(_TimeAsChannel, keras.layers.Dense):
-    """A `Dense` layer of state and time: `activation([y, t] kernel + bias)`.
+    """A `Dense` layer of the state and the time: `activation([y, t] kernel + bias)`.
 
     Args:
         units: The size of the output.
@@ -57,9 +57,9 @@ class TimeDense(_TimeAsChannel, keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class TimeConv2D(_TimeAsChannel, keras.layers.Conv2D):
-    """A `Conv2D` layer of state and time: the time is one more channel of the picture.
+    """A `Conv2D` layer of the state and the time: the time is an additional input channel.
 
-    Dynamics keep the size of pictures: set `padding="same"`.
+    Use `padding="same"` in a dynamics, so that the output has the height and width of the input.
 
     Args:
         filters: The number of output channels.
@@ -85,7 +85,7 @@ class TimeConv2D(_TimeAsChannel, keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ConcatSquash(keras.Layer):
-    """A dense layer that the time gates and shifts: `activation((y W + b) * sigmoid(t w + c) + t v)`.
+    """A dense layer that is gated and shifted by the time: `activation((y W + b) * sigmoid(t w + c) + t v)`.
 
     Args:
         units: The size of the output.
@@ -137,7 +137,7 @@ class ConcatSquash(keras.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class TimeSequential(keras.Layer):
-    """A stack of layers as a dynamics `f(t, y)`: those that take the time get it, and the others the state alone.
+    """A stack of layers as a dynamics `f(t, y)`. Layers that take the time receive it; the others receive only the state.
 
     Args:
         layers: A list of Keras layers, `layer(t, y)` or `layer(y)`.

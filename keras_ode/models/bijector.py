@@ -5,7 +5,7 @@ import tensorflow_probability as tfp
 
 
 class FlowBijector(tfp.bijectors.Bijector):
-    """What `ContinuousNormalizingFlow.as_bijector` returns."""
+    """The bijector that `ContinuousNormalizingFlow.as_bijector` returns."""
 
     def __init__(self, flow, name="continuous_normalizing_flow"):
         parameters = {"flow": flow, "name": name}
@@ -29,7 +29,7 @@ class FlowBijector(tfp.bijectors.Bijector):
         return self._transport(x, inverse=True)[1]
 
     def _transport(self, points, inverse):
-        """The flow's `transport`, of any number of batch axes."""
+        """The flow's `transport`, for any number of batch axes."""
         event = self._flow.event_shape
         batch = tf.shape(points)[: points.shape.rank - len(event)]
         ends, change = self._flow.transport(tf.reshape(points, [-1, *event]), inverse)

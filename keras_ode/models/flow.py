@@ -1,4 +1,4 @@
-"""Continuous normalizing flows: densities that an ODE makes of a simple one."""
+"""Continuous normalizing flows: a simple density, transformed by an ODE."""
 
 import keras
 import numpy as np
@@ -16,27 +16,27 @@ _DIVERGENCES = ("exact", "hutchinson")
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ContinuousNormalizingFlow(keras.Model):
-    """A probability density: samples of a base distribution, carried by an ODE from `t[0]` to `t[-1]`.
+    """A probability density that transforms a base distribution by an ODE from `t[0]` to `t[-1]`.
 
-    Along the way `dz/dt = f(t, z)` the log-density falls with the divergence of `f`. Solved from a point back to the
-    base, this gives the exact density there, whatever the network `f`.
+    Along a trajectory of `dz/dt = f(t, z)`, the log-density changes by minus the integral of the divergence of `f`. Solving
+    the ODE from a point back to the base gives the density at that point exactly, for any network `f`.
 
-    `fit(points)` after `compile(optimizer)` minimizes the mean negative log-likelihood, which is also what `evaluate`
-    gives. The model's output, and what `predict` gives, are log-densities.
+    `fit(points)` after `compile(optimizer)` minimizes the mean negative log-likelihood, which `evaluate` also returns. The
+    output of the model, and of `predict`, are log-densities.
 
     Args:
-        dynamics: A Keras layer `f(t, z)` or `f(z)` that keeps the shape, smooth (not relu), or a list of them: stacked
-            flows, the first next to the base, each over the times `t`.
-        base: The distribution at `t[0]`, whose event shape is that of a point: `None` for a standard normal, a
-            `tfp.distributions.Distribution`, or a function that makes one. For the flow to be saved it must be `None` or
+        dynamics: A Keras layer `f(t, z)` or `f(z)` that keeps the shape and is smooth (not relu). A list of layers makes
+            stacked flows, of which the first is next to the base; each is solved over the times `t`.
+        base: The distribution at `t[0]`, whose event shape is that of a point: `None` for a standard normal distribution, a
+            `tfp.distributions.Distribution`, or a function that returns one. To save the flow, `base` must be `None` or
             a function registered with `keras.saving.register_keras_serializable`. Its parameters are not trained.
-        divergence: `"exact"`, which costs a vector-Jacobian product for each dimension, or `"hutchinson"`, one product
-            with random signs: an unbiased estimate, with noise that stays the same within a solve and its gradient, and is
-            new in each call. A flow trained with one may be evaluated with the other: make a second
-            `ContinuousNormalizingFlow` of the same dynamics. Defaults to `"exact"`.
+        divergence: `"exact"`, which costs a vector-Jacobian product for each dimension, or `"hutchinson"`, an unbiased
+            estimate from one product with random signs. The signs stay the same within a solve and its gradient, and are
+            drawn again in each call. You can evaluate a flow with another `divergence` than it was trained with: create a
+            second `ContinuousNormalizingFlow` with the same dynamics. Defaults to `"exact"`.
         name, dtype, trainable: As in `keras.Model`.
-        **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`;
-            regularizers that are integrals see `z` alone.
+        **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`, but
+            the integrals of regularizers use only `z`.
 
     Input shape:
         `(batch, ...)`: points.
@@ -94,15 +94,15 @@ class ContinuousNormalizingFlow(keras.Model):
         return loss + super().compute_loss(x, y, y_pred, sample_weight) if self.losses else loss
 
     def transport(self, points, inverse=False):
-        """Carries points from the base, or with `inverse` back to it.
+        """Transports points from the base to the density, or with `inverse` back to the base.
 
         Args:
-            points: Shape `(batch, ...)`.
-            inverse: The direction. Defaults to `False`.
+            points: Points of shape `(batch, ...)`.
+            inverse: Whether to transport points back to the base. Defaults to `False`.
 
         Returns:
-            The points where they end, and the logarithm of the volume change on the way, the log-determinant of the
-            Jacobian, shape `(batch,)`.
+            The points at the end of their trajectories, and the log-determinant of the Jacobian of this map (the logarithm of
+            the change of volume), shape `(batch,)`.
         """
         state = (points, ops.zeros_like(ops.reshape(points, (ops.shape(points)[0], -1))[:, 0]))
         for flow in reversed(self.flows) if inverse else self.flows:
@@ -110,16 +110,16 @@ class ContinuousNormalizingFlow(keras.Model):
         return state
 
     def log_prob(self, points):
-        """The log-density at points `(batch, ...)`, shape `(batch,)`. Differentiable by the points too."""
+        """Returns the log-density at points `(batch, ...)`, shape `(batch,)`. It is differentiable with respect to the points."""
         return self(points)
 
     def sample(self, num_samples, seed=None):
-        """Points of the density, shape `(num_samples, ...)`; `seed` as in TensorFlow Probability."""
+        """Draws samples of the density, shape `(num_samples, ...)`. `seed` is as in TensorFlow Probability."""
         points = self.distribution().sample(num_samples, seed=seed)
         return self.transport(points)[0]
 
     def distribution(self):
-        """The base distribution."""
+        """Returns the base distribution."""
         base = self.base
         if base is None:
             import tensorflow_probability as tfp
@@ -130,9 +130,9 @@ class ContinuousNormalizingFlow(keras.Model):
         return base if hasattr(base, "log_prob") else base()
 
     def as_bijector(self):
-        """The flow as a `tfp.bijectors.Bijector`, from the base to the density; it shares the flow's weights.
+        """Returns the flow as a `tfp.bijectors.Bijector` from the base to the density, which shares the flow's weights.
 
-        With `tfp.distributions.TransformedDistribution(base, flow.as_bijector())` it is a distribution, whose
+        `tfp.distributions.TransformedDistribution(base, flow.as_bijector())` is the density as a distribution, and its
         `trainable_variables` are those of the flow.
         """
         from keras_ode.models.bijector import FlowBijector
@@ -168,9 +168,9 @@ class ContinuousNormalizingFlow(keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class WithLogDensity(keras.Layer):
-    """The dynamics of `(z, log_density)`, of a layer `f(t, z)` or `f(z)`: `f`, and its divergence.
+    """The dynamics of `(z, log_density)` for a layer `f(t, z)` or `f(z)`: the derivatives are `f` and its divergence.
 
-    Solved forward, the second part gains the log-determinant of the flow's Jacobian.
+    Solved forward, the second component increases by the log-determinant of the Jacobian of the flow.
 
     Args:
         dynamics: The layer.
@@ -218,7 +218,7 @@ class WithLogDensity(keras.Layer):
 
 
 class NegativeLogLikelihood(keras.losses.Loss):
-    """The loss of log-densities; there is no target."""
+    """The negative mean of log-densities. There is no target."""
 
     def call(self, y_true, y_pred):
         return -y_pred

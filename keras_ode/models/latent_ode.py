@@ -1,4 +1,4 @@
-"""Latent ODEs: time series as noisy views of a hidden state that follows a differential equation."""
+"""Latent ODEs: time series as noisy observations of a latent state that follows a differential equation."""
 
 import keras
 import numpy as np
@@ -9,31 +9,31 @@ from keras_ode.layers import ODERNN, ODELayer
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class LatentODE(keras.Model):
-    """A variational autoencoder of time series, whose latent state flows along an ODE.
+    """A variational autoencoder for time series whose latent state follows an ODE.
 
-    The encoder reads a series, from its last observation to its first, and gives the normal posterior of the latent state
-    at the first time. The ODE carries samples of it through all times, and the decoder gives what is to be observed there.
+    The encoder reads a series from its last observation to its first, and returns the normal posterior of the latent state
+    at the first time. The ODE integrates samples of the posterior over all times, and the decoder maps the latent states to
+    observations.
 
-    `fit(inputs)` after `compile(optimizer)` minimizes the negative evidence lower bound, the mean over the series, which
-    is also what `evaluate` gives. The model's output are decoded series, of a sample of the posterior.
+    `fit(inputs)` after `compile(optimizer)` minimizes the mean negative evidence lower bound over the series, which
+    `evaluate` also returns. The outputs of the model are decoded series, from one sample of the posterior.
 
     Args:
-        encoder: A Keras layer that gives each series a vector: an `ODERNN`, which sees the times, or a recurrent layer such
-            as `keras.layers.GRU(32, go_backwards=True)`, which sees the time since the first as one more feature. It should
-            go backwards, since the latent state is that at the first time.
+        encoder: A Keras layer that maps each series to a vector: an `ODERNN`, which uses the times, or a recurrent layer such
+            as `keras.layers.GRU(32, go_backwards=True)`, which gets the time since the first observation as an additional
+            feature. It should go backwards, since the latent state is that at the first time.
         dynamics: The dynamics of the latent state, a Keras layer `f(z)` or `f(t, z)` that keeps its shape.
-        decoder: A Keras layer, or a `keras.Sequential`, from latent states to what is observed: it is given
-            `[batch, T, latent_dim]`.
+        decoder: A Keras layer, or a `keras.Sequential`, that maps latent states `[batch, T, latent_dim]` to observations.
         latent_dim: The size of the latent state.
         noise: The standard deviation of the observations. Defaults to `0.1`.
         name, dtype, trainable: As in `keras.Model`.
-        **ode: Arguments of `ODELayer`: `t`, the times of all series, where they are the same; `per_sample=True`, where each
-            has its own; `solver`, `rtol`, `atol`, ...
+        **ode: Arguments of `ODELayer`: `t`, the times of all series if they are the same; `per_sample=True` if each
+            series has its own times; `solver`, `rtol`, `atol`, ...
 
     Call arguments:
-        inputs: The observed values `[B, T, features]`; or a dict of these, `"values"`, and of
-            `"times"`, `[B, T]`, strictly monotone, where rows that have fewer are padded by repeating their last time (with
-            `per_sample=True` only); and `"mask"`, bool `[B, T]`, where something was observed.
+        inputs: The observed values `[B, T, features]`, or a dict with the entries `"values"`; `"times"`, `[B, T]`, strictly
+            monotone, where rows with fewer times are padded by repeating their last time (with `per_sample=True` only); and
+            `"mask"`, bool `[B, T]`, true where something was observed.
 
     Output shape:
         `(batch, T, features)`.
@@ -104,16 +104,16 @@ class LatentODE(keras.Model):
         return super().compute_loss(x, y, y_pred, sample_weight) - tf.reduce_mean(likelihood)
 
     def encode(self, inputs):
-        """The posterior of the latent state at the first time of each series, a `tfp` distribution; inputs as in a call."""
+        """Returns the posterior of the latent state at each series' first time, a `tfp` distribution. `inputs` as in a call."""
         return self._encode(inputs, training=False)
 
     def decode(self, z0, times=None):
-        """What is observed on the way of latent states.
+        """Returns the observations along the trajectories of latent states.
 
         Args:
             z0: Latent states at the first of the times, `[B, latent_dim]`.
-            times: Strictly monotone in either direction, `[T]`, or `[B, T]` with `per_sample=True`. Those of the series
-                need not be among them, but the first is the time of `z0`. Defaults to the model's.
+            times: Times that are strictly monotone in either direction, `[T]`, or `[B, T]` with `per_sample=True`. The first
+                is the time of `z0`. They need not contain the times of the series. Defaults to the times of the model.
 
         Returns:
             A tensor `[B, T, features]`.
@@ -150,7 +150,7 @@ class LatentODE(keras.Model):
         return tfp.distributions.MultivariateNormalDiag(mean, tf.nn.softplus(spread) + 1e-4)
 
     def _parts(self, inputs):
-        """Values (zero where masked), times or `None`, and the mask."""
+        """Returns the values (zero where masked), the times or `None`, and the mask."""
         parts = inputs if isinstance(inputs, dict) else {"values": inputs}
         values, times, mask = parts["values"], parts.get("times"), parts.get("mask")
         values = tf.cast(tf.convert_to_tensor(values), self.variable_dtype)
@@ -167,6 +167,6 @@ class LatentODE(keras.Model):
 
 
 def _narrow(shape, dtype=None):
-    """The posterior's first biases: standard deviations of about 0.05. Wide ones hide the data from the decoder, which then
-    takes long to look at the latent state at all."""
+    """The initial biases of the posterior: standard deviations of about 0.05. Wide ones hide the data from the decoder, which
+    then takes long to use the latent state at all."""
     return np.repeat([0.0, -3.0], shape[0] // 2).astype(dtype or "float32")

@@ -1,4 +1,4 @@
-"""The ODE network for pictures."""
+"""The ODE network for image classification."""
 
 import keras
 from keras import layers
@@ -8,16 +8,16 @@ from keras_ode.layers import ODELayer, TimeConv2D, TimeSequential
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ODENet(keras.Model):
-    """A classifier of pictures: a residual network whose residual blocks are one differential equation.
+    """An image classifier: a residual network whose residual blocks are replaced by one differential equation.
 
-    Two strided convolutions shrink the picture, its feature maps flow through an `ODELayer`, and a dense layer reads
-    the class from where they end. Parts may be replaced: `downsample`, `ode` and `head` are attributes.
+    Two strided convolutions reduce the size of the image, an `ODELayer` transforms the feature maps, and a dense layer
+    computes the class from the result. You may replace the attributes `downsample`, `ode` and `head`.
 
     Args:
-        num_classes: The number of classes; the output is their logits.
+        num_classes: The number of classes. The output is their logits.
         channels: The number of feature maps. Defaults to `64`, as in the paper.
-        dynamics: A Keras layer `f(t, y)` or `f(y)` of feature maps. `None` is two convolutions with group
-            normalization, which see the time as one more channel.
+        dynamics: A Keras layer `f(t, y)` or `f(y)` for feature maps. `None` uses two convolutions with group
+            normalization, which get the time as an additional channel.
         name, dtype, trainable: As in `keras.Model`.
         **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ...
 
@@ -77,7 +77,7 @@ class ODENet(keras.Model):
 
 
 def conv_dynamics(channels, dtype=None):
-    """A dynamics of feature maps: two convolutions of maps and time, with group normalization between."""
+    """Returns a dynamics of feature maps: two convolutions of the maps and the time, with group normalization between them."""
     return TimeSequential([
         TimeConv2D(channels, 3, padding="same", dtype=dtype),
         layers.GroupNormalization(_groups(channels), dtype=dtype),
@@ -87,5 +87,5 @@ def conv_dynamics(channels, dtype=None):
 
 
 def _groups(channels):
-    """As many groups as divide the channels, but at most 32."""
+    """The largest number of groups, at most 32, that divides the channels."""
     return max(n for n in range(1, min(32, channels) + 1) if channels % n == 0)
