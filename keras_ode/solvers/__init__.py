@@ -6,7 +6,7 @@ from keras_ode.solvers.auto import Auto
 from keras_ode.solvers.base import Solver
 from keras_ode.solvers.bdf import BDF
 from keras_ode.solvers.esdirk import ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno3, Kvaerno5, Trapezoid
-from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5, Vern7, Vern9
+from keras_ode.solvers.explicit import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Heun3, Midpoint, Ralston, Tsit5, Vern7, Vern9
 from keras_ode.solvers.radau import Radau5
 from keras_ode.solvers.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from keras_ode.solvers.rosenbrock import Rodas5P, Rosenbrock23
@@ -17,6 +17,7 @@ SOLVERS = {
     "midpoint": Midpoint,
     "heun": Heun,
     "ralston": Ralston,
+    "heun3": Heun3,
     "rk4": RK4,
     "bosh3": Bosh3,
     "dopri5": Dopri5,

@@ -73,6 +73,17 @@ class RK4(ExplicitRungeKutta):
     interpolant = CubicHermite()
 
 
+class Heun3(ExplicitRungeKutta):
+    """Heun's third-order method: order 3, 3 stages, no error estimate.
+
+    Reference: Heun (1900), Z. Math. Phys. 45, 23-38.
+    """
+
+    order = 3
+    tableau = ButcherTableau(c=(0, "1/3", "2/3"), a=((), ("1/3",), (0, "2/3")), b=("1/4", 0, "3/4"))
+    interpolant = CubicHermite()
+
+
 class Bosh3(ExplicitRungeKutta):
     """Bogacki and Shampine's pair: order 3(2), 4 stages, first same as last.
 
