@@ -7,13 +7,14 @@ from keras_ode import solvers, tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
 from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
 from keras_ode.adjoints.drift import distance
+from keras_ode.adjoints.equation import AdjointEquation
 from keras_ode.adjoints.forward import solve_forward
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Field, Stage
+from keras_ode.solvers.base import Stage
 
 
 class Backsolve(FirstOrderAdjoint):
@@ -152,7 +153,7 @@ class _Drift:
         return ~(state[1] <= tf.minimum(tf.sqrt(tf.reduce_max([rtol, atol, epsilon])), 0.1))
 
 
-class _Equation(Field):
+class _Equation(AdjointEquation):
     """The augmented equation of state and cotangent; the integrand is that of the parameters' cotangents."""
 
     def __init__(self, problem):

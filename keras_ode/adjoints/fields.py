@@ -74,8 +74,9 @@ class ForwardField(Field):
             problem._replace(field=problem.field.shared(), parameters=tuple(map(tf.stop_gradient, problem.parameters)))
         )
 
-    def scaled(self, change, y, per_sample, dtype):
+    def scaled(self, change, y, like):
         if not self.adaptive:
-            return super().scaled(change, y, per_sample, dtype)
+            return super().scaled(change, y, like)
         change, y = map(self.problem.controlled, (change, y))
-        return self.problem.method.tolerance.scaled(change, y, y, per_sample, dtype, self.problem.method.norm)
+        method = self.problem.method
+        return method.tolerance.scaled(change, y, y, method.per_sample, like.dtype, method.norm)

@@ -36,7 +36,7 @@ class Impulses(WrappedSolver):
 
     Args:
         solver: The solver of the steps.
-        equation: The adjoint equation.
+        equation: An `AdjointEquation`.
         stops: The saved times, as times since the backward start: `[K]`, or `[K, B]`; behind them, times of other
             states that are known.
         ys: The states there, leaves `[K, ...]` or more, as `equation.reset` takes them.

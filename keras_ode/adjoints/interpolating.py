@@ -8,13 +8,14 @@ import tensorflow as tf
 from keras_ode import dense, solvers, tree
 from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
 from keras_ode.adjoints.checkpoints import History, checked_checkpoints
+from keras_ode.adjoints.equation import AdjointEquation
 from keras_ode.adjoints.forward import saved_times, solve_forward
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Field, Stage
+from keras_ode.solvers.base import Stage
 from keras_ode.solvers.linear import Linearization, scaled
 from keras_ode.solvers.systems import is_large
 
@@ -211,7 +212,7 @@ class _Block:
         return self.replay.clock.direction
 
 
-class _Equation(Field):
+class _Equation(AdjointEquation):
     """The equation of the cotangent alone, along the stored states."""
 
     def __init__(self, problem, block):
@@ -229,12 +230,12 @@ class _Equation(Field):
     def rows(self):
         return self._rows
 
-    def scaled(self, change, a, per_sample, dtype):
+    def scaled(self, change, a, like):
         if not self.adaptive:
-            return super().scaled(change, a, per_sample, dtype)
+            return super().scaled(change, a, like)
         method, controlled = self._block.method, self._block.problem.controlled
         a = controlled(a)
-        return method.tolerance.scaled(controlled(change), a, a, per_sample, dtype, method.norm)
+        return method.tolerance.scaled(controlled(change), a, a, method.per_sample, like.dtype, method.norm)
 
     def linearize(self, since, a):
         """That of the forward field, transposed; its derivative by time would be a second one."""
@@ -253,12 +254,6 @@ class _Equation(Field):
     def scales(self, a):
         return self._block.method.tolerance.scale(a, a) if self.adaptive else None
 
-    def cotangent(self, a):
-        return a
-
-    def with_cotangent(self, _, a):
-        return a
-
     def locate(self, interval, step, theta):
         """Time, state and cotangent within a step, for the quadrature along forward time."""
         block = self._block
@@ -268,7 +263,3 @@ class _Equation(Field):
         if step.staircase is not None:
             a = tree.add(a, step.staircase(fraction))
         return block.time(since), block.evaluate(since), tree.scale(block.direction, a)
-
-    def reset(self, a, here, ys):
-        """Nothing: the state is read from the interpolants."""
-        return a

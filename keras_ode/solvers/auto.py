@@ -239,7 +239,7 @@ def _radius(field, step, size):
     """
     (near, near_slope), (end, end_slope) = tf.nest.map_structure(tf.stop_gradient, step.neighbors)
     change, distance = (
-        field.scaled(tree.subtract(a, b), end, size.shape.rank == 1, size.dtype) for a, b in ((end_slope, near_slope), (end, near))
+        field.scaled(tree.subtract(a, b), end, size) for a, b in ((end_slope, near_slope), (end, near))
     )
     return tf.math.divide_no_nan(change, distance)
 

@@ -55,8 +55,10 @@ class Field:
         """The same field, of which no derivative is asked for."""
         return self
 
-    def scaled(self, change, y, per_sample, dtype):
-        """How large a change of the state `y` is in units of the tolerance, a scalar or `[B]`: of a tight one, if not said."""
+    def scaled(self, change, y, like):
+        """How large a change of the state `y` is in units of the tolerance, a number like `like`, which is a scalar or `[B]`: of a
+        tight tolerance, where the field has none."""
+        per_sample, dtype = like.shape.rank == 1, like.dtype
         size = tree.rms(y, per_sample, dtype)
         ratios = []
         for a, b in zip(change, y, strict=True):

@@ -185,10 +185,10 @@ def _with(change, differences, order):
 
 def _next(field, size, y, end, error, history, order, num_equal):
     """The order of the next step, and by which factor it should be longer."""
-    per_sample, by_order = size.shape.rank == 1, _ByOrder(order)
+    by_order = _ByOrder(order)
 
     def factor(error, y, order):
-        size_of = tf.maximum(field.scaled(error, y, per_sample, size.dtype), _LEAST_ERROR)
+        size_of = tf.maximum(field.scaled(error, y, size), _LEAST_ERROR)
         return tf.stop_gradient(_SAFETY * size_of ** (-1 / (order + 1)))
 
     same = factor(error, y, order)

@@ -86,8 +86,7 @@ class Newton:
 
     def _size(self, change):
         """How large a change is, in units of the tolerance: a scalar, or `[B]`."""
-        size = self._factor
-        return tf.stop_gradient(self._field.scaled(tuple(change), self._y, size.shape.rank == 1, size.dtype))
+        return tf.stop_gradient(self._field.scaled(tuple(change), self._y, self._factor))
 
     def _iterate(self, t, base, z):
         """Rows that are done change no more."""

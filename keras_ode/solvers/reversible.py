@@ -210,7 +210,7 @@ class Reversible(Solver):
 
     def _are_near(self, field, y, z, size):
         """Whether the two states are still one solution: no error estimate sees that the method is unstable."""
-        apart = field.scaled(tree.subtract(y, z), y, size.shape.rank == 1, size.dtype)
+        apart = field.scaled(tree.subtract(y, z), y, size)
         return tf.stop_gradient(apart) <= _MOST_APART
 
     def _mean(self, field, interval, z):
