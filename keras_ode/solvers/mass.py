@@ -117,6 +117,18 @@ def correction(field, t, y, like=None):
     return _determined(field, field.linearize(t, y), right, constant=True)
 
 
+def consistent(field, t, y):
+    """The same state, whose derivatives are those of a consistent one: what is algebraic in it follows from the rest.
+
+    What a caller gives there is a solution of the algebraic equations, but its derivatives need not be those of one: a constant has
+    none by a parameter.
+    """
+    fixed = tuple(map(tf.stop_gradient, y))
+    changes = correction(field, t, fixed, y)
+    changes = (x - tf.stop_gradient(x) for x in changes)
+    return tree.add(fixed, tuple(tf.where(tf.math.is_finite(x), x, 0) for x in changes))
+
+
 def inconsistency(field, t, y, tolerance, norm, per_sample, dtype):
     """How far a state is from one that fulfills the algebraic equations, in units of the tolerance: a scalar or `[B]`."""
     scales = tolerance.scale(y, y)

@@ -163,10 +163,11 @@ def test_rows_and_their_gradients_are_those_of_the_closed_form(adjoint, solver, 
     y0, t = np.stack([np.ones(3), rate / 2], axis=1), [0.0, 1.0]
     end, status, (by_rate, by_start, by_times) = rows(adjoint, solver, jit_compile)(*map(tf.constant, (rate, y0, np.array(t))))
     x = np.exp(-rate / 4)
-    near = {"rodas5p": 1e-5, "kvaerno5": 1e-3, "rosenbrock23": 1e-4}[solver]
+    near = {"rodas5p": 1e-7, "kvaerno5": 1e-5, "rosenbrock23": 1e-4}[solver]
     np.testing.assert_allclose(end, np.stack([x, rate * x / 2], axis=1), atol=near)
     np.testing.assert_allclose(by_rate, -x / 4, atol=near)
-    np.testing.assert_allclose(by_start[:, 0], x, atol=near)
+    # The algebraic unknowns follow from the others: their first values have no influence.
+    np.testing.assert_allclose(by_start, np.stack([x, 0 * x], axis=1), atol=near)
     np.testing.assert_allclose(by_times, [np.sum(rate * x / 4), -np.sum(rate * x / 4)], atol=near)
     assert set(status.numpy()) == {Status.SUCCESS}
 
