@@ -10,6 +10,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode.adjoints import Backsolve
 from keras_ode.solvers import SOLVERS
+from tests.gradients import quick
 from tests.references import SOLVERS_OF_ANY_STATE, Counting
 
 TIMES = np.linspace(0, 5, 6)
@@ -115,7 +116,10 @@ def decay(t, y):
 
 
 # The others are of the same kinds.
-SLOW_SOLVERS = ("midpoint", "ralston", "dopri5", "ab2", "ab3", "ab4", "abm2", "abm3", "abm5", "reversible_heun")
+SLOW_SOLVERS = (
+    *("euler", "midpoint", "heun", "ralston", "dopri5", "dopri8", "vern9", "ab2", "ab3", "ab4", "abm2", "abm3", "abm5"),
+    *("rosenbrock23", "kvaerno5", "kencarp4", "implicit_euler", "trapezoid", "reversible_heun"),
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW_SOLVERS)) for s in SOLVERS_OF_ANY_STATE])
@@ -131,10 +135,8 @@ def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
         }
 
 
-ADJOINTS = pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
-
-
-@ADJOINTS
+# "checkpointed" has gradients of rows above.
+@pytest.mark.parametrize("adjoint", quick("interpolating", "backsolve", "direct"))
 def test_gradients_of_rows_with_their_own_grids_and_directions_are_those_of_the_closed_form(adjoint):
     """y' = k y cos t; the last row is padded with its last time."""
     start, k = tf.constant([[1.0], [-2.0], [0.5]], tf.float64), tf.constant(1.5, tf.float64)

@@ -118,6 +118,7 @@ def test_gradients_of_the_later_times_are_those_of_the_matrix_exponential(linear
     assert relative_error(found["times"][1:], expected["times"][1:]) < LINEAR_TOLERANCE
 
 
+@pytest.mark.slow  # rows with grids of their own claim this
 def test_gradients_of_times_are_right_where_the_dynamics_depends_on_time():
     # y' = y cos t: y(t) = y0 exp(sin t - sin t0).
     t = tf.Variable([0.3, 1.1, 2.5], dtype=tf.float64)
@@ -298,6 +299,7 @@ def test_gradients_where_only_the_solve_is_compiled_are_those_of_eager_code(how,
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow  # a case of all adjoints claims this
 def test_float32_gradients_are_those_of_float64_within_their_rounding():
     start = tf.constant(START, tf.float32)
     matrix = tf.constant(MATRIX, tf.float32)
@@ -314,6 +316,7 @@ def test_float32_gradients_are_those_of_float64_within_their_rounding():
 # Composition
 
 
+@pytest.mark.slow  # a case of all adjoints claims this
 def test_gradient_goes_through_two_stacked_solves():
     first, second = tf.Variable(MATRIX), tf.Variable(MATRIX.T * 0.5)
     start = tf.constant(START)
@@ -332,6 +335,7 @@ def test_gradient_goes_through_two_stacked_solves():
     np.testing.assert_allclose(by_second, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow  # a case of all adjoints claims this
 def test_one_dynamics_solved_twice_gets_the_sum_of_both_gradients():
     rate = tf.Variable(0.5, dtype=tf.float64)
     options = {"rtol": 1e-9, "atol": 1e-9, **PLAIN}
@@ -451,8 +455,8 @@ class ODECell(keras.layers.Layer):
 @pytest.mark.parametrize(
     "how, solve_jit_compile",
     [
-        slow(eager, False),  # training, below, runs the layer in a graph and the unrolled loop is eager code
-        (tf.function, False),
+        slow(eager, False),
+        slow(tf.function, False),  # training, below, runs the layer in a graph
         slow(tf.function, True),
         (tf.function(jit_compile=True), False),
     ],

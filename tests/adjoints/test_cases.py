@@ -234,7 +234,8 @@ def flow_gradient(matrix, start, cotangent):
     return scipy.linalg.expm_frechet(matrix.T, start.T @ cotangent, compute_expm=False)
 
 
-@EVERY
+# That gradients go on from layer to layer, and add up, is no matter of the adjoint: each is in one of two tests.
+@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
 def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoint):
     first, second = MATRIX, MATRIX.T / 2
     model = keras.Sequential([linear_layer(first, adjoint), linear_layer(second, adjoint)])
@@ -249,7 +250,7 @@ def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoin
     assert max(map(relative_error, found, expected)) < 1e-6
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
 def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint):
     first = linear_layer(MATRIX, adjoint)
     options = {"max_steps": 64, "jit_compile": False, **TIGHT}
@@ -376,7 +377,7 @@ def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
 @pytest.mark.parametrize(
     "how, number",
     [
-        (tf.function, 10),
+        pytest.param(tf.function, 10, marks=pytest.mark.slow),  # every adjoint takes a step of `fit` in a graph, below
         (compiled, 10),
         pytest.param(tf.function, 2, marks=pytest.mark.slow),
         pytest.param(compiled, 2, marks=pytest.mark.slow),
