@@ -291,7 +291,7 @@ def test_one_time_is_the_end_of_a_solve_from_zero(t):
 
 @pytest.mark.parametrize(
     "adjoint, how",
-    [("backsolve", eager), slow("interpolating", eager), ("interpolating", tf.function), ("checkpointed", tf.function), ("direct", eager)],
+    [("backsolve", eager), slow("interpolating", eager), ("interpolating", tf.function), slow("checkpointed", tf.function), ("direct", eager)],
     ids=["backsolve-eager", "interpolating-eager", "interpolating-graph", "checkpointed-graph", "direct-eager"],
 )
 def test_solve_over_no_time_is_the_start_and_moves_with_its_times(adjoint, how):

@@ -262,7 +262,7 @@ def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint)
     assert relative_error(tape.gradient(loss, first.dynamics.kernel.value), expected) < 1e-6
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     layer = linear_layer(MATRIX, adjoint)
     layer.dynamics.trainable = False
@@ -274,7 +274,7 @@ def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     assert relative_error(tape.gradient(loss, start), expected) < 1e-6
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
     # q' = w p, p' = -w q: a turn by the angle w t.
     start = {"q": tf.constant([1.0, 2.0], tf.float64), "p": tf.constant([3.0, -1.0], tf.float64)}
@@ -432,7 +432,12 @@ class Lazy(keras.layers.Layer):
 
 @pytest.mark.parametrize(
     "adjoint, how",
-    [("backsolve", tf.function), ("interpolating", eager), ("checkpointed", tf.function), ("direct", eager)],
+    [
+        pytest.param("backsolve", tf.function, marks=pytest.mark.slow),
+        ("interpolating", eager),
+        ("checkpointed", tf.function),
+        pytest.param("direct", eager, marks=pytest.mark.slow),
+    ],
     ids=["backsolve-graph", "interpolating-eager", "checkpointed-graph", "direct-eager"],
 )
 def test_gradients_of_unused_parameters_are_zero(adjoint, how):
@@ -618,7 +623,7 @@ def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint, pe
     assert float(gradient_of_a_mean(adjoint, per_sample)) == pytest.approx(5 * (np.cos(10) - np.sin(10)), abs=0.1)
 
 
-@pytest.mark.parametrize("per_sample", [True, False])
+@pytest.mark.parametrize("per_sample", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_gradient_of_a_mean_by_the_start_of_each_row_is_within_the_tolerance(per_sample):
     """There are no parameters, whose integrals would keep the backward steps short; nothing but the cotangents does."""
     by_start, _ = gradients(
