@@ -129,7 +129,7 @@ def test_mask_of_the_input_is_that_of_the_observations():
 
 def test_model_with_masking_before_trains():
     inputs = keras.Input([5, 2])
-    model = keras.Model(inputs, linear(t=TIMES, solver="bosh3", adjoint="backsolve")(keras.layers.Masking()(inputs)))
+    model = keras.Model(inputs, linear(t=TIMES, solver="bosh3")(keras.layers.Masking()(inputs)))
     model.compile("sgd", "mse", jit_compile=False)
     assert np.isfinite(model.fit(X, np.zeros([3, 3]), verbose=0).history["loss"]).all()
 

@@ -91,21 +91,17 @@ def irregular(count=6, length=5):
     return {"values": random.normal(size=(count, length, 1)).astype("float32"), "times": times, "mask": mask}
 
 
-# The adjoint whose backward solve is the smallest program.
-OF_ROWS = {"per_sample": True, "adjoint": "backsolve", "jit_compile": False}
-
-
 def encoder(kind):
     if kind == "recurrent":
         return keras.layers.GRU(4, go_backwards=True)
-    return ODERNN(keras.layers.GRUCell(4), keras.layers.Dense(4, activation="tanh"), go_backwards=True, **OF_ROWS)
+    return ODERNN(keras.layers.GRUCell(4), keras.layers.Dense(4, activation="tanh"), go_backwards=True, per_sample=True, jit_compile=False)
 
 
 @pytest.fixture(scope="module", params=[pytest.param("recurrent", marks=pytest.mark.slow), "ode-rnn"])
 def irregular_model(request):
     keras.utils.set_random_seed(0)
     dynamics = keras.layers.Dense(2, activation="tanh")
-    model = LatentODE(encoder(request.param), dynamics, keras.layers.Dense(1), 2, noise=1.0, **OF_ROWS)
+    model = LatentODE(encoder(request.param), dynamics, keras.layers.Dense(1), 2, noise=1.0, per_sample=True, jit_compile=False)
     model.compile(keras.optimizers.Adam(0.03), jit_compile=False)
     losses = model.fit(irregular(), epochs=25, batch_size=6, verbose=0).history["loss"]
     return model, losses
@@ -151,5 +147,5 @@ def test_noise_must_be_positive():
 
 def test_series_of_the_data_sets_fit_the_model():
     times, values = keras_ode.datasets.periodic(3, num_times=6)
-    model = LatentODE(encoder("recurrent"), keras.layers.Dense(2, activation="tanh"), keras.layers.Dense(1), 2, **OF_ROWS)
+    model = LatentODE(encoder("recurrent"), keras.layers.Dense(2, activation="tanh"), keras.layers.Dense(1), 2, per_sample=True, jit_compile=False)
     assert model({"values": values, "times": times}).shape == (3, 6, 1)

@@ -203,7 +203,7 @@ def exact_gradients():
     return [[loss(1, 0, 1.3).sum()], [loss(0, 1, 1.3).sum()], loss(1.0, 0.5, 1.3 + 1e-30j).sum().imag / 1e-30]
 
 
-@pytest.mark.parametrize("name", ["semi_implicit_euler", "yoshida4"])
+@pytest.mark.parametrize("name", [pytest.param("semi_implicit_euler", marks=pytest.mark.slow), "yoshida4"])
 def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
     expected = gradients("direct", name)
     for adjoint in ("checkpointed", "reversible"):
