@@ -11,7 +11,7 @@ import keras_ode
 from keras_ode.adjoints import Backsolve
 from keras_ode.solvers import SOLVERS
 from tests.gradients import quick
-from tests.references import SOLVERS_OF_ANY_STATE, Counting
+from tests.references import LIKE_OTHERS, SOLVERS_OF_ANY_STATE, Counting
 
 TIMES = np.linspace(0, 5, 6)
 MU = np.array([[0.5], [1.0], [3.0], [8.0]])
@@ -115,14 +115,7 @@ def decay(t, y):
     return y * tf.cos(t)
 
 
-# The others are of the same kinds.
-SLOW_SOLVERS = (
-    *("euler", "midpoint", "heun", "ralston", "dopri5", "dopri8", "vern9", "ab2", "ab3", "ab4", "abm2", "abm3", "abm5"),
-    *("rosenbrock23", "kvaerno5", "kencarp4", "implicit_euler", "trapezoid", "reversible_heun"),
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW_SOLVERS)) for s in SOLVERS_OF_ANY_STATE])
+@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in LIKE_OTHERS)) for s in SOLVERS_OF_ANY_STATE])
 def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
     start, times = tf.constant([[1.0], [-2.0]], tf.float64), [[0.0, 0.7, 1.5], [1.0, 0.2, 0.0]]
     options = {**OPTIONS, "solver": name, "step_size": None if SOLVERS[name].error_order else 0.1, "rtol": 1e-4, "atol": 1e-4}

@@ -97,8 +97,14 @@ def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
     np.testing.assert_allclose(tape.gradient(loss, y0), by_hand_tape.gradient(expected, y0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS[:2])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "adjoint, per_sample",
+    [
+        ("interpolating", True),
+        ("backsolve", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("interpolating", False), ("backsolve", True)]),
+    ],
+)
 def test_backward_solve_takes_the_forward_steps(adjoint, per_sample):
     """For `y' = y` the backward equation is `a' = -a`: each of its steps multiplies by the same polynomial of the size."""
     weight = tf.constant(1.0, tf.float64)
