@@ -80,8 +80,14 @@ def test_adaptive_solver_takes_the_steps_too_whatever_their_errors():
     assert int(solve(decay, ONE, [0.0, 100.0], solver="tsit5", controller=StepTo([0.0, 1.0, 100.0])).stats["num_steps"]) == 2
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.parametrize(
+    "adjoint, per_sample",
+    [
+        ("checkpointed", True),
+        ("direct", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("checkpointed", False), ("direct", True)]),
+    ],
+)
 def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
     y0 = tf.constant(START[None] if per_sample else START)
     with tf.GradientTape() as tape:
