@@ -187,7 +187,7 @@ def lorenz(stack, t, y, p):
     return stack([p[0] * (y[1] - y[0]), y[0] * (p[1] - y[2]) - y[1], y[0] * y[1] - p[2] * y[2]])
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", quick("checkpointed")[2:])
 def test_discrete_adjoints_are_the_derivative_of_the_steps_of_a_chaotic_system(adjoint):
     parameters, h = np.array([10.0, 28.0, 8 / 3]), 0.01
     found = gradients(
@@ -300,14 +300,15 @@ def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
     assert float(by_rate) == pytest.approx(expected, rel=1e-7)
 
 
-# The casts stand around the network, where no adjoint sees them: each policy with two adjoints.
+# The casts stand around the network, where no adjoint sees them: each policy with two adjoints. The tests of layers train
+# in "mixed_float16" too.
 @pytest.mark.parametrize(
     "adjoint, policy",
     [
         pytest.param("backsolve", "mixed_float16", marks=pytest.mark.slow),
         ("interpolating", "mixed_bfloat16"),
         pytest.param("checkpointed", "mixed_bfloat16", marks=pytest.mark.slow),
-        ("direct", "mixed_float16"),
+        pytest.param("direct", "mixed_float16", marks=pytest.mark.slow),
     ],
 )
 def test_gradients_of_a_dynamics_with_mixed_precision_are_near_those_of_float32(adjoint, policy):
@@ -480,7 +481,7 @@ def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     np.testing.assert_allclose(by_frequency, -end * s + 0.5 * (end * c / w - s / w**2), rtol=1e-7)
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
     # TensorFlow gives silu its derivative by a Python function.
     found = gradients(
