@@ -259,6 +259,7 @@ def test_gradient_of_a_stiff_solve_is_that_of_the_closed_form(name, adjoint):
     np.testing.assert_allclose(by_rate, -0.5 * (0.3 * early + 2 * late), atol=1e-4)
 
 
+@pytest.mark.slow  # the tests of stiff problems have this gradient, and the test above has one of an ESDIRK method
 def test_gradient_of_robertsons_reaction_is_that_of_scipy():
     """By the slow rate, at 1e6: the steps are ten powers of ten longer than the fast time scale."""
     rates = tf.constant(RATES)
