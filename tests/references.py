@@ -19,6 +19,11 @@ def registered(family):
 EXPLICIT, ADAMS, SYMPLECTIC = map(registered, (ExplicitRungeKutta, Adams, Symplectic))
 # The symplectic methods solve for positions and momenta only.
 SOLVERS_OF_ANY_STATE = tuple(name for name in SOLVERS if name not in SYMPLECTIC)
+# These are of the same kind as others, and have nothing but another table.
+LIKE_OTHERS = (
+    *("euler", "midpoint", "heun", "ralston", "dopri5", "dopri8", "vern9", "ab2", "ab3", "ab4", "abm2", "abm3", "abm5"),
+    *("rosenbrock23", "kvaerno5", "kencarp4", "implicit_euler", "trapezoid", "reversible_heun"),
+)
 
 # Three decaying, coupled oscillators' worth of a matrix: no symmetry, so that a transpose in the wrong place shows.
 MATRIX = np.array([[-0.2, 1.0, 0.0], [-1.0, -0.2, 0.5], [0.1, -0.3, -0.4]])

@@ -58,8 +58,9 @@ def test_second_derivative_of_the_time_of_an_event_is_nan_and_not_a_part_of_it()
     assert np.isnan(outer.gradient(gradient, start)).all()
 
 
-# The bouncing ball below has events in the other adjoints.
-@pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
+# The second derivatives above are of "direct", the bouncing ball below is of "checkpointed", and "backsolve" is of one kind
+# with "interpolating".
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_rows_have_their_own_events_and_gradients(adjoint):
     level, start = tf.Variable(0.5, dtype=tf.float64), tf.constant([[1.0], [2.0], [0.1]], tf.float64)
     with tf.GradientTape() as tape:
@@ -319,7 +320,7 @@ def bounce_in_closed_form(step=1e-6):
     return ball(1, 0.8, 1.5), by_height, by_bounciness
 
 
-@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
+@pytest.mark.parametrize("adjoint", quick("checkpointed"))
 def test_bouncing_ball_and_its_gradient_are_those_of_the_closed_form(adjoint):
     found = bounce(tf.constant([1.0, 0.0], tf.float64), tf.constant(0.8, tf.float64), adjoint=adjoint, **TIGHT)
     np.testing.assert_allclose(found, bounce_in_closed_form(), rtol=1e-5)

@@ -11,7 +11,8 @@ import keras_ode
 from keras_ode import Status
 from tests.test_step_sizes import ONE, decay, solve
 
-ADJOINTS = ["interpolating", "backsolve", "checkpointed"]
+# The others have nothing of their own here.
+ADJOINTS = ["interpolating", *(pytest.param(name, marks=pytest.mark.slow) for name in ("backsolve", "checkpointed"))]
 EXACT = np.exp(np.sin(3.0))  # of y' = y cos t, y(0) = 1, and its derivative by y(0)
 
 
@@ -43,13 +44,13 @@ def test_error_of_one_element_among_many_is_seen_by_the_largest_and_hidden_by_th
     assert hidden[1] > 5 * seen[1]
 
 
-@pytest.mark.parametrize("how", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"])
+@pytest.mark.parametrize("how", [lambda f: f, tf.function(jit_compile=True)], ids=["eager", "compiled"])
 def test_function_of_the_user_takes_the_same_steps_as_the_name_that_it_means(how):
     stats = [how(lambda norm=norm: solve(decay, tf.range(1.0, 4.0), [0.0, 5.0], rtol=1e-5, norm=norm).stats)() for norm in ("max", largest)]
     assert int(stats[0]["num_steps"]) == int(stats[1]["num_steps"]) > int(solve(decay, tf.range(1.0, 4.0), [0.0, 5.0]).stats["num_steps"])
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed"])
+@pytest.mark.parametrize("adjoint", ["interpolating", pytest.param("checkpointed", marks=pytest.mark.slow)])
 def test_norm_that_sees_a_part_of_a_nest_takes_the_steps_that_this_takes_alone(adjoint):
     """And so does the backward solve: states and gradients are those of the same steps."""
 

@@ -10,7 +10,8 @@ import tensorflow as tf
 import keras_ode
 from keras_ode.adjoints import Backsolve
 from keras_ode.solvers import SOLVERS
-from tests.references import SOLVERS_OF_ANY_STATE, Counting
+from tests.gradients import quick
+from tests.references import LIKE_OTHERS, SOLVERS_OF_ANY_STATE, Counting
 
 TIMES = np.linspace(0, 5, 6)
 MU = np.array([[0.5], [1.0], [3.0], [8.0]])
@@ -114,11 +115,7 @@ def decay(t, y):
     return y * tf.cos(t)
 
 
-# The others are of the same kinds.
-SLOW_SOLVERS = ("midpoint", "ralston", "dopri5", "ab2", "ab3", "ab4", "abm2", "abm3", "abm5", "reversible_heun")
-
-
-@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW_SOLVERS)) for s in SOLVERS_OF_ANY_STATE])
+@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in LIKE_OTHERS)) for s in SOLVERS_OF_ANY_STATE])
 def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
     start, times = tf.constant([[1.0], [-2.0]], tf.float64), [[0.0, 0.7, 1.5], [1.0, 0.2, 0.0]]
     options = {**OPTIONS, "solver": name, "step_size": None if SOLVERS[name].error_order else 0.1, "rtol": 1e-4, "atol": 1e-4}
@@ -131,10 +128,8 @@ def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
         }
 
 
-ADJOINTS = pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
-
-
-@ADJOINTS
+# "checkpointed" has gradients of rows above.
+@pytest.mark.parametrize("adjoint", quick("interpolating", "backsolve", "direct"))
 def test_gradients_of_rows_with_their_own_grids_and_directions_are_those_of_the_closed_form(adjoint):
     """y' = k y cos t; the last row is padded with its last time."""
     start, k = tf.constant([[1.0], [-2.0], [0.5]], tf.float64), tf.constant(1.5, tf.float64)

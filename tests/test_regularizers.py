@@ -77,7 +77,7 @@ def test_kinetic_energy_is_positive_backward_in_time():
     assert float(layer.losses[0]) == pytest.approx(kinetic_energy(MATRIX, END, 0.0), rel=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_jacobian_estimate_is_one_of_those_that_signs_can_give(adjoint):
     """For `e` of signs, `|M^T e|^2` is `|M|^2` plus or minus twice the product of the rows of `M`."""
     layer = linear(regularizers.JacobianFrobenius(1.0), adjoint=adjoint)
@@ -108,7 +108,14 @@ def test_noise_is_new_at_each_call():
 # Sums over steps
 
 
-@pytest.mark.parametrize("adjoint, per_sample", [("checkpointed", False), ("checkpointed", True), ("direct", True)])
+@pytest.mark.parametrize(
+    "adjoint, per_sample",
+    [
+        ("checkpointed", True),
+        ("direct", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("checkpointed", False), ("direct", True)]),
+    ],
+)
 def test_error_estimates_of_heun_are_half_the_change_of_slope(adjoint, per_sample):
     """Heun's estimate is `h / 2 (f(y + h f) - f(y)) = h^2 / 2 M^2 y`; with it, `y` moves by `I + h M + h^2 M^2 / 2`."""
 
@@ -128,7 +135,7 @@ def test_error_estimates_of_heun_are_half_the_change_of_slope(adjoint, per_sampl
     assert relative_error(gradient, by_differences(expected, MATRIX)) < 1e-8
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
 def test_stiffness_of_a_decay_is_its_rate_at_each_step(adjoint):
     rate = tf.Variable(3.0, dtype="float64")
     layer = ODELayer(
@@ -170,7 +177,7 @@ def test_error_estimates_are_refused_where_there_are_none():
 # What they leave alone
 
 
-@pytest.mark.parametrize("adjoint", quick("backsolve", "checkpointed"))
+@pytest.mark.parametrize("adjoint", quick("backsolve"))
 def test_regularizer_changes_neither_the_steps_nor_the_gradient_of_the_output(adjoint):
     """Loose tolerances: were the penalty under error control, forward or backward, steps would differ."""
     found = []

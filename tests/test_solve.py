@@ -26,6 +26,9 @@ ONE = tf.constant([1.0], tf.float64)
 # Whatever closes over the same variable is traced once for all tests.
 clocked = functools.cache(Clocked)
 counting = functools.cache(Counting)
+# One that counts and sees times, for what is claimed of every solver.
+SEES_TIMES = Clocked(cosine)
+COUNTS_AND_SEES_TIMES = Counting(SEES_TIMES)
 
 
 def solve(dynamics, y0, t, **options):
@@ -41,9 +44,13 @@ def eager(function):
     return function
 
 
-MODES = pytest.mark.parametrize(
-    "how", [eager, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
-)
+def slow(*values):
+    """A case that repeats what others of its test claim."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# Eager code runs the graph that a graph holds.
+MODES = [eager, slow(tf.function), tf.function(jit_compile=True)], ["eager", "graph", "compiled"]
 
 
 # Accuracy
@@ -94,21 +101,21 @@ def test_steps_tried_on_lotka_volterra_are_few():
     assert int(stats["num_steps"]) <= 105  # diffrax takes 104
 
 
-def kepler(t, y):
+def kepler(t, y, concatenate=tf.concat):
     x, v = y[:2], y[2:]
-    return tf.concat([v, -x / tf.norm(x) ** 3], 0)
+    return concatenate([v, -x / (x[0] ** 2 + x[1] ** 2) ** 1.5], 0)
 
 
-def van_der_pol(t, y):
-    return tf.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
+def van_der_pol(t, y, concatenate=tf.concat):
+    return concatenate([y[1:], 5 * (1 - y[:1] ** 2) * y[1:] - y[:1]], 0)
 
 
 @pytest.mark.parametrize("solver, theirs", [("bosh3", "RK23"), ("dopri5", "RK45")])
 @pytest.mark.parametrize("field, y0, end", [(kepler, [0.4, 0.0, 0.0, 2.0], 10.0), (van_der_pol, [2.0, 0.0], 15.0)])
 def test_steps_are_those_of_scipy(field, y0, end, solver, theirs):
     """SciPy has the same methods, error estimate, first step and controller."""
-    solution = solve(field, tf.constant(y0, tf.float64), [0.0, end], solver=solver, rtol=1e-6, atol=1e-6)
-    expected = scipy.integrate.solve_ivp(lambda t, y: field(t, tf.constant(y)).numpy(), (0, end), y0, theirs, rtol=1e-6, atol=1e-6)
+    solution = solve(lambda t, y: field(t, y), tf.constant(y0, tf.float64), [0.0, end], solver=solver, rtol=1e-6, atol=1e-6)
+    expected = scipy.integrate.solve_ivp(lambda t, y: field(t, y, np.concatenate), (0, end), y0, theirs, rtol=1e-6, atol=1e-6)
     assert int(solution.stats["num_accepted"]) == len(expected.t) - 1
     # The last step of ours may be longer by a thousandth.
     np.testing.assert_allclose(solution.ys[-1], expected.y[:, -1], rtol=0, atol=1e-7)
@@ -122,7 +129,7 @@ def test_solution_of_lotka_volterra_is_that_of_scipy():
     np.testing.assert_allclose(ys, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("t", [[0.5, 0.0, -3.0], [0.5, -1.0, -2.0, -3.0]])
+@pytest.mark.parametrize("t", [[0.5, 0.0, -3.0], slow([0.5, -1.0, -2.0, -3.0])])
 @pytest.mark.parametrize("options", [{"rtol": 1e-8, "atol": 1e-8}, {"solver": "rk4", "step_size": 0.01}])
 def test_solve_goes_backward_in_time(t, options):
     ys = solve(cosine, ONE, t, **options).ys[:, 0]
@@ -143,7 +150,7 @@ def test_solution_of_a_linear_system_is_the_matrix_exponential():
 
 
 def test_saved_states_do_not_change_the_steps():
-    few, many = (solve(cosine, ONE, np.linspace(0, 5, n)) for n in (2, 50))
+    few, many = (solve(cosine, ONE, np.linspace(0, 5, n)) for n in (2, 8))
     assert int(few.stats["num_steps"]) == int(many.stats["num_steps"])
     np.testing.assert_array_equal(few.ys[-1], many.ys[-1])
 
@@ -174,7 +181,7 @@ LATE = [390 * 86400.0, 1.7e9]
 
 @pytest.mark.parametrize(
     "how, start",
-    [(eager, LATE[0]), (eager, LATE[1]), (tf.function, LATE[0]), (tf.function(jit_compile=True), LATE[1])],
+    [(eager, LATE[0]), (eager, LATE[1]), slow(tf.function, LATE[0]), (tf.function(jit_compile=True), LATE[1])],
     ids=["eager-month", "eager-date", "graph-month", "compiled-date"],
 )
 def test_times_are_subtracted_before_they_are_rounded(how, start):
@@ -183,7 +190,7 @@ def test_times_are_subtracted_before_they_are_rounded(how, start):
     np.testing.assert_allclose(ys[:, 0], np.exp((start - t) / 100), rtol=1e-4)
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_gradients_by_late_times_are_those_of_the_closed_form(adjoint):
     t = tf.constant(LATE[1] + np.array([0.0, 60.0, 150.0]))  # double precision
     with tf.GradientTape() as tape:
@@ -248,7 +255,7 @@ OF_TIMES = {
 
 
 @pytest.mark.parametrize(
-    "kind, how", [*((kind, eager) for kind in OF_TIMES), *((kind, tf.function) for kind in ("a variable", "a constant"))]
+    "kind, how", [*((kind, eager) for kind in OF_TIMES), ("a variable", tf.function), slow("a constant", tf.function)]
 )
 def test_gradient_reaches_times_whatever_they_are_made_of(kind, how):
     make, source, expected = OF_TIMES[kind]
@@ -265,7 +272,7 @@ def test_gradient_reaches_times_whatever_they_are_made_of(kind, how):
     np.testing.assert_allclose(gradient(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
 def test_saved_time_at_the_end_of_a_step_moves_its_state(adjoint):
     t = tf.constant([0.0, 1.0, 2.0, 3.0])
     with tf.GradientTape() as tape:
@@ -284,7 +291,7 @@ def test_one_time_is_the_end_of_a_solve_from_zero(t):
 
 @pytest.mark.parametrize(
     "adjoint, how",
-    [("backsolve", eager), ("interpolating", eager), ("interpolating", tf.function), ("checkpointed", tf.function), ("direct", eager)],
+    [("backsolve", eager), slow("interpolating", eager), ("interpolating", tf.function), slow("checkpointed", tf.function), ("direct", eager)],
     ids=["backsolve-eager", "interpolating-eager", "interpolating-graph", "checkpointed-graph", "direct-eager"],
 )
 def test_solve_over_no_time_is_the_start_and_moves_with_its_times(adjoint, how):
@@ -343,7 +350,7 @@ ROTATIONS = {
 }
 
 
-@pytest.mark.parametrize("nest", ROTATIONS)
+@pytest.mark.parametrize("nest", [slow("dict"), slow("tuple"), "list", "nested"])  # the last is of dicts and a tuple
 def test_state_may_be_a_nest(nest):
     y0, dynamics = ROTATIONS[nest]
     ys = solve(dynamics, y0, [0.0, 0.5, 1.0], rtol=1e-9, atol=1e-9).ys
@@ -387,7 +394,7 @@ TWO_TIMES, FOUR_TIMES = [0.0, 3.0], [0.0, 1.0, 1.5, 3.0]
         (tf.function, False, TWO_TIMES),
         (tf.function, True, FOUR_TIMES),
         (tf.function(jit_compile=True), False, FOUR_TIMES),
-        (eager, True, TWO_TIMES),
+        slow(eager, True, TWO_TIMES),  # the solvers of the next test are compiled in eager code
         (eager, "auto", FOUR_TIMES),
     ],
     ids=["graph", "graph, solve compiled", "compiled", "eager, solve compiled", "eager, auto"],
@@ -403,7 +410,7 @@ def test_numbers_are_those_of_eager_code(how, jit_compile, t):
     assert tf.nest.map_structure(int, found.stats) == tf.nest.map_structure(int, expected.stats)
 
 
-@pytest.mark.parametrize("solver", ["euler", "bosh3", "dopri8"])
+@pytest.mark.parametrize("solver", ["euler", slow("bosh3"), "dopri8"])
 def test_every_kind_of_solver_compiles(solver):
     options = {"solver": solver, "step_size": 0.1}
     found, expected = (solve(cosine, ONE, [0.0, 0.25, 1.0], jit_compile=jit, **options) for jit in (True, False))
@@ -423,9 +430,9 @@ def test_odeint_gives_the_states_of_solve():
 @pytest.mark.parametrize("solver", EXPLICIT)
 @pytest.mark.parametrize("t", [[0.1, 0.3, 0.7], [0.7, 0.3, 0.1]], ids=["forward", "backward"])
 def test_dynamics_is_never_called_outside_the_interval(solver, t):
-    dynamics = clocked(cosine)
-    solve(dynamics, ONE, t, solver=solver, step_size=0.17)
-    assert dynamics.take() == (0.1, 0.7)
+    SEES_TIMES.take()
+    solve(COUNTS_AND_SEES_TIMES, ONE, t, solver=solver, step_size=0.17 if SOLVERS[solver].error_order is None else None)
+    assert SEES_TIMES.take() == (0.1, 0.7)
 
 
 @hypothesis.settings(max_examples=12, deadline=None)
@@ -522,23 +529,24 @@ def test_batch_may_be_unknown_when_the_graph_is_made():
 # Counting
 
 
-@pytest.mark.parametrize("solver, number", [*((solver, 5) for solver in EXPLICIT), ("tsit5", 2), ("dopri8", 2)])
+@pytest.mark.parametrize("solver, number", [*((solver, 3) for solver in EXPLICIT), ("tsit5", 2), ("dopri8", 2)])
 def test_num_evaluations_is_the_number_of_calls(solver, number):
-    dynamics = counting(lotka_volterra)
+    COUNTS_AND_SEES_TIMES.take()
     step_size = 0.01 if SOLVERS[solver].error_order is None else None
-    solution = solve(dynamics, tf.ones([2], tf.float64), np.linspace(0, 3, number), solver=solver, step_size=step_size)
-    assert int(solution.stats["num_evaluations"]) == dynamics.take() > 10
+    solution = solve(COUNTS_AND_SEES_TIMES, ONE, np.linspace(0, 3, number), solver=solver, step_size=step_size)
+    assert int(solution.stats["num_evaluations"]) == COUNTS_AND_SEES_TIMES.take() > 10
 
 
 def test_num_evaluations_counts_those_of_rejected_steps():
     dynamics = counting(lotka_volterra)
+    dynamics.take()
     stats = solve(dynamics, tf.ones([2], tf.float64), [0.0, 3.0], step_size=3.0).stats
     assert int(stats["num_rejected"]) > 0
     assert int(stats["num_evaluations"]) == dynamics.take()
 
 
 def test_accepted_and_rejected_steps_are_all_steps():
-    stats = solve(lotka_volterra, tf.ones([2], tf.float64), [0.0, 10.0], step_size=3.0).stats
+    stats = solve(counting(lotka_volterra), tf.ones([2], tf.float64), [0.0, 10.0], step_size=3.0).stats
     stats = tf.nest.map_structure(int, stats)
     # First same as last: one evaluation to start, six a step; a first step that is given costs nothing.
     assert stats["num_evaluations"] == 1 + 6 * stats["num_steps"]
@@ -669,7 +677,8 @@ def explosion(t, y):
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
 def test_infinite_field_ends_the_solve_within_a_hundred_tries(value):
-    solution = solve(lambda t, y: tf.fill([1], tf.constant(value, tf.float64)), ONE, [0.0, 1.0], on_failure="nan")
+    value = tf.constant([value], tf.float64)
+    solution = solve(lambda t, y, value: value, ONE, [0.0, 1.0], args=(value,), on_failure="nan")
     assert int(solution.status) == Status.NON_FINITE
     assert int(solution.stats["num_steps"]) <= 100
 
@@ -680,9 +689,12 @@ OF_STEPS = [{}, {"step_size": 0.1}, CONSTANT, {"solver": "euler", "step_size": 0
 @pytest.mark.parametrize(
     "how, dtype, options",
     [
-        *itertools.product([eager], ["float32", "float64"], OF_STEPS),
-        *((tf.function, dtype, options) for dtype, options in zip(["float32", "float64"] * 2, OF_STEPS, strict=True)),
-        *((tf.function(jit_compile=True), dtype, options) for dtype, options in zip(["float64", "float32"], OF_STEPS[::2], strict=True)),
+        *((eager, dtype, options) for dtype, options in zip(["float32", "float64"] * 2, OF_STEPS, strict=True)),
+        *(slow(eager, dtype, options) for dtype, options in zip(["float64", "float32"] * 2, OF_STEPS, strict=True)),
+        (tf.function, "float64", {}),
+        *(slow(tf.function, dtype, options) for dtype, options in zip(["float64", "float32", "float64"], OF_STEPS[1:], strict=True)),
+        (tf.function(jit_compile=True), "float64", {}),
+        slow(tf.function(jit_compile=True), "float32", CONSTANT),
     ],
 )
 def test_field_of_nan_ends_the_solve_within_a_hundred_tries(how, dtype, options):
@@ -735,9 +747,7 @@ def test_error_says_where_why_and_what_to_do(dynamics, options, words):
         solve(dynamics, ONE, [0.0, 1.0], **options)
 
 
-@pytest.fixture(
-    scope="module", params=[eager, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
-)
+@pytest.fixture(scope="module", params=MODES[0], ids=MODES[1])
 def blown_up(request):
     """A solve that cannot reach its end."""
     return request.param(lambda: solve(explosion, ONE, [0.0, 0.5, 0.9, 1.1, 2.0], on_failure="nan", rtol=1e-8, atol=1e-8))()
@@ -766,7 +776,7 @@ def test_time_of_a_blow_up_is_reported():
     assert raised.value.time == pytest.approx(1, abs=1e-6)
 
 
-@MODES
+@pytest.mark.parametrize("how", MODES[0], ids=MODES[1])
 def test_solve_stops_at_max_steps(how):
     @how
     def run():

@@ -12,7 +12,6 @@ from keras_ode import Status
 
 ONE = tf.constant([1.0], tf.float64)
 PULSE = 0.01 * np.sqrt(np.pi)
-ADJOINTS = ["interpolating", "backsolve", "checkpointed", "direct"]
 
 
 def solve(dynamics, y0, t, **options):
@@ -40,7 +39,14 @@ def state_and_gradient(**options):
 # The largest step
 
 
-@pytest.mark.parametrize("adjoint, per_sample", [*((name, False) for name in ADJOINTS), ("interpolating", True), ("backsolve", True)])
+@pytest.mark.parametrize(
+    "adjoint, per_sample",
+    [
+        *[("interpolating", True), ("backsolve", False), ("checkpointed", False), ("direct", False)],
+        pytest.param("interpolating", False, marks=pytest.mark.slow),  # the next test claims this in a graph
+        pytest.param("backsolve", True, marks=pytest.mark.slow),
+    ],
+)
 def test_pulse_is_seen_with_a_largest_step_and_so_is_its_height_by_every_adjoint(adjoint, per_sample):
     y, gradient, _ = state_and_gradient(adjoint=adjoint, per_sample=per_sample, max_step=0.02)
     np.testing.assert_allclose(y, PULSE, rtol=1e-4)
@@ -62,8 +68,14 @@ def test_pulse_as_wide_as_its_name_says_is_seen():
     np.testing.assert_allclose(y, [0.01], rtol=1e-4)
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS[:2])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "adjoint, dtype",
+    [
+        ("backsolve", "float32"),
+        ("interpolating", "float64"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("backsolve", "float64"), ("interpolating", "float32")]),
+    ],
+)
 def test_no_step_forward_or_backward_is_longer_than_the_largest(adjoint, dtype):
     sizes = []
     layer = keras_ode.ODELayer(keras.layers.Dense(1, dtype=dtype), t=(0.0, 1.0), max_step=0.03, adjoint=adjoint, jit_compile=False, dtype=dtype)
@@ -111,7 +123,7 @@ def oscillator(t, y):
     return tf.stack([y[1], -400.0 * y[0]])
 
 
-@pytest.mark.parametrize("how", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"])
+@pytest.mark.parametrize("how", [lambda f: f, tf.function(jit_compile=True)], ids=["eager", "compiled"])
 def test_smallest_step_that_is_not_accurate_enough_ends_the_solve_without_a_number(how):
     y0 = tf.constant([1.0, 0.0], tf.float64)
     run = how(lambda: solve(oscillator, y0, [0.0, 1.0], rtol=1e-8, atol=1e-8, min_step=0.2, on_failure="nan"))
@@ -221,8 +233,18 @@ def row(index):
 SIZES = [0.2, 0.05, 0.01]
 
 
-@pytest.mark.parametrize("options", [{"solver": "rk4"}, {"rtol": 1e-6}], ids=["constant", "first"])
-@pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed"])
+CONSTANT, FIRST = {"solver": "rk4"}, {"rtol": 1e-6}
+
+
+@pytest.mark.parametrize(
+    "adjoint, options",
+    [
+        ("checkpointed", CONSTANT),
+        ("interpolating", FIRST),
+        pytest.param("interpolating", CONSTANT, marks=pytest.mark.slow),
+        pytest.param("checkpointed", FIRST, marks=pytest.mark.slow),
+    ],
+)
 def test_rows_with_step_sizes_of_their_own_are_solved_as_each_alone(options, adjoint):
     y0 = tf.ones([3, 1], tf.float64)
     with tf.GradientTape() as tape:
@@ -323,7 +345,8 @@ def test_constant_step_size_is_given_back():
     assert float(solution.step_size) == 0.1
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "direct"])
+# TensorFlow differentiates "direct", and could go through the step size there.
+@pytest.mark.parametrize("adjoint", [pytest.param("interpolating", marks=pytest.mark.slow), "direct"])
 def test_gradient_goes_through_the_state_and_not_through_the_step_size(adjoint):
     def run(y, restart):
         first = solve(wave, y, [0.0, 1.0], rtol=1e-8, adjoint=adjoint, max_steps=100)

@@ -80,8 +80,14 @@ def test_adaptive_solver_takes_the_steps_too_whatever_their_errors():
     assert int(solve(decay, ONE, [0.0, 100.0], solver="tsit5", controller=StepTo([0.0, 1.0, 100.0])).stats["num_steps"]) == 2
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.parametrize(
+    "adjoint, per_sample",
+    [
+        ("checkpointed", True),
+        ("direct", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("checkpointed", False), ("direct", True)]),
+    ],
+)
 def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
     y0 = tf.constant(START[None] if per_sample else START)
     with tf.GradientTape() as tape:
@@ -97,8 +103,14 @@ def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
     np.testing.assert_allclose(tape.gradient(loss, y0), by_hand_tape.gradient(expected, y0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS[:2])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "adjoint, per_sample",
+    [
+        ("interpolating", True),
+        ("backsolve", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("interpolating", False), ("backsolve", True)]),
+    ],
+)
 def test_backward_solve_takes_the_forward_steps(adjoint, per_sample):
     """For `y' = y` the backward equation is `a' = -a`: each of its steps multiplies by the same polynomial of the size."""
     weight = tf.constant(1.0, tf.float64)

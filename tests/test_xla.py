@@ -64,7 +64,8 @@ def check_solve_and_gradient(how, field):
     np.testing.assert_allclose(gradient, -3 * np.exp(-1), rtol=1e-2)
 
 
-@pytest.mark.parametrize("field", [sparse, segments, printing, loop])
+# A loop is differentiated in the next test.
+@pytest.mark.parametrize("field", [sparse, *(pytest.param(f, marks=pytest.mark.slow) for f in (segments, printing, loop))])
 def test_field_that_xla_cannot_compile_is_solved_and_differentiated(field):
     check_solve_and_gradient(lambda f: f, field)
 

@@ -52,10 +52,16 @@ def eager(function):
     return function
 
 
+def slow(*values):
+    """A case that repeats what others of its test claim."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # Accuracy
 
 
-@pytest.mark.parametrize("solver", ["bosh3", "dopri5", "tsit5", "dopri8"])
+# The backward solve takes steps of a pair of any table: the tests of a hundred times and of failures have others.
+@pytest.mark.parametrize("solver", [slow("bosh3"), slow("dopri5"), "tsit5", slow("dopri8")])
 def test_gradient_of_a_two_layer_tanh_network_is_that_of_complex_steps(solver):
     network, times = TanhNetwork(), np.array([0.0, 1.0])
     expected = network.gradients_by_complex_step(lambda ys: np.sum(ys[-1] ** 2), times)
@@ -112,6 +118,7 @@ def test_gradients_of_the_later_times_are_those_of_the_matrix_exponential(linear
     assert relative_error(found["times"][1:], expected["times"][1:]) < LINEAR_TOLERANCE
 
 
+@pytest.mark.slow  # rows with grids of their own claim this
 def test_gradients_of_times_are_right_where_the_dynamics_depends_on_time():
     # y' = y cos t: y(t) = y0 exp(sin t - sin t0).
     t = tf.Variable([0.3, 1.1, 2.5], dtype=tf.float64)
@@ -154,7 +161,7 @@ def expected_at_a_hundred_times():
 
 
 @pytest.mark.parametrize("tolerance", TOLERANCES)
-@pytest.mark.parametrize("solver", ["tsit5", "dopri5"])
+@pytest.mark.parametrize("solver", ["dopri5", slow("tsit5")])
 def test_gradients_with_a_hundred_saved_times_follow_the_tolerance(solver, tolerance):
     found = linear_solve(HUNDRED, eager, solver=solver, rtol=tolerance, atol=tolerance)
     expected = expected_at_a_hundred_times()
@@ -163,7 +170,7 @@ def test_gradients_with_a_hundred_saved_times_follow_the_tolerance(solver, toler
     assert max(relative_error(found[name], expected[name]) for name in found) < 50 * tolerance
 
 
-@pytest.mark.parametrize("solver, number", [("euler", 5), ("midpoint", 5), ("rk4", 2), ("rk4", 5), ("tsit5", 5)])
+@pytest.mark.parametrize("solver, number", [slow("euler", 5), ("midpoint", 2), slow("rk4", 2), ("rk4", 5), slow("tsit5", 5)])
 def test_gradient_through_constant_steps_converges_with_the_order_of_the_method(solver, number):
     order = keras_ode.solvers.get(solver).order
     times = np.linspace(0, 1, number)
@@ -221,7 +228,10 @@ def backward_evaluations(f, start, times, solver, tolerance):
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
-@pytest.mark.parametrize("equation, solver", [*((equation, "tsit5") for equation in EQUATIONS), ("network", "dopri5")])
+@pytest.mark.parametrize(
+    "equation, solver",
+    [("network", "tsit5"), ("network long", "tsit5"), ("lotka volterra", "tsit5"), slow("linear", "tsit5"), slow("network", "dopri5")],
+)
 def test_backward_evaluations_with_a_hundred_saved_times_are_about_twice_those_with_two_at_most(equation, solver, tolerance):
     dynamics, start, end = EQUATIONS[equation]
     few = backward_evaluations(dynamics, start, np.linspace(0, end, 2), solver, tolerance)
@@ -279,7 +289,7 @@ def test_bad_option_of_the_backward_solve_is_refused_with_what_was_received(name
 
 
 # In graphs, plain and compiled, the tests of all adjoints make this claim.
-@pytest.mark.parametrize("how, number", [(tf.function, 5), (eager, 2)], ids=["graph", "eager"])
+@pytest.mark.parametrize("how, number", [slow(tf.function, 5), (eager, 2)], ids=["graph", "eager"])
 def test_gradients_where_only_the_solve_is_compiled_are_those_of_eager_code(how, number):
     times = np.linspace(0, 2, number)
     found = linear_solve(times, how, jit_compile=True)
@@ -289,6 +299,7 @@ def test_gradients_where_only_the_solve_is_compiled_are_those_of_eager_code(how,
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow  # a case of all adjoints claims this
 def test_float32_gradients_are_those_of_float64_within_their_rounding():
     start = tf.constant(START, tf.float32)
     matrix = tf.constant(MATRIX, tf.float32)
@@ -305,6 +316,7 @@ def test_float32_gradients_are_those_of_float64_within_their_rounding():
 # Composition
 
 
+@pytest.mark.slow  # a case of all adjoints claims this
 def test_gradient_goes_through_two_stacked_solves():
     first, second = tf.Variable(MATRIX), tf.Variable(MATRIX.T * 0.5)
     start = tf.constant(START)
@@ -323,6 +335,7 @@ def test_gradient_goes_through_two_stacked_solves():
     np.testing.assert_allclose(by_second, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow  # a case of all adjoints claims this
 def test_one_dynamics_solved_twice_gets_the_sum_of_both_gradients():
     rate = tf.Variable(0.5, dtype=tf.float64)
     options = {"rtol": 1e-9, "atol": 1e-9, **PLAIN}
@@ -348,8 +361,8 @@ NEAR_ZERO = {
 
 @pytest.mark.parametrize(
     "name, solver, checkpoints",
-    [("from zero", "tsit5", 32), ("from zero", "bosh3", 32), ("to zero", "tsit5", 0), ("to zero", "bosh3", 0),
-     ("to zero", "dopri5", 0), ("padded", "tsit5", 0)],
+    [("from zero", "tsit5", 32), slow("from zero", "bosh3", 32), slow("to zero", "tsit5", 0), ("to zero", "bosh3", 0),
+     slow("to zero", "dopri5", 0), ("padded", "tsit5", 0)],
 )  # fmt: skip
 def test_state_that_passes_through_zero_has_not_drifted(name, solver, checkpoints):
     dynamics, y0, end, expected = NEAR_ZERO[name]
@@ -382,7 +395,7 @@ def test_drift_of_a_small_element_is_seen_beside_a_large_one():
 
 @pytest.mark.parametrize(
     "how, times",
-    [(eager, [0.0, 2.0]), (tf.function, [0.0, 0.5, 2.0]), (tf.function(jit_compile=True), [0.0, 0.5, 2.0])],
+    [(eager, [0.0, 2.0]), slow(tf.function, [0.0, 0.5, 2.0]), (tf.function(jit_compile=True), [0.0, 0.5, 2.0])],
     ids=["eager, two times", "graph, three times", "compiled, three times"],
 )
 def test_gradients_of_a_failed_solve_are_nan(how, times):
@@ -442,9 +455,9 @@ class ODECell(keras.layers.Layer):
 @pytest.mark.parametrize(
     "how, solve_jit_compile",
     [
-        (eager, False),
-        (tf.function, False),
-        pytest.param(tf.function, True, marks=pytest.mark.slow),
+        slow(eager, False),
+        slow(tf.function, False),  # training, below, runs the layer in a graph
+        slow(tf.function, True),
         (tf.function(jit_compile=True), False),
     ],
     ids=["eager", "graph", "graph, solve compiled", "compiled"],

@@ -187,7 +187,7 @@ def lorenz(stack, t, y, p):
     return stack([p[0] * (y[1] - y[0]), y[0] * (p[1] - y[2]) - y[1], y[0] * y[1] - p[2] * y[2]])
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", quick("checkpointed")[2:])
 def test_discrete_adjoints_are_the_derivative_of_the_steps_of_a_chaotic_system(adjoint):
     parameters, h = np.array([10.0, 28.0, 8 / 3]), 0.01
     found = gradients(
@@ -234,7 +234,8 @@ def flow_gradient(matrix, start, cotangent):
     return scipy.linalg.expm_frechet(matrix.T, start.T @ cotangent, compute_expm=False)
 
 
-@EVERY
+# That gradients go on from layer to layer, and add up, is no matter of the adjoint: each is in one of two tests.
+@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
 def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoint):
     first, second = MATRIX, MATRIX.T / 2
     model = keras.Sequential([linear_layer(first, adjoint), linear_layer(second, adjoint)])
@@ -249,7 +250,7 @@ def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoin
     assert max(map(relative_error, found, expected)) < 1e-6
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
 def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint):
     first = linear_layer(MATRIX, adjoint)
     options = {"max_steps": 64, "jit_compile": False, **TIGHT}
@@ -261,7 +262,7 @@ def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint)
     assert relative_error(tape.gradient(loss, first.dynamics.kernel.value), expected) < 1e-6
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     layer = linear_layer(MATRIX, adjoint)
     layer.dynamics.trainable = False
@@ -273,7 +274,7 @@ def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     assert relative_error(tape.gradient(loss, start), expected) < 1e-6
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
     # q' = w p, p' = -w q: a turn by the angle w t.
     start = {"q": tf.constant([1.0, 2.0], tf.float64), "p": tf.constant([3.0, -1.0], tf.float64)}
@@ -299,14 +300,15 @@ def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
     assert float(by_rate) == pytest.approx(expected, rel=1e-7)
 
 
-# The casts stand around the network, where no adjoint sees them: each policy with two adjoints.
+# The casts stand around the network, where no adjoint sees them: each policy with two adjoints. The tests of layers train
+# in "mixed_float16" too.
 @pytest.mark.parametrize(
     "adjoint, policy",
     [
         pytest.param("backsolve", "mixed_float16", marks=pytest.mark.slow),
         ("interpolating", "mixed_bfloat16"),
         pytest.param("checkpointed", "mixed_bfloat16", marks=pytest.mark.slow),
-        ("direct", "mixed_float16"),
+        pytest.param("direct", "mixed_float16", marks=pytest.mark.slow),
     ],
 )
 def test_gradients_of_a_dynamics_with_mixed_precision_are_near_those_of_float32(adjoint, policy):
@@ -376,7 +378,7 @@ def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
 @pytest.mark.parametrize(
     "how, number",
     [
-        (tf.function, 10),
+        pytest.param(tf.function, 10, marks=pytest.mark.slow),  # every adjoint takes a step of `fit` in a graph, below
         (compiled, 10),
         pytest.param(tf.function, 2, marks=pytest.mark.slow),
         pytest.param(compiled, 2, marks=pytest.mark.slow),
@@ -431,7 +433,12 @@ class Lazy(keras.layers.Layer):
 
 @pytest.mark.parametrize(
     "adjoint, how",
-    [("backsolve", tf.function), ("interpolating", eager), ("checkpointed", tf.function), ("direct", eager)],
+    [
+        pytest.param("backsolve", tf.function, marks=pytest.mark.slow),
+        ("interpolating", eager),
+        ("checkpointed", tf.function),
+        pytest.param("direct", eager, marks=pytest.mark.slow),
+    ],
     ids=["backsolve-graph", "interpolating-eager", "checkpointed-graph", "direct-eager"],
 )
 def test_gradients_of_unused_parameters_are_zero(adjoint, how):
@@ -474,7 +481,7 @@ def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     np.testing.assert_allclose(by_frequency, -end * s + 0.5 * (end * c / w - s / w**2), rtol=1e-7)
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
     # TensorFlow gives silu its derivative by a Python function.
     found = gradients(
@@ -617,7 +624,7 @@ def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint, pe
     assert float(gradient_of_a_mean(adjoint, per_sample)) == pytest.approx(5 * (np.cos(10) - np.sin(10)), abs=0.1)
 
 
-@pytest.mark.parametrize("per_sample", [True, False])
+@pytest.mark.parametrize("per_sample", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_gradient_of_a_mean_by_the_start_of_each_row_is_within_the_tolerance(per_sample):
     """There are no parameters, whose integrals would keep the backward steps short; nothing but the cotangents does."""
     by_start, _ = gradients(

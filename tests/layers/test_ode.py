@@ -208,9 +208,11 @@ def test_symbolic_call_with_times_knows_its_shape():
 # Training
 
 
-# Without time, `fit` is compared below in eager code, in the plain graph and compiled.
-@pytest.mark.parametrize("make", [Timed, pytest.param(untimed, marks=pytest.mark.slow)], ids=["of time", "without time"])
-@pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
+# Without time, `fit` is compared below in eager code, in the plain graph and compiled; with it, the loss falls in the next
+# test, and in the one of a functional model.
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Timed, untimed], ids=["of time", "without time"])
+@pytest.mark.parametrize("jit_compile", [True, False])
 def test_loss_falls_in_fit(jit_compile, make):
     losses = new_model(make, jit_compile).fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
     # The target's variance is one: a constant would do no better.
@@ -314,6 +316,7 @@ A = np.array([[-0.2, 1.0], [-0.7, 0.1]])
 B = np.array([[0.3, -0.5], [0.4, 0.2]])
 
 
+@pytest.mark.slow  # the tests of all adjoints claim this
 def test_gradients_of_two_layers_in_one_model_are_those_of_the_matrix_exponentials():
     first, second = linear(A), linear(B)
     options = {"rtol": 1e-9, "atol": 1e-9, "dtype": "float64", "jit_compile": False}
