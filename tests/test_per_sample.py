@@ -128,6 +128,16 @@ def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
         }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOLVERS_OF_ANY_STATE)
+def test_rows_of_every_solver_are_the_same_under_xla(name):
+    """The first row goes forward in time and the other one back."""
+    start, times = tf.constant([[1.0], [-2.0]], tf.float64), [[0.0, 0.7, 1.5], [1.0, 0.2, 0.0]]
+    options = {"solver": name, "step_size": None if SOLVERS[name].error_order else 0.1, "rtol": 1e-4, "atol": 1e-4}
+    run = lambda y: keras_ode.odeint(decay, y, times, per_sample=True, max_steps=200, **options)
+    np.testing.assert_allclose(tf.function(run, jit_compile=True)(start), run(start), rtol=1e-9)
+
+
 # "checkpointed" has gradients of rows above.
 @pytest.mark.parametrize("adjoint", quick("interpolating", "backsolve", "direct"))
 def test_gradients_of_rows_with_their_own_grids_and_directions_are_those_of_the_closed_form(adjoint):

@@ -123,8 +123,6 @@ def _weights():
     for j in range(_MOST):
         product *= np.poly1d([1.0, j - 1.0]) / (j + 1.0)
         rows[j, : j + 1] = product.coeffs[::-1][1 : j + 2]
-    rows[0] = 0
-    rows[0, 0] = 1
     return rows
 
 
