@@ -1,12 +1,11 @@
 """What XLA cannot compile runs in a plain graph by default, and is named where the user asks for XLA."""
 
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_ode
+from keras_ode import execution
 from keras_ode.xla import why_not_compiled
 
 Y0 = tf.constant([1.0, 2.0])
@@ -99,9 +98,8 @@ def test_strings_among_the_arguments_are_solved():
 def test_compiler_that_fails_is_asked_once(monkeypatch):
     """What the check does not know of: the second solve, which is to be compiled, falls back, and the next does not try again."""
     monkeypatch.setattr("keras_ode.programs.STEPS_BEFORE_COMPILING", 1)
-    built = []  # the package's attribute `solve` is the function, not the module
-    original = sys.modules["keras_ode.solve"]._function
-    monkeypatch.setattr(sys.modules["keras_ode.solve"], "_function", lambda *a: (built.append(a[1].may_compile), original(*a))[1])
+    built, original = [], execution._function
+    monkeypatch.setattr(execution, "_function", lambda *a: (built.append(a[1].may_compile), original(*a))[1])
     monkeypatch.setattr("keras_ode.vector_field.why_not_compiled", lambda graph, fingerprint: None)
     field = lambda t, y: -2 * tf.math.segment_sum(y, [0, 1])
     for expected in ([True], [True, False], [True, False]):
