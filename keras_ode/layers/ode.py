@@ -149,18 +149,22 @@ class ODELayer(keras.Layer):
         self.norm = keras.saving.deserialize_keras_object(norm) if isinstance(norm, dict) else norm
         check_norm(self.norm)
         self.jacobian = keras.saving.deserialize_keras_object(jacobian) if isinstance(jacobian, dict) else jacobian
-        check_takes_jacobian(jacobian, self.solver)
         check_is_number(step_size)
         dtype = tf.as_dtype(self.variable_dtype)
         checked_method(self.solver, rtol, atol, self.controller, step_size, max_steps, dtype, max_step, min_step)
         self.regularizers = regularizers.get_all(regularizer)
+        self._check_options()
+        self._needs_noise = any(r.needs_noise for r in self.regularizers)
+        if self._needs_noise or self.random_end_time is not None:
+            self.seed_generator = keras.random.SeedGenerator()
+
+    def _check_options(self):
+        """Refuses options that do not go together."""
+        check_takes_jacobian(self.jacobian, self.solver)
         regularizers.check_supported(self.regularizers, self.solver, self.adjoint)
         if self.mass_matrix is not None:
             mass_matrices.check_solver(self.mass_matrix, self.solver)
             mass_matrices.check_rest(self.mass_matrix, self.adjoint, None, self.jump_times, self.regularizers)
-        self._needs_noise = any(r.needs_noise for r in self.regularizers)
-        if self._needs_noise or self.random_end_time is not None:
-            self.seed_generator = keras.random.SeedGenerator()
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, y, t=None, args=(), *, jump_times=None, **options):
