@@ -82,7 +82,8 @@ def of_floor(facts):
 
 
 # Whom the others are compared with.
-REFERENCE = Contestant("reference", "diffrax", {"adjoint": "checkpointed", "float64": True, "tolerance": 1e-9})
+_EXACT = {"adjoint": "checkpointed", "float64": True, "tolerance": 1e-9, "max_steps": 100_000}
+REFERENCE = Contestant("reference", "diffrax", _EXACT)
 
 
 class Process:

@@ -29,7 +29,7 @@ def build(workload, options):
         adjoint = diffrax.BacksolveAdjoint(solver=diffrax.Dopri5(), stepsize_controller=controller)
     else:
         adjoint = diffrax.RecursiveCheckpointAdjoint()
-    solver = diffrax.Kvaerno5() if workload.stiff else diffrax.Dopri5()
+    solver = getattr(diffrax, options.get("solver", "Kvaerno5" if workload.stiff else "Dopri5"))()
     term = diffrax.ODETerm(lambda t, y, weights: workload.field(Operations, t, y, *weights))
 
     def solve(y0, weights):
@@ -44,7 +44,7 @@ def build(workload, options):
             saveat=diffrax.SaveAt(ts=times[1:]),
             stepsize_controller=diffrax.PIDController(**tolerances),
             adjoint=adjoint,
-            max_steps=100_000 if options.get("float64") else 4096,
+            max_steps=options.get("max_steps", 4096),
         )
         return solution.ys
 

@@ -21,6 +21,7 @@ def build(workload, options):
             solver=options.get("solver", "dopri5"),
             rtol=workload.tolerance,
             atol=workload.tolerance,
+            max_steps=options.get("max_steps", 4096),
             adjoint=options["adjoint"],
             per_sample=options["per_sample"],
             jit_compile="auto" if options["mode"] == "auto" else False,

@@ -14,7 +14,7 @@ def build(workload, options):
     if options["adjoint"] == "seminorm":
         extra["adjoint_options"] = {"norm": "seminorm"}
 
-    method = "scipy_solver" if workload.stiff else "dopri5"
+    method = "scipy_solver" if workload.stiff else options.get("solver", "dopri5")
     if workload.stiff:
         extra["options"] = {"solver": "Radau"}
 

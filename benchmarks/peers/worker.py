@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from benchmarks.peers.workloads import workloads
+from benchmarks.peers.workloads import grown, workloads
 
 
 def megabytes(what):
@@ -63,8 +63,11 @@ def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # What libraries print is no answer.
     module, options = importlib.import_module(f"benchmarks.peers.{sys.argv[1]}"), json.loads(sys.argv[2])
-    workload = workloads()[options["workload"]]
+    workload = grown(*options["grown"]) if "grown" in options else workloads()[options["workload"]]
     workload = workload._replace(tolerance=options.get("tolerance", workload.tolerance))
+    if options.get("float64"):
+        y0, times, weights = workload.y0.astype("float64"), workload.times.astype("float64"), workload.weights
+        workload = workload._replace(y0=y0, times=times, weights=tuple(w.astype("float64") for w in weights))
     train, infer = module.build(workload, options)
     for line in sys.stdin:
         command, *seconds = line.split()

@@ -73,6 +73,11 @@ def relaxation(ops, t, y, rates, *weights):
     return mlp(ops, t, y, *weights) - rates * y
 
 
+def rotation(ops, t, y, turn, *weights):
+    """A network that disturbs a rotation: as many steps as turns, at any time."""
+    return y @ turn + 0.1 * mlp(ops, t, y, *weights)
+
+
 def mean_square(ops, ys):
     return ops.mean(ys**2)
 
@@ -130,3 +135,22 @@ def workloads():
             per_sample=True, stiff=True,
         ),
     }  # fmt: skip
+
+
+# What grows in the curves of growth, and its values.
+GROWTH = {
+    "time units": (1, 10, 100, 1000),
+    "saved times": (1, 10, 100, 1000),
+    "rows": (32, 256, 2048, 16384),
+    "parameters": (1_000, 10_000, 100_000, 1_000_000),
+}
+
+
+def grown(quantity, value):
+    """The workload of a curve of growth: a disturbed rotation, or the network "small"."""
+    if quantity == "time units":
+        turn = np.array([[0, 2], [-2, 0]], "float32")
+        return Workload(quantity, rotation, _normal(1, 32, 2), _times(value), (turn, *_dense(2, 32, 2)), mean_square)
+    saved, rows = (value if quantity == name else default for name, default in (("saved times", 1), ("rows", 128)))
+    width = round((value + 16) ** 0.5 - 4) if quantity == "parameters" else 64  # 2-w-w-2 has w^2 + 6 w + 2 weights
+    return Workload(quantity, mlp, _normal(1, rows, 2), _times(1, saved), _dense(2, width, width, 2), mean_square)
