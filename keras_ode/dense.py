@@ -119,7 +119,12 @@ def constant(y, degree, rank):
 
 def evaluate(leaves, theta):
     """The values of polynomials at `theta`, scalar or `[B]`."""
-    return tuple(_horner(tf.unstack(leaf, axis=theta.shape.rank), theta) for leaf in leaves)
+    return values([tf.unstack(leaf, axis=theta.shape.rank) for leaf in leaves], theta)
+
+
+def values(coefficients, theta):
+    """The values of polynomials, of each a list of its coefficients."""
+    return tuple(_horner(each, theta) for each in coefficients)
 
 
 def slope(leaves, theta):

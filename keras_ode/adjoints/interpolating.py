@@ -21,6 +21,8 @@ from keras_ode.solvers.systems import is_large
 
 # A backward step may be so many times as long as the steps that the errors of the forward solve allowed on its way.
 _MOST_ALLOWED = 5
+# From so many elements on, the time of an operation on a leaf is that of its arithmetic.
+_LARGE = 4096
 
 
 class Interpolating(FirstOrderAdjoint):
@@ -87,13 +89,39 @@ class _Progress(NamedTuple):
 
 
 class _Polynomials(History):
-    """Keeps the interpolants of steps as polynomials."""
+    """Keeps the interpolants of steps as polynomials, the coefficients of large leaves one by one.
+
+    XLA would compute the coefficients of a stack in one loop, with a branch for each number.
+    """
 
     def keep(self, step, size, carry):
-        return self.problem.method.solver.polynomials(step, size)
+        return self._apart(self.problem.method.solver.polynomials(step, size))
 
     def like(self):
-        return dense.constant(self.problem.y, self.problem.method.solver.degree, self.problem.times.shape.rank - 1)
+        return self._apart(dense.constant(self.problem.y, self.problem.method.solver.degree, self._axis))
+
+    def evaluate(self, kept, n, theta):
+        """The state at `theta` in step `n`, of what is kept of the steps."""
+        degree, coefficients = self.problem.method.solver.degree, []
+        taken = iter([tree.take(x, n % self.capacity) for x in kept])
+        for leaf in self.problem.y:
+            apart = _is_large(leaf)
+            coefficients.append([next(taken) for _ in range(degree + 1)] if apart else tf.unstack(next(taken), axis=self._axis))
+        return dense.values(coefficients, theta)
+
+    def _apart(self, polynomials):
+        kept = []
+        for leaf, polynomial in zip(self.problem.y, polynomials, strict=True):
+            kept += tf.unstack(polynomial, axis=self._axis) if _is_large(leaf) else [polynomial]
+        return tuple(kept)
+
+    @property
+    def _axis(self):
+        return self.problem.times.shape.rank - 1
+
+
+def _is_large(leaf):
+    return leaf.shape.is_fully_defined() and leaf.shape.num_elements() >= _LARGE
 
 
 class _Block:
@@ -202,7 +230,7 @@ class _Block:
         interval = self.replay.interval(n)
         length = interval.until - interval.since
         theta = (since - interval.since) / tf.where(length > 0, length, 1)
-        return dense.evaluate(tuple(tree.take(leaf, n % self.history.capacity) for leaf in self.polynomials), theta)
+        return self.history.evaluate(self.polynomials, n, theta)
 
     def time(self, since):
         return self.replay.clock.time(since)
