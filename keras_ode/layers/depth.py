@@ -55,7 +55,7 @@ class DepthVarying(keras.Layer):
         self.t = tuple(float(x) for x in t)
         if len(self.t) != 2 or not np.all(np.isfinite(self.t)) or not self.t[0] < self.t[1]:
             raise ValueError(f"t must be two increasing times. Received: t={t!r}")
-        self.num_pieces, self.kind = _checked_count("num_pieces", num_pieces), kind
+        self.num_pieces, self.kind = checked_count("num_pieces", num_pieces), kind
         self.knots = np.linspace(*self.t, self.num_pieces + 1)
         self.layers = copies(layer, self.num_pieces + (kind == "linear"))
 
@@ -143,7 +143,7 @@ class ResidualBlocks(keras.Layer):
     def __init__(self, layer, num_blocks, shared=False, **kwargs):
         super().__init__(**kwargs)
         check_layer(layer)
-        self.num_blocks, self.shared = _checked_count("num_blocks", num_blocks), bool(shared)
+        self.num_blocks, self.shared = checked_count("num_blocks", num_blocks), bool(shared)
         self.supports_masking = True
         self.layers = copies(layer, 1 if shared else self.num_blocks)
 
@@ -186,7 +186,7 @@ def _scalar(dtype):
     return keras.KerasTensor((), dtype)
 
 
-def _checked_count(name, count):
+def checked_count(name, count):
     if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{name} must be a positive whole number. Received: {name}={count!r}")
     return int(count)

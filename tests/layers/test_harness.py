@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 import keras_ode
-from keras_ode.layers import ODERNN, Augment, ConcatSquash, DepthVarying, ResidualBlocks, TimeDense, TimeSequential
+from keras_ode.layers import (
+    ODERNN,
+    Augment,
+    ConcatSquash,
+    DepthVarying,
+    LinearMultistepBlocks,
+    ResidualBlocks,
+    TimeDense,
+    TimeSequential,
+)
 
 testing = pytest.importorskip("keras.src.testing")  # not public: Keras may move it
 
@@ -20,6 +29,7 @@ FAST = {"solver": "euler", "step_size": 0.5, "adjoint": "direct", "max_steps": 8
 CASES = {
     "ODELayer": (keras_ode.ODELayer, lambda: {"dynamics": dense(), **FAST}, (4, 2), {}),
     "ResidualBlocks": (ResidualBlocks, lambda: {"layer": dense(), "num_blocks": 2}, (4, 2), {}),
+    "LinearMultistepBlocks": (LinearMultistepBlocks, lambda: {"layer": dense(), "num_blocks": 2, "survival": 0.5}, (4, 2), {}),
     "Augment": (Augment, lambda: {"num_channels": 1}, (4, 2), {}),
     "ODERNN": (
         ODERNN,
