@@ -5,4 +5,5 @@ from keras_ode.layers.depth import DepthVarying, ResidualBlocks
 from keras_ode.layers.multistep import LinearMultistepBlocks
 from keras_ode.layers.ode import ODELayer
 from keras_ode.layers.rnn import ODERNN
+from keras_ode.layers.stable import AntisymmetricDynamics, HamiltonianBlocks, LeapfrogBlocks
 from keras_ode.layers.time import ConcatSquash, TimeConv2D, TimeDense, TimeSequential

@@ -9,9 +9,12 @@ import pytest
 import keras_ode
 from keras_ode.layers import (
     ODERNN,
+    AntisymmetricDynamics,
     Augment,
     ConcatSquash,
     DepthVarying,
+    HamiltonianBlocks,
+    LeapfrogBlocks,
     LinearMultistepBlocks,
     ResidualBlocks,
     TimeDense,
@@ -30,6 +33,9 @@ CASES = {
     "ODELayer": (keras_ode.ODELayer, lambda: {"dynamics": dense(), **FAST}, (4, 2), {}),
     "ResidualBlocks": (ResidualBlocks, lambda: {"layer": dense(), "num_blocks": 2}, (4, 2), {}),
     "LinearMultistepBlocks": (LinearMultistepBlocks, lambda: {"layer": dense(), "num_blocks": 2, "survival": 0.5}, (4, 2), {}),
+    "AntisymmetricDynamics": (AntisymmetricDynamics, lambda: {"gamma": 0.1}, (4, 2), {}),
+    "HamiltonianBlocks": (HamiltonianBlocks, lambda: {"num_blocks": 2}, (4, 2), {}),
+    "LeapfrogBlocks": (LeapfrogBlocks, lambda: {"num_blocks": 2}, (4, 2), {}),
     "Augment": (Augment, lambda: {"num_channels": 1}, (4, 2), {}),
     "ODERNN": (
         ODERNN,
