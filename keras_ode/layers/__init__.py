@@ -2,6 +2,7 @@
 
 from keras_ode.layers.augment import Augment
 from keras_ode.layers.depth import DepthVarying, ResidualBlocks
+from keras_ode.layers.mechanics import HamiltonianDynamics, LagrangianDynamics, SecondOrderDynamics
 from keras_ode.layers.multistep import LinearMultistepBlocks
 from keras_ode.layers.ode import ODELayer
 from keras_ode.layers.rnn import ODERNN

@@ -14,9 +14,12 @@ from keras_ode.layers import (
     ConcatSquash,
     DepthVarying,
     HamiltonianBlocks,
+    HamiltonianDynamics,
+    LagrangianDynamics,
     LeapfrogBlocks,
     LinearMultistepBlocks,
     ResidualBlocks,
+    SecondOrderDynamics,
     TimeDense,
     TimeSequential,
 )
@@ -67,6 +70,9 @@ def test_layer_passes_the_checks_of_keras(case):
         (ConcatSquash, lambda: {"units": 2}),
         (TimeSequential, lambda: {"layers": [TimeDense(4), keras.layers.Dense(2)]}),
         (DepthVarying, lambda: {"layer": dense(), "num_pieces": 2}),
+        (HamiltonianDynamics, lambda: {"layer": keras.layers.Dense(1, activation="tanh")}),
+        (LagrangianDynamics, lambda: {"layer": keras.layers.Dense(1, activation="tanh")}),
+        (SecondOrderDynamics, lambda: {"layer": keras.layers.Dense(1)}),
         (DepthVarying, lambda: {"layer": TimeDense(2), "num_pieces": 2, "kind": "linear"}),
     ],
 )
