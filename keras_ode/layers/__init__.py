@@ -1,6 +1,7 @@
 """Layers for differential equations and their dynamics."""
 
 from keras_ode.layers.augment import Augment
+from keras_ode.layers.cde import NeuralCDE
 from keras_ode.layers.depth import DepthVarying, ResidualBlocks
 from keras_ode.layers.mechanics import HamiltonianDynamics, LagrangianDynamics, SecondOrderDynamics
 from keras_ode.layers.multistep import LinearMultistepBlocks

@@ -18,6 +18,7 @@ from keras_ode.layers import (
     LagrangianDynamics,
     LeapfrogBlocks,
     LinearMultistepBlocks,
+    NeuralCDE,
     ResidualBlocks,
     SecondOrderDynamics,
     TimeDense,
@@ -53,6 +54,20 @@ CASES = {
         {},
     ),
 }
+
+
+# These attach no mask: missing values are NaN.
+UNMASKED = {
+    "NeuralCDE": (NeuralCDE, lambda: {"dynamics": keras.layers.Dense(4, activation="tanh"), "units": 2, **FAST}, (4, 3, 1), {}),
+}
+
+
+@pytest.mark.parametrize("case", UNMASKED)
+def test_layer_without_masks_passes_the_checks_of_keras(case):
+    layer, arguments, shape, call = UNMASKED[case]
+    harness = testing.TestCase()
+    harness.setUp()
+    harness.run_layer_test(layer, arguments(), input_shape=shape, call_kwargs=call, supports_masking=False)
 
 
 @pytest.mark.parametrize("case", CASES)
