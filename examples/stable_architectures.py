@@ -43,7 +43,8 @@ def build_blocks(kind, num_blocks, step_size, **options):
 
 
 def fitted(blocks, head, points, labels, epochs):
-    model = keras.Sequential([keras.Input([2]), Augment(WIDTH - 2), blocks, head])
+    scale = keras.layers.Rescaling(2 / np.std(points))
+    model = keras.Sequential([keras.Input([2]), scale, Augment(WIDTH - 2), blocks, head])
     schedule = keras.optimizers.schedules.CosineDecay(1e-2, epochs * len(points) // 100)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(schedule), loss, metrics=["accuracy"])
@@ -75,7 +76,7 @@ def eigenvalues(kind, blocks, y):
             return tf.concat([z, -tf.tanh(y @ tf.transpose(kernel) + bias) @ kernel], axis=1)
         return tf.concat([tf.tanh(z @ tf.transpose(kernel) + bias), -tf.tanh(y @ kernel + bias)], axis=1)
 
-    x = tf.constant(y if kind in ("residual", "antisymmetric") else np.concatenate([y, 0 * y], axis=1))
+    x = y if kind in ("residual", "antisymmetric") else tf.concat([y, 0 * y], axis=1)
     found = []
     for n in range(blocks.num_blocks):
         with tf.GradientTape() as tape:
@@ -131,7 +132,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    names, depth, epochs, num_seeds = (["ellipses"], 8, 8, 1) if arguments.quick else (list(CLASSES), 32, 60, 3)
+    names, depth, epochs, num_seeds = (["ellipses"], 8, 8, 1) if arguments.quick else (list(CLASSES), 32, 40, 3)
     depths = [2**n for n in range(4, 8 if arguments.quick else 11)]
     arguments.output.mkdir(parents=True, exist_ok=True)
 
@@ -141,9 +142,8 @@ def main():
     for name in names:
         for kind in KINDS:
             runs = [trained(kind, name, depth, epochs, seed) for seed in seeds]
-            accuracies, blocks = [accuracy for _, accuracy, _ in runs], runs[0][0].layers[1]
-            states = np.pad(getattr(datasets, name)(20, seed=1)[0], [(0, 0), (0, WIDTH - 2)])
-            values = eigenvalues(kind, blocks, states)
+            accuracies, blocks = [accuracy for _, accuracy, _ in runs], runs[0][0].layers[-2]
+            values = eigenvalues(kind, blocks, runs[0][0].layers[1](runs[0][0].layers[0](getattr(datasets, name)(20, seed=1)[0])))
             print(f"{name:12}{kind:26}{np.median(accuracies):16.1%}{min(accuracies):10.1%}"
                   f"{np.median([seconds for *_, seconds in runs]):9.1f}{values.real.max():19.2e}", flush=True)
             spectra[kind] = values

@@ -8,4 +8,5 @@ from keras_ode.layers.multistep import LinearMultistepBlocks
 from keras_ode.layers.ode import ODELayer
 from keras_ode.layers.rnn import ODERNN
 from keras_ode.layers.stable import AntisymmetricDynamics, HamiltonianBlocks, LeapfrogBlocks
+from keras_ode.layers.tensor_product import TensorProduct
 from keras_ode.layers.time import ConcatSquash, TimeConv2D, TimeDense, TimeSequential

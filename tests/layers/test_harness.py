@@ -21,6 +21,7 @@ from keras_ode.layers import (
     NeuralCDE,
     ResidualBlocks,
     SecondOrderDynamics,
+    TensorProduct,
     TimeDense,
     TimeSequential,
 )
@@ -56,8 +57,9 @@ CASES = {
 }
 
 
-# These attach no mask: missing values are NaN.
+# These have no masks.
 UNMASKED = {
+    "TensorProduct": (TensorProduct, lambda: {"units": 2, "degree": 2}, (4, 2), {}),
     "NeuralCDE": (NeuralCDE, lambda: {"dynamics": keras.layers.Dense(4, activation="tanh"), "units": 2, **FAST}, (4, 3, 1), {}),
 }
 
