@@ -132,7 +132,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    names, depth, epochs, num_seeds = (["ellipses"], 8, 8, 1) if arguments.quick else (list(CLASSES), 32, 40, 3)
+    names, depth, epochs, num_seeds = (["ellipses"], 8, 8, 1) if arguments.quick else (list(CLASSES), 16, 40, 3)
     depths = [2**n for n in range(4, 8 if arguments.quick else 11)]
     arguments.output.mkdir(parents=True, exist_ok=True)
 

@@ -147,7 +147,8 @@ class LagrangianDynamics(_OfLayer):
             tape.watch(y)
             value = self._of(tf.zeros([], y.dtype), y)
             if self.kinetic:
-                value += tf.reduce_sum(tf.split(y, 2, axis=-1)[1] ** 2, axis=-1, keepdims=True) / 2
+                # Third derivatives of a power are NaN at zero.
+                value += tf.reduce_sum(tf.square(tf.split(y, 2, axis=-1)[1]), axis=-1, keepdims=True) / 2
         return value, tape.gradient(value, y, unconnected_gradients="zero")
 
     def _derivative(self, t, y):
@@ -160,8 +161,24 @@ class LagrangianDynamics(_OfLayer):
         second = tf.stack(rows, axis=1)  # the derivatives of dL/dv by q and v: [B, D, 2 D]
         v = y[:, size:]
         force = slope[:, :size] - tf.linalg.matvec(second[:, :, :size], v)
-        acceleration = tf.linalg.solve(second[:, :, size:], force[..., None])[..., 0]
+        acceleration = _solved(second[:, :, size:], force)
         return tf.concat([v, acceleration], axis=-1)
+
+
+def _solved(matrix, right):
+    """The solution of `matrix x = right` for rows of matrices, infinite or NaN where a matrix is singular or not finite.
+
+    TensorFlow's own solvers raise an error there, which would end a training whose solver only has to take a smaller step.
+    """
+    size = right.shape[-1]
+    if size == 1:
+        return right / matrix[..., 0]
+    orthogonal, upper = tf.linalg.qr(matrix)
+    right, found = tf.linalg.matvec(orthogonal, right, transpose_a=True), []
+    for i in reversed(range(size)):
+        known = sum(upper[..., i, j] * x for j, x in zip(range(i + 1, size), reversed(found), strict=True))
+        found.append((right[..., i] - known) / upper[..., i, i])
+    return tf.stack(found[::-1], axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")

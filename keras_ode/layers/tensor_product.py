@@ -38,14 +38,14 @@ _BASES = {
 class TensorProduct(keras.Layer):
     """A linear combination of all products of one-dimensional basis functions, one of each input.
 
-    For inputs `x1, ..., xD` and basis functions `p0, ..., pN`, each output is the sum of `w[i, ..., j] p_i(x1) ... p_j(xD)`. There are
-    `(degree + 1)**D` products, so use it for a few inputs. It is linear in its weights, and exact for what the products span.
+    For inputs `x1, ..., xD` and basis functions `p0, ..., pN`, each output is the sum of `w[i, ..., j] p_i(x1) ... p_j(xD)`. There
+    are `(degree + 1)**D` products, so use it for a few inputs. It is linear in its weights.
 
     Args:
         units: The size of the output.
         degree: The highest degree of each polynomial. For `"fourier"`, the number of sines and cosines after the constant.
-        basis: `"legendre"` (the default) or `"chebyshev"`, which are well conditioned for inputs between -1 and 1, `"polynomial"`, the
-            powers of each input, or `"fourier"`, `1, sin x, cos x, sin 2x, ...`.
+        basis: `"legendre"` (the default) or `"chebyshev"`, which are well conditioned for inputs between -1 and 1,
+            `"polynomial"`, the powers of each input, or `"fourier"`, `1, sin x, cos x, sin 2x, ...`.
         kernel_initializer: As in `keras.layers.Dense`. Defaults to `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`.
 

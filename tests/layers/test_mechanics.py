@@ -49,6 +49,14 @@ def test_lagrangian_dynamics_of_a_double_pendulum():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_singular_lagrangian_gives_no_number_but_no_error():
+    flat = keras.layers.Dense(1, kernel_initializer="zeros")  # d^2 L / dv^2 is zero
+    for states in (Y, Y[:, :2]):
+        found = LagrangianDynamics(flat, kinetic=False)(tf.constant(0.0), states)
+        assert not np.isfinite(found[:, states.shape[1] // 2 :]).any()
+        flat = keras.layers.Dense(1, kernel_initializer="zeros")
+
+
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind, activation", [(HamiltonianDynamics, "tanh"), (LagrangianDynamics, "softplus")])
 def test_energy_of_any_network_is_conserved_and_its_weights_have_gradients(kind, activation, jit_compile):
@@ -61,6 +69,13 @@ def test_energy_of_any_network_is_conserved_and_its_weights_have_gradients(kind,
     assert np.abs(end - Y).max() > 0.1
     gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
     assert sum(float(tf.reduce_max(tf.abs(g))) > 1e-3 for g in gradients[:3]) == 3  # the last bias moves nothing
+
+
+def test_a_lagrangian_network_has_finite_gradients_at_rest():
+    dynamics = LagrangianDynamics(small("softplus"))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(dynamics(tf.constant(0.0), Y[:, :1] * [1.0, 0.0]) ** 2)
+    assert all(np.isfinite(g).all() for g in tape.gradient(loss, dynamics.trainable_variables[:3]))
 
 
 def test_second_order_dynamics_is_a_forced_oscillator():
