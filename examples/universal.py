@@ -145,7 +145,8 @@ def main():
         drawn = drawn or (ys, states, terms, later, truth, predicted)
     right, *rest = np.array(errors).T
     print(f"The true terms are -{B} x y and +{C} x y. The right candidates: {right.sum():.0f} of {num_seeds} seeds.")
-    for name, values in zip(("largest error of a coefficient", "RMS error of the fit", "RMS error until t = 20"), rest, strict=True):
+    names = "largest error of a coefficient", "RMS error of the fit", "RMS error until t = 20"
+    for name, values in zip(names, rest, strict=True):
         print(f"{name:32} median {np.median(values):.4f}, largest {values.max():.4f}")
     draw(arguments.output / "universal.png", *drawn)
     print(f"All took {time.perf_counter() - began:.0f} s.")
