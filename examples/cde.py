@@ -102,7 +102,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights and the series")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    rates, epochs, num_seeds = ((0.5,), 3, 1) if arguments.quick else ((0.3, 0.5, 0.7), 30, 3)
+    rates, epochs, num_seeds = ((0.5,), 3, 1) if arguments.quick else ((0.3, 0.5, 0.7), 20, 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
 

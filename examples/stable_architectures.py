@@ -2,20 +2,21 @@
 
 A residual block is a step of Euler's method for y' = s(K y + b), and an error grows along the blocks if the Jacobian has
 eigenvalues with positive real parts. Antisymmetric, Hamiltonian and leapfrog networks have none, whatever they learn. All four
-classify ellipses, a Swiss roll and the peaks function; the Hamiltonian network also by multilevel training: it starts with a few
-blocks, and its weights are interpolated to twice as many blocks of half the step, again and again.
+classify points of three data sets; the Hamiltonian network also by multilevel training: it starts with a few blocks, and its
+weights are interpolated to twice as many, again and again.
 
-    python examples/stable_architectures.py            # about ten minutes on two CPU cores
+    python examples/stable_architectures.py            # less than ten minutes on two CPU cores
     python examples/stable_architectures.py --quick    # one data set, one seed, a few epochs
 
 Writes stable_architectures.png.
 
 Source: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34. It reports that the stable
 networks are competitive with residual networks on these three problems and on MNIST, and that multilevel training gives good
-starting values. Its networks were trained by block coordinate descent, so accuracies cannot be compared number by number.
+starting values. It trains networks of other sizes in another way, so the accuracies cannot be compared number by number.
 """
 
 import argparse
+import itertools
 import pathlib
 import time
 
@@ -34,10 +35,9 @@ CLASSES = {"ellipses": 2, "swiss_roll": 2, "peaks": 5}
 
 
 def build_blocks(kind, num_blocks, step_size, **options):
-    if kind == "residual":
-        return ResidualBlocks(keras.layers.Dense(WIDTH, "tanh", **options), num_blocks, step_size=step_size)
-    if kind == "antisymmetric":
-        return ResidualBlocks(AntisymmetricDynamics(GAMMA, **options), num_blocks, step_size=step_size)
+    if kind in ("residual", "antisymmetric"):
+        make = {"residual": keras.layers.Dense, "antisymmetric": AntisymmetricDynamics}[kind]
+        return ResidualBlocks(make(WIDTH if kind == "residual" else GAMMA, "tanh", **options), num_blocks, step_size=step_size)
     build = LeapfrogBlocks if kind == "leapfrog" else HamiltonianBlocks
     return build(num_blocks, step_size, smoothness=SMOOTHNESS, **options)
 
@@ -57,11 +57,9 @@ def trained(kind, name, depth, epochs, seed):
     keras.utils.set_random_seed(seed)
     train, test = (getattr(datasets, name)(1000, seed=number) for number in (0, 1))
     head, began = keras.layers.Dense(CLASSES[name]), time.perf_counter()
-    levels = 4 if kind == "Hamiltonian, multilevel" else 1
-    few = depth // 2 ** (levels - 1)
-    blocks = build_blocks(kind, few, DURATION / few)
+    levels, few = (4, depth // 8) if kind == "Hamiltonian, multilevel" else (1, depth)
     for level in range(levels):
-        blocks = blocks.refined() if level else blocks
+        blocks = blocks.refined() if level else build_blocks(kind, few, DURATION / few)
         model = fitted(blocks, head, *train, epochs // levels)
     return model, model.evaluate(*test, verbose=0, return_dict=True)["accuracy"], time.perf_counter() - began
 
@@ -82,19 +80,17 @@ def eigenvalues(kind, blocks, y):
         with tf.GradientTape() as tape:
             tape.watch(x)
             change = field(n, x)
-        found.append(np.linalg.eigvals(tape.batch_jacobian(change, x).numpy().astype("float64")))
+        found.append(np.linalg.eigvals(np.float64(tape.batch_jacobian(change, x))))
     return np.ravel(found)
 
 
 def growth(kind, depth, seed, step_size=0.1, change=1e-6):
     """By how much untrained blocks of the same normal weights at every depth enlarge a small change of an input."""
-    random = np.random.default_rng(seed)
-    blocks = build_blocks(kind, depth, step_size, dtype="float64")
-    y = random.normal(size=(20, WIDTH)) / 10
-    blocks.build(y.shape)
+    random, blocks = np.random.default_rng(seed), build_blocks(kind, depth, step_size, dtype="float64")
+    blocks.build((20, WIDTH))
+    y, direction = random.normal(size=(2, 20, WIDTH)) / 10
     kernel = random.normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH)
     blocks.set_weights([np.broadcast_to(kernel if w.shape[-2:] == kernel.shape else 0.0, w.shape) for w in blocks.weights])
-    direction = random.normal(size=y.shape)
     direction *= change / np.linalg.norm(direction, axis=1, keepdims=True)
     return np.median(np.linalg.norm(blocks(y + direction) - blocks(y), axis=1)) / change
 
@@ -103,13 +99,13 @@ def draw(path, models, spectra, depths, growths):
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.5), layout="constrained")
     for ax, (name, model) in zip(axes[0], models.items(), strict=False):
         points, labels = getattr(datasets, name)(400, seed=1)
-        low, high = points.min(axis=0) - 0.2, points.max(axis=0) + 0.2
-        grid = np.stack(np.meshgrid(*np.linspace(low, high, 121, dtype="float32").T), axis=-1)
+        ends = np.linspace(points.min(axis=0) - 0.2, points.max(axis=0) + 0.2, 121, dtype="float32")
+        grid = np.stack(np.meshgrid(*ends.T), axis=-1)
         classes = model.predict(grid.reshape(-1, 2), batch_size=4096, verbose=0).argmax(axis=1).reshape(121, 121)
         ax.pcolormesh(grid[..., 0], grid[..., 1], classes, cmap="cividis", alpha=0.5)
         for label in range(CLASSES[name]):
-            ax.scatter(*points[labels == label].T, s=12, marker="os^Dv"[label], color=plt.cm.cividis(label / labels.max()),
-                       edgecolor="black", linewidth=0.3, label=f"class {label}")
+            style = {"color": plt.cm.cividis(label / labels.max()), "ms": 3.5, "mec": "black", "mew": 0.3}
+            ax.plot(*points[labels == label].T, "os^Dv"[label], label=f"class {label}", **style)
         ax.set(title=f"{name.replace('_', ' ')}: Hamiltonian network", xlabel="$x_1$", ylabel="$x_2$")
         ax.legend(fontsize=7, loc="upper right")
     for kind, (color, marker) in STYLES.items():
@@ -119,10 +115,8 @@ def draw(path, models, spectra, depths, growths):
     for ax in axes[1, :2]:
         ax.axvline(0, color="0.5", lw=1)
         ax.set(title="Eigenvalues of the trained Jacobians", xlabel="real part, 1 / time", ylabel="imaginary part, 1 / time")
-    title = "What becomes of a small change, untrained"
-    axes[1, 2].set(title=title, xlabel="blocks of step 0.1", ylabel="change of output / change of input")
-    for ax in axes[1]:
-        ax.legend()
+    axes[1, 2].set(title="A small change, untrained", xlabel="blocks of step 0.1", ylabel="change of output / change of input")
+    list(map(plt.Axes.legend, axes[1]))
     figure.savefig(path, dpi=120)
 
 
@@ -136,18 +130,16 @@ def main():
     depths = [2**n for n in range(4, 8 if arguments.quick else 11)]
     arguments.output.mkdir(parents=True, exist_ok=True)
 
-    seeds = range(arguments.seed, arguments.seed + num_seeds)
+    seeds, models, spectra = range(arguments.seed, arguments.seed + num_seeds), {}, {}
     print(f"{'data':12}{'network':26}{'median accuracy':>16}{'smallest':>10}{'seconds':>9}{'largest real part':>19}")
-    models, spectra = {}, {}
-    for name in names:
-        for kind in KINDS:
-            runs = [trained(kind, name, depth, epochs, seed) for seed in seeds]
-            accuracies, blocks = [accuracy for _, accuracy, _ in runs], runs[0][0].layers[-2]
-            values = eigenvalues(kind, blocks, runs[0][0].layers[1](runs[0][0].layers[0](getattr(datasets, name)(20, seed=1)[0])))
-            print(f"{name:12}{kind:26}{np.median(accuracies):16.1%}{min(accuracies):10.1%}"
-                  f"{np.median([seconds for *_, seconds in runs]):9.1f}{values.real.max():19.2e}", flush=True)
-            spectra[kind] = values
-            models |= {name: runs[0][0]} if kind == "Hamiltonian" else {}
+    for name, kind in itertools.product(names, KINDS):
+        runs = [trained(kind, name, depth, epochs, seed) for seed in seeds]
+        (model, *_), (_, accuracies, seconds) = runs[0], zip(*runs, strict=True)
+        scale, augment, blocks, _ = model.layers
+        spectra[kind] = eigenvalues(kind, blocks, augment(scale(getattr(datasets, name)(20, seed=1)[0])))
+        print(f"{name:12}{kind:26}{np.median(accuracies):16.1%}{min(accuracies):10.1%}{np.median(seconds):9.1f}"
+              f"{spectra[kind].real.max():19.2e}", flush=True)
+        models |= {name: model} if kind == "Hamiltonian" else {}
     growths = {kind: [[growth(kind, n, seed) for n in depths] for seed in seeds] for kind in STYLES}
     for kind, values in growths.items():
         print(f"{kind:14}{depths[-1]} blocks multiply a small change by {np.median(values, axis=0)[-1]:.3g} (median of seeds).")

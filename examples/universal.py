@@ -42,12 +42,8 @@ class PartlyKnown(keras.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.unknown = keras.Sequential([
-            keras.Input([2]),
-            keras.layers.Dense(16, activation="tanh"),
-            keras.layers.Dense(16, activation="tanh"),
-            keras.layers.Dense(2),
-        ])
+        hidden = [keras.layers.Dense(16, activation="tanh") for _ in range(2)]
+        self.unknown = keras.Sequential([keras.Input([2]), *hidden, keras.layers.Dense(2)])
 
     def call(self, z):
         return known(z) + self.unknown(z)
@@ -71,13 +67,9 @@ def trained(ys, num_steps, seed):
     return dynamics
 
 
-def candidates(z):
-    return np.stack([z[:, 0] ** i * z[:, 1] ** j for i, j in CANDIDATES.values()], axis=1)
-
-
 def sparse(z, values):
     """Coefficients of the candidates for each column of values; small ones are set to zero, and the others fitted again."""
-    matrix = candidates(z)
+    matrix = np.stack([z[:, 0] ** i * z[:, 1] ** j for i, j in CANDIDATES.values()], axis=1)
     kept = np.ones([matrix.shape[1], values.shape[1]], bool)
     for _ in range(10):
         found = np.zeros(kept.shape)
@@ -140,8 +132,8 @@ def main():
         predicted = keras_ode.solve(discovered, START, later, on_failure="nan").ys.numpy()
         wanted = np.zeros(found.shape)
         wanted[list(CANDIDATES).index("x y")] = -B, C
-        errors.append((np.array_equal(found != 0, wanted != 0), np.abs(found - wanted).max(),
-                       np.sqrt(np.mean((states - exact) ** 2)), np.sqrt(np.mean((predicted - truth) ** 2))))
+        rms = (np.sqrt(np.mean((x - y) ** 2)) for x, y in ((states, exact), (predicted, truth)))
+        errors.append((np.array_equal(found != 0, wanted != 0), np.abs(found - wanted).max(), *rms))
         drawn = drawn or (ys, states, terms, later, truth, predicted)
     right, *rest = np.array(errors).T
     print(f"The true terms are -{B} x y and +{C} x y. The right candidates: {right.sum():.0f} of {num_seeds} seeds.")
