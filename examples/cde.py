@@ -78,13 +78,13 @@ def trained(kind, missing, epochs, seed):
 
 def draw(path, found):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    series, times, labels = spirals(2, 0.5, seed=4)
-    path_of_first = keras_ode.paths.CubicPath(times[0], series[0], kind="hermite")
-    fine = np.linspace(times[0, 0], times[0, -1], 300, dtype="float32")
+    series, entries = spirals(1, 0.5, seed=4)[0][0], np.arange(LENGTH, dtype="float32")
+    path_of_series = keras_ode.paths.CubicPath(entries, series, kind="hermite")  # the layer adds the time as a channel
+    fine = np.linspace(0, LENGTH - 1, 300, dtype="float32")
     for channel, (color, marker) in enumerate((("C0", "o"), ("C1", "s"))):
-        left.plot(fine, path_of_first.evaluate(fine)[:, channel], color=color, lw=1, label=f"path, channel {channel + 1}")
-        left.plot(times[0], series[0, :, channel], marker, color=color, ms=4, label=f"observed, channel {channel + 1}")
-    left.set(title="A series with half of its values, and its path", xlabel="time", ylabel="coordinate")
+        left.plot(fine, path_of_series.evaluate(fine)[:, channel], color=color, lw=1, label=f"path, channel {channel + 1}")
+        left.plot(entries, series[:, channel], marker, color=color, ms=4, label=f"observed, channel {channel + 1}")
+    left.set(title="A series with half of its values, and its path", xlabel="number of the entry", ylabel="coordinate")
     for kind, (color, marker) in COLORS.items():
         rates = [100 * rate for rate, of in found if of == kind]
         errors = np.array([100 - 100 * np.array(values) for (_, of), values in found.items() if of == kind])

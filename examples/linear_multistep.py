@@ -92,8 +92,8 @@ def draw(path, errors, ks):
         left.plot(100 * values, np.full(len(values), row), "o", color=color, ms=7, mec="black", mew=0.5)
         left.plot(100 * np.median(values), row, "|", color="black", ms=24, mew=2)
     left.set_yticks(range(len(errors)), errors)
-    left.invert_yaxis()
-    left.set(title="Test error: each seed, and the median (bar)", xlabel="error on 1,000 digits, %", xlim=(0, None))
+    left.set(title="Test error: each seed, and the median (bar)", xlabel="error on 1,000 digits, %")
+    left.set(xlim=(0, None), ylim=(len(errors) - 0.5, -0.5))
     for kind, style in (("multistep", "o-"), ("multistep, stochastic", "s--")):
         median = np.median(ks[kind], axis=0)[1:]
         right.plot(range(1, 1 + len(median)), median, style, color="C0" if style == "o-" else "0.3", label=kind)

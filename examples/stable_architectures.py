@@ -57,7 +57,7 @@ def trained(kind, name, depth, epochs, seed):
     keras.utils.set_random_seed(seed)
     train, test = (getattr(datasets, name)(1000, seed=number) for number in (0, 1))
     head, began = keras.layers.Dense(CLASSES[name]), time.perf_counter()
-    levels, few = (4, depth // 8) if kind == "Hamiltonian, multilevel" else (1, depth)
+    levels, few, blocks = (4, depth // 8, None) if kind == "Hamiltonian, multilevel" else (1, depth, None)
     for level in range(levels):
         blocks = blocks.refined() if level else build_blocks(kind, few, DURATION / few)
         model = fitted(blocks, head, *train, epochs // levels)
@@ -114,9 +114,9 @@ def draw(path, models, spectra, depths, growths):
         axes[1, 2].loglog(depths, np.median(growths[kind], axis=0), marker=marker, color=color, label=kind)
     for ax in axes[1, :2]:
         ax.axvline(0, color="0.5", lw=1)
-        ax.set(title="Eigenvalues of the trained Jacobians", xlabel="real part, 1 / time", ylabel="imaginary part, 1 / time")
+        ax.set(title="Eigenvalues after training", xlabel="real part, 1 / time", ylabel="imaginary part, 1 / time", xlim=(-3, 3))
     axes[1, 2].set(title="A small change, untrained", xlabel="blocks of step 0.1", ylabel="change of output / change of input")
-    list(map(plt.Axes.legend, axes[1]))
+    list(map(plt.Axes.legend, axes[1])), list(map(plt.Axes.set_axis_off, axes[0, len(models):]))
     figure.savefig(path, dpi=120)
 
 
@@ -135,8 +135,8 @@ def main():
     for name, kind in itertools.product(names, KINDS):
         runs = [trained(kind, name, depth, epochs, seed) for seed in seeds]
         (model, *_), (_, accuracies, seconds) = runs[0], zip(*runs, strict=True)
-        scale, augment, blocks, _ = model.layers
-        spectra[kind] = eigenvalues(kind, blocks, augment(scale(getattr(datasets, name)(20, seed=1)[0])))
+        states = keras.Sequential(model.layers[:2])(getattr(datasets, name)(20, seed=1)[0])
+        spectra[kind] = eigenvalues(kind, model.layers[2], states)
         print(f"{name:12}{kind:26}{np.median(accuracies):16.1%}{min(accuracies):10.1%}{np.median(seconds):9.1f}"
               f"{spectra[kind].real.max():19.2e}", flush=True)
         models |= {name: model} if kind == "Hamiltonian" else {}
