@@ -112,7 +112,8 @@ def estimate(
     Args:
         dynamics: As in `keras_ode.solve`: it reads the variables.
         ys: The observations, `[T, ...]`: a nest like `y0`, with NaN where a value is missing. They are cast to the dtype of the
-            first variable.
+            first variable. Keras layers need rows: for one series, `[T, 1, D]`, or `[T, D]` with `group_size`, where the groups
+            are the rows.
         t: Their times, `[T]`, strictly increasing.
         y0: The state at `t[0]`, a tensor or a variable. Defaults to `ys[0]`. To estimate it too, pass a variable, and name it in
             `variables`.
