@@ -9,8 +9,10 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from keras_ode import adjoints, callbacks, controllers, datasets, layers, models, paths, plotting, regularizers, solvers
+from keras_ode.collocation import Collocation, collocate
 from keras_ode.consistency import consistent_state
 from keras_ode.errors import SolveError, Status
+from keras_ode.estimation import Estimate, estimate, multiple_shooting
 from keras_ode.events import Event, SteadyState
 from keras_ode.gradient_check import check_gradients
 from keras_ode.layers import ODELayer

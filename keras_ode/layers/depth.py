@@ -9,6 +9,7 @@ from keras import ops
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers.time import call_layer, check_layer
 from keras_ode.signature import arguments_of, with_mask
+from keras_ode.step_sizes import check_is_number
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -55,7 +56,7 @@ class DepthVarying(keras.Layer):
         self.t = tuple(float(x) for x in t)
         if len(self.t) != 2 or not np.all(np.isfinite(self.t)) or not self.t[0] < self.t[1]:
             raise ValueError(f"t must be two increasing times. Received: t={t!r}")
-        self.num_pieces, self.kind = _checked_count("num_pieces", num_pieces), kind
+        self.num_pieces, self.kind = checked_count("num_pieces", num_pieces), kind
         self.knots = np.linspace(*self.t, self.num_pieces + 1)
         self.layers = copies(layer, self.num_pieces + (kind == "linear"))
 
@@ -114,15 +115,16 @@ class DepthVarying(keras.Layer):
 class ResidualBlocks(keras.Layer):
     """Residual blocks `h <- h + f(h)`, or `h <- h + f(n, h)` in block `n = 0, 1, ...`.
 
-    They are Euler's method with steps of one. With shared weights they equal `ODELayer(f, t=(0, num_blocks),
-    solver="euler", step_size=1)`. With separate weights they equal the same layer with the dynamics `DepthVarying(f,
-    num_blocks, t=(0, num_blocks))`.
+    With a `step_size`, they are `h <- h + step_size * f(h)`. They are Euler's method, by default with steps of one. With shared
+    weights they equal `ODELayer(f, t=(0, num_blocks), solver="euler", step_size=1)`. With separate weights they equal the same
+    layer with the dynamics `DepthVarying(f, num_blocks, t=(0, num_blocks))`.
 
     Args:
         layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape.
         num_blocks: The number of blocks.
         shared: Whether all blocks have the same weights. Otherwise the layer is the first block, and copies of it, with
             weights of their own, are the others. Defaults to `False`.
+        step_size: The factor of `f`. Defaults to `1.0`.
         **kwargs: Arguments of `keras.Layer`.
 
     Input shape:
@@ -140,10 +142,12 @@ class ResidualBlocks(keras.Layer):
     Reference: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, CVPR.
     """
 
-    def __init__(self, layer, num_blocks, shared=False, **kwargs):
+    def __init__(self, layer, num_blocks, shared=False, step_size=1.0, **kwargs):
         super().__init__(**kwargs)
         check_layer(layer)
-        self.num_blocks, self.shared = _checked_count("num_blocks", num_blocks), bool(shared)
+        check_is_number(step_size)
+        self.step_size = float(step_size)
+        self.num_blocks, self.shared = checked_count("num_blocks", num_blocks), bool(shared)
         self.supports_masking = True
         self.layers = copies(layer, 1 if shared else self.num_blocks)
 
@@ -153,7 +157,8 @@ class ResidualBlocks(keras.Layer):
     def call(self, y, training=None, mask=None):
         for n in range(self.num_blocks):
             y = y if mask is None else with_mask(y, mask)
-            y = y + ops.cast(call_layer(self.layers[0 if self.shared else n], ops.cast(n, y.dtype), y), y.dtype)
+            change = ops.cast(call_layer(self.layers[0 if self.shared else n], ops.cast(n, y.dtype), y), y.dtype)
+            y = y + (change if self.step_size == 1 else self.step_size * change)
         return y
 
     def compute_output_shape(self, y_shape):
@@ -165,6 +170,7 @@ class ResidualBlocks(keras.Layer):
             "layer": keras.saving.serialize_keras_object(self.layers[0]),
             "num_blocks": self.num_blocks,
             "shared": self.shared,
+            "step_size": self.step_size,
         }
 
     @classmethod
@@ -186,7 +192,7 @@ def _scalar(dtype):
     return keras.KerasTensor((), dtype)
 
 
-def _checked_count(name, count):
+def checked_count(name, count):
     if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{name} must be a positive whole number. Received: {name}={count!r}")
     return int(count)

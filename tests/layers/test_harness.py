@@ -7,7 +7,24 @@ import numpy as np
 import pytest
 
 import keras_ode
-from keras_ode.layers import ODERNN, Augment, ConcatSquash, DepthVarying, ResidualBlocks, TimeDense, TimeSequential
+from keras_ode.layers import (
+    ODERNN,
+    AntisymmetricDynamics,
+    Augment,
+    ConcatSquash,
+    DepthVarying,
+    HamiltonianBlocks,
+    HamiltonianDynamics,
+    LagrangianDynamics,
+    LeapfrogBlocks,
+    LinearMultistepBlocks,
+    NeuralCDE,
+    ResidualBlocks,
+    SecondOrderDynamics,
+    TensorProduct,
+    TimeDense,
+    TimeSequential,
+)
 
 testing = pytest.importorskip("keras.src.testing")  # not public: Keras may move it
 
@@ -20,6 +37,10 @@ FAST = {"solver": "euler", "step_size": 0.5, "adjoint": "direct", "max_steps": 8
 CASES = {
     "ODELayer": (keras_ode.ODELayer, lambda: {"dynamics": dense(), **FAST}, (4, 2), {}),
     "ResidualBlocks": (ResidualBlocks, lambda: {"layer": dense(), "num_blocks": 2}, (4, 2), {}),
+    "LinearMultistepBlocks": (LinearMultistepBlocks, lambda: {"layer": dense(), "num_blocks": 2, "survival": 0.5}, (4, 2), {}),
+    "AntisymmetricDynamics": (AntisymmetricDynamics, lambda: {"gamma": 0.1}, (4, 2), {}),
+    "HamiltonianBlocks": (HamiltonianBlocks, lambda: {"num_blocks": 2}, (4, 2), {}),
+    "LeapfrogBlocks": (LeapfrogBlocks, lambda: {"num_blocks": 2}, (4, 2), {}),
     "Augment": (Augment, lambda: {"num_channels": 1}, (4, 2), {}),
     "ODERNN": (
         ODERNN,
@@ -34,6 +55,21 @@ CASES = {
         {},
     ),
 }
+
+
+# These have no masks.
+UNMASKED = {
+    "TensorProduct": (TensorProduct, lambda: {"units": 2, "degree": 2}, (4, 2), {}),
+    "NeuralCDE": (NeuralCDE, lambda: {"dynamics": keras.layers.Dense(4, activation="tanh"), "units": 2, **FAST}, (4, 3, 1), {}),
+}
+
+
+@pytest.mark.parametrize("case", UNMASKED)
+def test_layer_without_masks_passes_the_checks_of_keras(case):
+    layer, arguments, shape, call = UNMASKED[case]
+    harness = testing.TestCase()
+    harness.setUp()
+    harness.run_layer_test(layer, arguments(), input_shape=shape, call_kwargs=call, supports_masking=False)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -51,6 +87,9 @@ def test_layer_passes_the_checks_of_keras(case):
         (ConcatSquash, lambda: {"units": 2}),
         (TimeSequential, lambda: {"layers": [TimeDense(4), keras.layers.Dense(2)]}),
         (DepthVarying, lambda: {"layer": dense(), "num_pieces": 2}),
+        (HamiltonianDynamics, lambda: {"layer": keras.layers.Dense(1, activation="tanh")}),
+        (LagrangianDynamics, lambda: {"layer": keras.layers.Dense(1, activation="tanh")}),
+        (SecondOrderDynamics, lambda: {"layer": keras.layers.Dense(1)}),
         (DepthVarying, lambda: {"layer": TimeDense(2), "num_pieces": 2, "kind": "linear"}),
     ],
 )

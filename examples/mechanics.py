@@ -1,0 +1,118 @@
+"""A pendulum learned by a plain network, a Hamiltonian network and a Lagrangian network, and predicted ten times further.
+
+All three learn noisy trajectories through an ODELayer. The plain network may gain or lose energy at every point. The other
+two learn an energy and a Lagrangian, and whatever these are, the solutions conserve an energy. So predictions far beyond the
+training horizon stay on a closed curve.
+
+    python examples/mechanics.py            # less than ten minutes on two CPU cores
+    python examples/mechanics.py --quick    # a few epochs, one seed
+
+Writes mechanics.png.
+
+Sources: Greydanus, Dzamba, Yosinski (2019), Hamiltonian neural networks, NeurIPS; Cranmer, Greydanus, Hoyer, Battaglia, Spergel,
+Ho (2020), Lagrangian neural networks, arXiv:2003.04630. Both report that the energy of their networks stays nearly constant,
+while that of a plain network drifts. They train on derivatives and other data, so only this effect can be compared.
+"""
+
+import argparse
+import pathlib
+import time
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+
+import keras_ode
+from keras_ode.layers import HamiltonianDynamics, LagrangianDynamics
+
+HORIZON, TIMES, NOISE = 3.0, 16, 0.05
+STYLES = {"plain": ("0.55", "-"), "Hamiltonian": ("C0", "--"), "Lagrangian": ("C1", ":")}
+
+
+def energy(y):
+    """Of a pendulum of unit mass, length and gravity, with the angle and the angular velocity in the last axis."""
+    return y[..., 1] ** 2 / 2 - np.cos(y[..., 0])
+
+
+def pendulum(t, y):
+    return keras.ops.stack([y[..., 1], -keras.ops.sin(y[..., 0])], axis=-1)
+
+
+def trajectories(count, t, seed):
+    """Starts at rest at random angles, and the exact states after them, `[count, T, 2]`."""
+    start = np.zeros([count, 2])
+    start[:, 0] = np.random.default_rng(seed).uniform(0.5, 2.0, count)
+    states = keras_ode.solve(pendulum, start.astype("float32"), t, rtol=1e-6).ys
+    return start.astype("float32"), np.swapaxes(states, 0, 1)
+
+
+def build_dynamics(kind):
+    hidden = keras.layers.Dense(32, activation="softplus" if kind == "Lagrangian" else "tanh")
+    network = keras.Sequential([hidden, keras.layers.Dense(2 if kind == "plain" else 1)])
+    return {"plain": lambda net: net, "Hamiltonian": HamiltonianDynamics, "Lagrangian": LagrangianDynamics}[kind](network)
+
+
+def trained(kind, epochs, seed):
+    keras.utils.set_random_seed(seed)
+    t = np.linspace(0, HORIZON, TIMES)
+    start, states = trajectories(64, t, seed)
+    observed = states + NOISE * np.random.default_rng(seed).normal(size=states.shape)
+    options = {"solver": "bosh3", "rtol": 1e-3, "atol": 1e-3, "max_steps": 256, "return_sequences": True}
+    layer = keras_ode.ODELayer(build_dynamics(kind), t=t, **options)
+    model = keras.Sequential([keras.Input([2]), layer])
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 2 * epochs), clipnorm=1.0), "mse")
+    model.fit(start, observed, batch_size=32, epochs=epochs, verbose=0)
+    return layer.dynamics
+
+
+def draw(path, t, truth, predictions, drifts):
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    left.plot(*truth[0].T, color="black", lw=3, alpha=0.3, label="exact")
+    middle.plot(t, truth[0, :, 0], color="black", lw=3, alpha=0.3, label="exact")
+    for kind, (color, line) in STYLES.items():
+        left.plot(*predictions[kind][0].T, line, color=color, lw=1, label=kind)
+        middle.plot(t, predictions[kind][0, :, 0], line, color=color, lw=1.2, label=kind)
+        right.semilogy(t[1:], np.median(drifts[kind], axis=0)[1:], line, color=color, label=kind)
+    left.set(title="One prediction in phase space", xlabel="angle, rad", ylabel="angular velocity, rad / time")
+    middle.set(title="Its end", xlabel="time", ylabel="angle, rad", xlim=(t[-1] - 10, t[-1]))
+    right.set(title="Change of the true energy, median of the seeds", xlabel="time", ylabel="mean absolute change, energy")
+    right.axvspan(0, HORIZON, color="0.9", label="training horizon")
+    for axes in (left, middle, right):
+        axes.legend(loc="upper left", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few epochs, one seed")
+    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights and the data")
+    parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
+    arguments = parser.parse_args()
+    epochs, num_seeds = (20, 1) if arguments.quick else (150, 3)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+
+    t = np.linspace(0, 10 * HORIZON, 301)
+    start, truth = trajectories(20, t, seed=1000)
+    drifts, errors, predictions = {}, {}, {}
+    for kind in STYLES:
+        drifts[kind], errors[kind] = [], []
+        for seed in range(arguments.seed, arguments.seed + num_seeds):
+            found = keras_ode.solve(trained(kind, epochs, seed), start, t, rtol=1e-6).ys
+            found = np.swapaxes(found, 0, 1)
+            drifts[kind].append(np.mean(np.abs(energy(found) - energy(found[:, :1])), axis=0))
+            errors[kind].append(np.sqrt(np.mean((found - truth)[:, t <= HORIZON] ** 2)))
+            predictions.setdefault(kind, found)
+    print(f"Medians of {num_seeds} seeds; the energies of the test trajectories lie between "
+          f"{energy(start).min():.2f} and {energy(start).max():.2f}.")
+    print(f"{'':12}{'error within the horizon':>26}{'change of energy, 1 horizon':>29}{'10 horizons':>13}")
+    once = np.searchsorted(t, HORIZON)
+    for kind in STYLES:
+        change = np.median(drifts[kind], axis=0)
+        print(f"{kind:12}{np.median(errors[kind]):26.4f}{change[once]:29.4f}{change[-once:].max():13.4f}")
+    draw(arguments.output / "mechanics.png", t, truth, predictions, drifts)
+    print(f"All took {time.perf_counter() - began:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Neural controlled differential equations: a continuous recurrent network, driven by a path through irregular observations."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_ode import paths, tree
+from keras_ode.dynamics import build as build_layer
+from keras_ode.layers.ode import ODELayer
+from keras_ode.layers.time import check_layer
+
+_INTERPOLATIONS = ("hermite", "natural", "linear")
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class NeuralCDE(keras.Layer):
+    """A neural controlled differential equation, `dz = f(z) dX`, along the path X through a series of observations.
+
+    X interpolates the observations of each channel, and its last channel is the time. So a series may be irregular, every series
+    of a batch may have its own times, and values may be missing: give them as NaN. The hidden state starts at `g(X)`, a function
+    of the first values. Because the time is a channel, the solution does not depend on the parameter of the path, and the layer
+    uses the number of the observation: one solve serves all rows, whatever their times are.
+
+    Args:
+        dynamics: A Keras layer `f(z)` that maps the hidden state `[batch, units]` to a matrix for each row, as a vector
+            `[batch, units * (channels + 1)]`. It should end with `"tanh"`, as in the paper, so that `f` is bounded.
+        units: The size of the hidden state.
+        initial: A Keras layer `g`, from the first values and the first time `[batch, channels + 1]` to the hidden state
+            `[batch, units]`. A missing first value is replaced with that of the channel's first observation. Defaults to a
+            `Dense` layer.
+        interpolation: How the observations are interpolated: `"hermite"`, which is cubic and does not look ahead by more than one
+            observation, `"natural"`, the natural cubic spline, or `"linear"`, where a step of the solver ends at each
+            observation. Defaults to `"hermite"`.
+        observed: Whether the path has, for each channel, one more: the number of the channel's observations so far. Use it if it
+            matters when something was observed. The matrices then have `2 * channels + 1` columns. Defaults to `False`.
+        return_sequences: Whether to return the hidden states at all times, or only at the last time (the default).
+        name, dtype, trainable: As in `keras.Layer`.
+        **ode: Arguments of `ODELayer`, without `t`: `solver`, `rtol`, `atol`, `adjoint`, ...
+
+    Call arguments:
+        x: The observations, with NaN where a value is missing. Every channel of every series needs at least one observation. Pad
+            series that are shorter with NaN.
+        t: The times of the observations, increasing, `[T]` or `[B, T]`. Defaults to `0, 1, ..., T - 1`.
+
+    Input shape:
+        `(batch, T, channels)`.
+
+    Output shape:
+        `(batch, units)`; with `return_sequences`, `(batch, T, units)`.
+
+    Example:
+
+    >>> dynamics = keras.Sequential([keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(8 * 3, activation="tanh")])
+    >>> layer = keras_ode.layers.NeuralCDE(dynamics, units=8)
+    >>> series = tf.constant([[[0.0, 1.0], [1.0, np.nan], [0.5, 0.0]]])
+    >>> layer(series, t=tf.constant([0.0, 0.1, 0.7])).shape
+    TensorShape([1, 8])
+
+    Reference: Kidger, Morrill, Foster, Lyons (2020), Neural controlled differential equations for irregular time series, NeurIPS.
+    """
+
+    def __init__(
+        self,
+        dynamics,
+        units,
+        initial=None,
+        interpolation="hermite",
+        observed=False,
+        return_sequences=False,
+        name=None,
+        dtype=None,
+        trainable=True,
+        **ode,
+    ):
+        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
+        check_layer(dynamics)
+        if interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {_INTERPOLATIONS}. Received: interpolation={interpolation!r}")
+        if "t" in ode:
+            raise ValueError(f"Pass the times in the call, layer(x, t=times). Received: t={ode['t']!r}")
+        self.dynamics, self.units, self.interpolation = dynamics, int(units), interpolation
+        self.initial = keras.layers.Dense(self.units, dtype=self.dtype_policy) if initial is None else initial
+        self.observed, self.return_sequences = bool(observed), bool(return_sequences)
+        # States and paths keep the precision of the variables; the layers inside cast their own copies.
+        self.ode = ODELayer(
+            ControlledDynamics(dynamics, self.units, dtype=self.variable_dtype),
+            dtype=self.variable_dtype,
+            **{**ode, "return_sequences": self.return_sequences},
+        )
+
+    def build(self, x_shape, t_shape=None):
+        channels = x_shape[-1] * (2 if self.observed else 1) + 1
+        if not self.initial.built:
+            self.initial(keras.KerasTensor((x_shape[0], channels), self.variable_dtype))
+        state = keras.KerasTensor((x_shape[0], self.units), self.variable_dtype)
+        build_layer(self.dynamics, keras.KerasTensor((), self.variable_dtype), state)
+        size, wanted = self.dynamics.compute_output_spec(state).shape[-1], self.units * channels
+        if size != wanted:
+            raise ValueError(
+                "The dynamics must return units * channels numbers for each row, where the time is a channel too: "
+                f"{self.units} * {channels} = {wanted} here. Received: a dynamics '{self.dynamics.name}' that returns {size}"
+            )
+        self.ode.dynamics.built = self.ode.built = True
+
+    def call(self, x, t=None, training=None):
+        x = tf.cast(tree.as_tensor(x), self.variable_dtype)
+        values = self._with_time(x, t)
+        count = x.shape[1] if x.shape[1] is not None else tf.shape(x)[1]
+        knots = tf.cast(tf.range(count), x.dtype)
+        is_linear = self.interpolation == "linear"
+        path = paths.LinearPath(knots, values) if is_linear else paths.CubicPath(knots, values, self.interpolation)
+        start = tf.cast(self.initial(path.evaluate(knots[0])), self.variable_dtype)
+        times = knots if self.return_sequences else tf.stack([knots[0], knots[-1]])
+        # The derivative of a linear path jumps at the observations.
+        jumps = {"jump_times": knots[1:-1]} if is_linear and count != 2 else {}
+        states = self.ode(start, t=times, args=(path,), training=training, **jumps)
+        return tf.cast(states, self.compute_dtype)
+
+    def _with_time(self, x, t):
+        """The observations and, behind them, the numbers of those so far (if asked for) and the times."""
+        parts = [x]
+        if self.observed:
+            parts.append(tf.cumsum(tf.cast(~tf.math.is_nan(x), x.dtype), axis=1))
+        t = tf.range(tf.shape(x)[1]) if t is None else tree.as_tensor(t)
+        t = tf.cast(t, x.dtype)
+        t = tf.broadcast_to(t if t.shape.rank == 2 else t[None], tf.shape(x)[:2])
+        return tf.concat([*parts, t[..., None]], axis=-1)
+
+    def compute_output_shape(self, x_shape, t_shape=None):
+        return (*x_shape[:2], self.units) if self.return_sequences else (x_shape[0], self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "dynamics": keras.saving.serialize_keras_object(self.dynamics),
+            "units": self.units,
+            "initial": keras.saving.serialize_keras_object(self.initial),
+            "interpolation": self.interpolation,
+            "observed": self.observed,
+            "return_sequences": self.return_sequences,
+            **{name: value for name, value in self.ode.get_options().items() if name not in ("t", "return_sequences")},
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("dynamics", "initial")}
+        return cls(**{**config, **parts})
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class ControlledDynamics(keras.Layer):
+    """The dynamics `f(z) X'(t)`. A path in half precision has no times: so nothing is cast here."""
+
+    def __init__(self, dynamics, units, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.dynamics, self.units = dynamics, units
+
+    def call(self, t, z, path):
+        slope = path.derivative(t)  # [B, channels]
+        matrices = tf.cast(self.dynamics(z), z.dtype)
+        return ops.matmul(ops.reshape(matrices, (-1, self.units, slope.shape[-1])), slope[..., None])[..., 0]
+
+    def get_config(self):
+        return {
+            **super().get_config(), "dynamics": keras.saving.serialize_keras_object(self.dynamics), "units": self.units
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})

@@ -1,0 +1,104 @@
+"""Residual blocks that remember the state before the last: linear two-step methods."""
+
+import keras
+from keras import ops
+
+from keras_ode.layers.depth import build_all, checked_count, copies
+from keras_ode.layers.time import call_layer, check_layer
+from keras_ode.signature import with_mask
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class LinearMultistepBlocks(keras.Layer):
+    """Blocks of a linear two-step method, `h[n+1] = (1 - k[n]) h[n] + k[n] h[n-1] + f(h[n])`, with trainable `k`.
+
+    With `k = 0` they are residual blocks. Before the first block there is no earlier state, so `h[-1] = h[0]`, and `k[0]` has no
+    effect. For a small `f`, the recurrence is stable if every `k` lies between -1 and 1. It is then a discretization of the
+    modified equation `(1 + k) h' + (1 - k) h'' / 2 = f(h)`, whose second term vanishes for steps of length zero.
+
+    With `survival < 1`, training omits `f` at random (stochastic depth): `(1 - k) h[n] + k h[n-1] + s f(h[n])`, where `s` is 1
+    with a probability that decreases linearly from 1 before the first block to `survival` at the last one, and otherwise 0.
+    Each row of a batch has its own `s`. Outside of training, `s` is this probability.
+
+    Args:
+        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape, where `t` is the number of the block.
+        num_blocks: The number of blocks.
+        shared: Whether all blocks have the same `f`. Each has its own `k` in any case. Otherwise the layer is the first block, and
+            copies of it, with weights of their own, are the others. Defaults to `False`.
+        survival: The probability with which the `f` of the last block is kept in training. Defaults to `1.0`.
+        k_initializer: The initializer of `k`. Defaults to uniform values between -0.1 and 0.
+        seed: The seed of the random numbers in training. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Input shape:
+        That of the layer.
+
+    Output shape:
+        That of the input.
+
+    Example:
+
+    >>> blocks = keras_ode.layers.LinearMultistepBlocks(keras.layers.Dense(2, activation="tanh"), num_blocks=6)
+    >>> blocks(tf.zeros([8, 2])).shape, blocks.k.shape
+    (TensorShape([8, 2]), TensorShape([6]))
+
+    Reference: Lu, Zhong, Li, Dong (2018), Beyond finite layer neural networks: bridging deep architectures and numerical
+    differential equations, ICML. Stochastic depth: Huang, Sun, Liu, Sedra, Weinberger (2016), Deep networks with stochastic
+    depth, ECCV.
+    """
+
+    def __init__(self, layer, num_blocks, shared=False, survival=1.0, k_initializer=None, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        check_layer(layer)
+        if not 0 < survival <= 1:
+            raise ValueError(f"survival must be a probability, above 0 and at most 1. Received: survival={survival!r}")
+        self.num_blocks, self.shared = checked_count("num_blocks", num_blocks), bool(shared)
+        self.supports_masking = True
+        self.survival, self.seed = float(survival), seed
+        if k_initializer is None:
+            k_initializer = keras.initializers.RandomUniform(-0.1, 0.0)
+        self.k_initializer = keras.initializers.get(k_initializer)
+        self.layers = copies(layer, 1 if shared else self.num_blocks)
+        if self.survival < 1:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, y_shape):
+        build_all(self.layers, y_shape, self.compute_dtype)
+        self.k = self.add_weight((self.num_blocks,), self.k_initializer, name="k")
+
+    def call(self, y, training=None, mask=None):
+        k, before = ops.cast(self.k, y.dtype), y
+        for n in range(self.num_blocks):
+            y = y if mask is None else with_mask(y, mask)
+            f = ops.cast(call_layer(self.layers[0 if self.shared else n], ops.cast(n, y.dtype), y), y.dtype)
+            before, y = y, y - k[n] * (y - before) + self._kept(f, n, training)
+        return y
+
+    def _kept(self, f, n, training):
+        """What is left of the `f` of a block."""
+        probability = 1 - (1 - self.survival) * (n + 1) / self.num_blocks
+        if probability == 1:
+            return f
+        if not training:
+            return probability * f
+        shape = (ops.shape(f)[0], *[1] * (len(f.shape) - 1))
+        drawn = keras.random.uniform(shape, seed=self.seed_generator, dtype="float32")
+        return ops.cast(drawn < probability, f.dtype) * f
+
+    def compute_output_shape(self, y_shape):
+        return y_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layers[0]),
+            "num_blocks": self.num_blocks,
+            "shared": self.shared,
+            "survival": self.survival,
+            "k_initializer": keras.initializers.serialize(self.k_initializer),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})

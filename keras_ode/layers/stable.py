@@ -1,0 +1,265 @@
+"""Architectures whose forward propagation is stable for any weights: antisymmetric, Hamiltonian and leapfrog networks."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_ode.layers.depth import checked_count
+from keras_ode.step_sizes import check_is_number
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class AntisymmetricDynamics(keras.Layer):
+    """The dynamics `f(y) = activation((K - K^T - gamma I) y + b)`, whose Jacobian has no eigenvalue with a positive real part.
+
+    The eigenvalues of an antisymmetric matrix are imaginary, and `gamma` moves them to the left. This holds for the Jacobian as
+    well, since the derivative of the activation is not negative. So errors and gradients neither grow nor, for a small `gamma`,
+    vanish along the trajectory. Euler's method needs `gamma > 0` and a small step, because imaginary eigenvalues lie outside
+    its stability region.
+
+    Args:
+        gamma: The shift of the eigenvalues, zero or positive. Defaults to `0.0`.
+        activation: A name or a function whose derivative is not negative. Defaults to `"tanh"`.
+        kernel_initializer, bias_initializer: As in `keras.layers.Dense`.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Input shape:
+        `(batch, ..., channels)`.
+
+    Output shape:
+        That of the input.
+
+    Example:
+
+    >>> layer = keras_ode.ODELayer(keras_ode.layers.AntisymmetricDynamics(gamma=0.1), t=(0.0, 10.0))
+    >>> layer(tf.zeros([8, 4])).shape
+    TensorShape([8, 4])
+
+    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
+    """
+
+    def __init__(
+        self, gamma=0.0, activation="tanh", kernel_initializer="glorot_uniform", bias_initializer="zeros", **kwargs
+    ):
+        super().__init__(**kwargs)
+        if not gamma >= 0:
+            raise ValueError(f"gamma must be zero or positive. Received: gamma={gamma!r}")
+        self.gamma, self.activation = float(gamma), keras.activations.get(activation)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.supports_masking = True
+
+    def build(self, y_shape):
+        size = y_shape[-1]
+        self.kernel = self.add_weight((size, size), self.kernel_initializer, name="kernel")
+        self.bias = self.add_weight((size,), self.bias_initializer, name="bias")
+
+    def matrix(self):
+        """The matrix `K - K^T - gamma I`."""
+        kernel = ops.convert_to_tensor(self.kernel)
+        return kernel - ops.transpose(kernel) - self.gamma * ops.eye(kernel.shape[0], dtype=kernel.dtype)
+
+    def call(self, y):
+        return self.activation(ops.matmul(y, ops.transpose(self.matrix())) + self.bias)
+
+    def compute_output_shape(self, y_shape):
+        return y_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "gamma": self.gamma,
+            "activation": keras.activations.serialize(self.activation),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }
+
+
+class _Blocks(keras.Layer):
+    """What blocks with a matrix and a vector each have in common: weights `[num_blocks, ...]`, and how smooth these are."""
+
+    def __init__(
+        self,
+        num_blocks,
+        step_size=1.0,
+        activation="tanh",
+        smoothness=0.0,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.num_blocks = checked_count("num_blocks", num_blocks)
+        check_is_number(step_size)
+        if not step_size > 0 or not smoothness >= 0:
+            raise ValueError(
+                "step_size must be positive, and smoothness zero or positive. Received: "
+                f"step_size={step_size!r}, smoothness={smoothness!r}"
+            )
+        self.step_size, self.smoothness = float(step_size), float(smoothness)
+        self.activation = keras.activations.get(activation)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def build(self, y_shape):
+        size = (y_shape if isinstance(y_shape[-1], (int, type(None))) else y_shape[0])[-1]
+        draw = self.kernel_initializer
+
+        def kernels(shape, dtype=None):  # the initializers of Keras would take the blocks for a part of a convolution
+            return ops.stack([_redrawn(draw, n)(shape[1:], dtype=dtype) for n in range(shape[0])])
+
+        self.kernel = self.add_weight((self.num_blocks, size, size), kernels, name="kernel")
+        self.bias = self.add_weight((self.num_blocks, size), self.bias_initializer, name="bias")
+
+    def _weights(self, dtype):
+        """The matrix and the vector of each block. The penalty on the change of both between blocks is added to the losses."""
+        if self.smoothness:
+            self.add_loss(self.smoothness * roughness(self.trainable_variables, self.step_size))
+        kernel, bias = (tf.unstack(ops.cast(ops.convert_to_tensor(v), dtype)) for v in (self.kernel, self.bias))
+        return list(zip(kernel, bias, strict=True))
+
+    def refined(self):
+        """Returns blocks with twice the number of steps of half the length, whose weights interpolate these linearly.
+
+        This is the prolongation of multilevel training: train a few blocks, refine them, and continue.
+
+        Raises:
+            ValueError: If the blocks are not built yet, and so have no weights.
+        """
+        if not self.built:
+            raise ValueError(f"Build the layer '{self.name}' before you refine it: call it, or train it.")
+        config = {**self.get_config(), "num_blocks": 2 * self.num_blocks, "step_size": self.step_size / 2}
+        fine = type(self).from_config({**config, "name": f"{self.name}_refined"})
+        fine.build((None, self.kernel.shape[-1]))
+        fine.set_weights([_interpolated(weight) for weight in self.get_weights()])
+        return fine
+
+    def compute_output_shape(self, y_shape):
+        return y_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_blocks": self.num_blocks,
+            "step_size": self.step_size,
+            "activation": keras.activations.serialize(self.activation),
+            "smoothness": self.smoothness,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class HamiltonianBlocks(_Blocks):
+    """Verlet steps of a network with two sets of channels, `y' = s(K z + b)` and `z' = -s(K^T y + b)`.
+
+    Block `n` computes `z <- z - h s(K[n]^T y + b[n])` and then `y <- y + h s(K[n] z + b[n])`. Each of these is a shear, so the
+    blocks preserve volume and can be inverted exactly. Propagation is stable if the step is small: for a linear `s` and constant
+    weights, if `h` times the largest singular value of `K` is less than two.
+
+    Args:
+        num_blocks: The number of blocks.
+        step_size: The step `h`. Defaults to `1.0`.
+        activation: The function `s`. Defaults to `"tanh"`.
+        smoothness: The weight of the penalty on changes of the weights between blocks, which is added to the losses of the model:
+            the sum of `|K[n+1] - K[n]|^2 / (2 h)`, and the same for `b`. Defaults to `0.0`.
+        kernel_initializer, bias_initializer: As in `keras.layers.Dense`, for each block.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Call arguments:
+        y: The state `y`, or the pair `[y, z]`. With `y` alone, `z` starts at zero and is not returned.
+
+    Input shape:
+        `(batch, ..., channels)`, or two such shapes.
+
+    Output shape:
+        That of the input.
+
+    Example:
+
+    >>> blocks = keras_ode.layers.HamiltonianBlocks(num_blocks=100, step_size=0.1)
+    >>> blocks(tf.zeros([8, 4])).shape
+    TensorShape([8, 4])
+    >>> y, z = blocks([tf.ones([8, 4]), tf.zeros([8, 4])])
+    >>> start = blocks.inverse([y, z])
+    >>> bool(tf.reduce_max(tf.abs(start[0] - 1)) < 1e-4)
+    True
+
+    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
+    """
+
+    def call(self, y):
+        is_pair = isinstance(y, (list, tuple))
+        y, z = y if is_pair else (y, ops.zeros_like(y))
+        for kernel, bias in self._weights(y.dtype):
+            z = z - self.step_size * self.activation(ops.matmul(y, kernel) + bias)
+            y = y + self.step_size * self.activation(ops.matmul(z, ops.transpose(kernel)) + bias)
+        return [y, z] if is_pair else y
+
+    def inverse(self, state):
+        """Returns the pair `[y, z]` from which the blocks compute the pair `state`."""
+        y, z = (ops.convert_to_tensor(x, self.compute_dtype) for x in state)
+        for kernel, bias in reversed(self._weights(y.dtype)):
+            y = y - self.step_size * self.activation(ops.matmul(z, ops.transpose(kernel)) + bias)
+            z = z + self.step_size * self.activation(ops.matmul(y, kernel) + bias)
+        return [y, z]
+
+
+@keras.saving.register_keras_serializable(package="keras_ode")
+class LeapfrogBlocks(_Blocks):
+    """Leapfrog steps of the second-order network `y'' = -K^T s(K y + b)`, from rest.
+
+    Block `n` computes `y[n+1] = 2 y[n] - y[n-1] - h^2 K[n]^T s(K[n] y[n] + b[n])`; the first one computes
+    `y[1] = y[0] - h^2 / 2 K[0]^T s(K[0] y[0] + b[0])`. The Jacobian of the right-hand side is symmetric and has no positive
+    eigenvalue, so solutions oscillate. Propagation is stable if the step is small: for a linear `s` and constant weights, if
+    `h` times the largest singular value of `K` is less than two.
+
+    Args:
+        num_blocks, step_size, activation, smoothness, kernel_initializer, bias_initializer: As in `HamiltonianBlocks`. The
+            derivative of the activation must not be negative.
+        **kwargs: Arguments of `keras.Layer`.
+
+    Input shape:
+        `(batch, ..., channels)`.
+
+    Output shape:
+        That of the input.
+
+    Example:
+
+    >>> keras_ode.layers.LeapfrogBlocks(num_blocks=100, step_size=0.1)(tf.zeros([8, 4])).shape
+    TensorShape([8, 4])
+
+    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34; in this form: Ruthotto,
+    Haber (2020), Deep neural networks motivated by partial differential equations, J. Math. Imaging Vis. 62.
+    """
+
+    def call(self, y):
+        velocity = None  # the difference of the last two states
+        for kernel, bias in self._weights(y.dtype):
+            force = -ops.matmul(self.activation(ops.matmul(y, ops.transpose(kernel)) + bias), kernel)
+            change = self.step_size**2 * force
+            velocity = change / 2 if velocity is None else velocity + change
+            y = y + velocity
+        return y
+
+
+def roughness(weights, step_size):
+    """The integral of the squared rate of change of weights `[num_blocks, ...]` along the blocks, times one half."""
+    return sum(ops.sum(ops.square(ops.diff(ops.convert_to_tensor(w), axis=0))) for w in weights) / (2 * step_size)
+
+
+def _interpolated(weight):
+    """The weights `[N, ...]` of blocks at twice as many times, `[2 N, ...]`: behind the last one it is held."""
+    following = ops.concatenate([weight[1:], weight[-1:]], axis=0)
+    pairs = ops.stack([weight, (weight + following) / 2], axis=1)
+    return ops.convert_to_numpy(ops.reshape(pairs, (-1, *weight.shape[1:])))
+
+
+def _redrawn(initializer, number):
+    """An initializer like this one, but with other random numbers where its seed is fixed."""
+    config = initializer.get_config()
+    if isinstance(config.get("seed"), int):
+        config = {**config, "seed": config["seed"] + number}
+    return type(initializer).from_config(config)
