@@ -73,7 +73,18 @@ def expand(scalar, leaf):
     missing = leaf.shape.rank - scalar.shape.rank
     if scalar.shape.rank == 0 or missing == 0:
         return scalar
-    return tf.reshape(scalar, tf.concat([tf.shape(scalar), [1] * missing], axis=0))
+    return tf.reshape(scalar, _joined(_shape(scalar), [1] * missing))
+
+
+def _shape(x):
+    """A list where the shape is known, which takes fewer operations; else a tensor."""
+    return x.shape.as_list() if x.shape.is_fully_defined() else tf.shape(x)
+
+
+def _joined(first, second):
+    """A shape of two parts, each a list or a tensor."""
+    is_known = isinstance(first, list) and isinstance(second, list)
+    return first + second if is_known else tf.concat([first, second], axis=0)
 
 
 def weighted_sum(weights, trees):
@@ -153,14 +164,14 @@ def is_compiled():
 
 def repeat(leaf, count):
     """`count` copies of a leaf along a new first axis."""
-    return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)
+    return tf.tile(tf.expand_dims(leaf, 0), [count] + [1] * leaf.shape.rank)
 
 
 def room(like, count, filled=False):
     """A buffer of `count` entries like a leaf, for `put_in_place`: copies of it where `filled`, else anything at all."""
     if filled:
         return repeat(like, count)
-    shape = tf.concat([[count], tf.shape(like)], axis=0)
+    shape = _joined([count], _shape(like))
     buffer = tf.zeros(shape, like.dtype) if is_compiled() else tf.raw_ops.Empty(shape=shape, dtype=like.dtype)
     return tf.ensure_shape(buffer, [None if tf.is_tensor(count) else count, *like.shape])
 
