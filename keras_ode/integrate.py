@@ -125,26 +125,32 @@ class Clock:
     """
 
     def __init__(self, start, end, span=None):
-        self.start, self.end = start, end
+        self.start = start
         span = end - start if span is None else span
         self.duration = tf.abs(span)
         self.direction = tf.sign(span)
+        self._set_end(end)
+
+    def _set_end(self, end):
+        # What `time` needs is computed once, and not in each of its many calls: every operation takes time to trace.
+        self.end = end
+        self._earliest, self._latest = tf.minimum(self.start, end), tf.maximum(self.start, end)
 
     def time(self, since):
         """Never beyond the end by rounding; and where the end is reached, exactly that."""
-        time = self.start + self.direction * since
-        time = tf.where(self.direction > 0, tf.minimum(time, self.end), tf.maximum(time, self.end))
+        time = tf.maximum(tf.minimum(self.start + self.direction * since, self._latest), self._earliest)
         return tf.where(since >= self.duration, self.end, time)
 
     def closed(self, time):
         """The same clock, which ends at `time` where its end is open."""
         is_open, clock = ~tf.math.is_finite(self.end), Clock(self.start, self.end)
-        clock.end = tf.where(is_open, time, self.end)
+        clock._set_end(tf.where(is_open, time, self.end))
         clock.duration = tf.where(is_open, tf.abs(time - self.start), self.duration)
         return clock
 
     def interval(self, since, until):
-        return Interval(self.time(since), self.time(until), self.direction * (until - since), since, until)
+        begin, end = tf.unstack(self.time(tf.stack([since, until])), num=2)
+        return Interval(begin, end, self.direction * (until - since), since, until)
 
 
 class _Loop(NamedTuple):

@@ -73,7 +73,18 @@ def expand(scalar, leaf):
     missing = leaf.shape.rank - scalar.shape.rank
     if scalar.shape.rank == 0 or missing == 0:
         return scalar
-    return tf.reshape(scalar, tf.concat([tf.shape(scalar), [1] * missing], axis=0))
+    return tf.reshape(scalar, _joined(_shape(scalar), [1] * missing))
+
+
+def _shape(x):
+    """A list where the shape is known, which takes fewer operations; else a tensor."""
+    return x.shape.as_list() if x.shape.is_fully_defined() else tf.shape(x)
+
+
+def _joined(first, second):
+    """A shape of two parts, each a list or a tensor."""
+    is_known = isinstance(first, list) and isinstance(second, list)
+    return first + second if is_known else tf.concat([first, second], axis=0)
 
 
 def weighted_sum(weights, trees):
@@ -153,14 +164,14 @@ def is_compiled():
 
 def repeat(leaf, count):
     """`count` copies of a leaf along a new first axis."""
-    return tf.tile(leaf[None], [count] + [1] * leaf.shape.rank)
+    return tf.tile(tf.expand_dims(leaf, 0), [count] + [1] * leaf.shape.rank)
 
 
 def room(like, count, filled=False):
     """A buffer of `count` entries like a leaf, for `put_in_place`: copies of it where `filled`, else anything at all."""
     if filled:
         return repeat(like, count)
-    shape = tf.concat([[count], tf.shape(like)], axis=0)
+    shape = _joined([count], _shape(like))
     buffer = tf.zeros(shape, like.dtype) if is_compiled() else tf.raw_ops.Empty(shape=shape, dtype=like.dtype)
     return tf.ensure_shape(buffer, [None if tf.is_tensor(count) else count, *like.shape])
 
@@ -175,27 +186,32 @@ def put_in_place(buffer, index, value):
 
     Without XLA, which writes in place by itself, `put` would copy the whole buffer.
     """
-    return put(buffer, index, value) if index.shape.rank else put_rows_in_place(buffer, index, value[None])
+    return put(buffer, index, value) if index.shape.rank else put_rows_in_place(buffer, index, tf.expand_dims(value, 0))
 
 
 def put_rows_in_place(buffer, index, values):
     """`put_rows` into a buffer that nobody else reads: see `put_in_place`."""
     if is_compiled() or 0 in buffer.shape:
         return put_rows(buffer, index, values)
-    return tf.raw_ops.InplaceUpdate(x=buffer, i=index + tf.range(tf.shape(values)[0]), v=values)
+    return tf.raw_ops.InplaceUpdate(x=buffer, i=_places(index, values), v=values)
 
 
 def put_rows(buffer, index, values):
     """`buffer` with `buffer[index], buffer[index + 1], ...` replaced."""
     if 0 in buffer.shape:  # nothing to put: TensorFlow refuses empty updates
         return buffer
-    return tf.tensor_scatter_nd_update(buffer, (index + tf.range(tf.shape(values)[0]))[:, None], values)
+    return tf.tensor_scatter_nd_update(buffer, tf.expand_dims(_places(index, values), 1), values)
+
+
+def _places(index, values):
+    """Where each row of values belongs, from the place of the first."""
+    return tf.expand_dims(index, 0) if values.shape[0] == 1 else index + tf.range(tf.shape(values)[0])
 
 
 def put(buffer, index, value):
     """`buffer` with `buffer[index]` replaced; `[B]` indices replace `buffer[index[b], b]` for every sample."""
     if index.shape.rank == 0:
-        return put_rows(buffer, index, value[None])
+        return put_rows(buffer, index, tf.expand_dims(value, 0))
     if 0 in buffer.shape:
         return buffer
     return tf.tensor_scatter_nd_update(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1), value)
@@ -275,7 +291,10 @@ def rms(tree, per_sample, dtype):
 def mean_square(tree, per_sample, dtype):
     """Its square."""
     squares = [_reduce(tf.reduce_sum, tf.cast(tf.square(leaf), dtype), per_sample) for leaf in tree]
-    count = _sum([_count(leaf, per_sample, dtype) for leaf in tree])
+    shapes = [leaf.shape[1:] if per_sample else leaf.shape for leaf in tree]
+    if all(shape.is_fully_defined() for shape in shapes):
+        return _sum(squares) / max(sum(shape.num_elements() for shape in shapes), 1)
+    count = _sum([tf.cast(tf.reduce_prod(tf.shape(leaf)[1 if per_sample else 0 :]), dtype) for leaf in tree])
     return _sum(squares) / tf.maximum(count, 1)
 
 
@@ -288,13 +307,6 @@ def peak(tree, per_sample, dtype):
 def dot(tree, other, per_sample, dtype):
     """The product summed over all elements of all leaves: a scalar, or `[B]`."""
     return _sum([tf.cast(_reduce(tf.reduce_sum, a * b, per_sample), dtype) for a, b in zip(tree, other, strict=True)])
-
-
-def _count(leaf, per_sample, dtype):
-    shape = leaf.shape[1:] if per_sample else leaf.shape
-    if shape.is_fully_defined():
-        return tf.constant(shape.num_elements(), dtype)
-    return tf.cast(tf.reduce_prod(tf.shape(leaf)[1 if per_sample else 0:]), dtype)
 
 
 def _reduce(operation, leaf, per_sample):

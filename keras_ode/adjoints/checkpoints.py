@@ -220,12 +220,15 @@ class Replay:
         self.plan, self.dense = plan, dense
         self.clock = problem.clock()
 
-    def interval(self, n):
-        """The interval of step `n`."""
+    def span(self, n):
+        """Where step `n` begins and ends, since the start."""
         untils = self.trajectory.untils
         # Gathered: XLA would compile a slice anew for every value of its bounds.
-        since = tf.where(n > 0, tree.take(untils, tf.maximum(n - 1, 0)), 0)
-        return self.clock.interval(since, tree.take(untils, n))
+        return tf.where(n > 0, tree.take(untils, tf.maximum(n - 1, 0)), 0), tree.take(untils, n)
+
+    def interval(self, n):
+        """The interval of step `n`."""
+        return self.clock.interval(*self.span(n))
 
     def begin(self, n, y, carry, wanted=True):
         """The carry with which step `n` begins from `y`, and the evaluations that this took; anything if it is not `wanted`.

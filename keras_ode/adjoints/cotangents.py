@@ -43,7 +43,9 @@ def size_of(problem, ys, cotangents):
         return tf.reduce_max(tf.reshape(size, shape), axis=0)
 
     later = tuple(leaf[1:] for leaf in cotangents)
-    states, seen, all_of_them = (largest(leaves) for leaves in (problem.controlled(ys), problem.controlled(later), later))
+    controlled = problem.controlled(later)
+    states, seen = largest(problem.controlled(ys)), largest(controlled)
+    all_of_them = seen if len(controlled) == len(later) else largest(later)
     of_cotangents = tf.where(seen > 0, seen, all_of_them)
     size = of_cotangents / tf.where(states > 0, states, 1)
     return tf.where(size > 0, size, 1), tf.reduce_max(of_cotangents)

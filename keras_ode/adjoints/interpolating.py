@@ -134,13 +134,19 @@ class _Block:
         self.polynomials, self.refilled = history.refill(trajectory, progress.polynomials, progress.last)
         steps = self.first + tree.expand(tf.range(history.capacity), trajectory.untils)
         self.window, self.allowed = (tree.take_each(x, steps) for x in (trajectory.untils, trajectory.allowed))
+        self.early = self.replay.span(self.first)[0]
+        self.begins = tf.concat([self.early[None], self.window[:-1]], axis=0)
+        lengths = self.window - self.begins
+        # What `evaluate` needs is computed once, and not in each of its many calls: every operation takes time to trace.
+        self._lengths = tf.where(lengths > 0, lengths, 1)
+        self._most = tf.maximum(progress.last - 1, 0) - self.first
         self.method = method._replace(step_size=progress.step_size)
         self.cotangents = cotangents
 
     def reverse(self):
         problem, progress = self.problem, self.progress
-        early = self.replay.interval(self.first).since
-        late = tf.where(progress.last > 0, self.replay.interval(tf.maximum(progress.last - 1, 0)).until, early)
+        early = self.early
+        late = tf.where(progress.last > 0, self.replay.span(tf.maximum(progress.last - 1, 0))[1], early)
         equation = _Equation(problem, self)
         method, a, stops = self.method, progress.a, None
         if problem.times.shape[0] != 2:
@@ -162,7 +168,7 @@ class _Block:
             integral_weights=problem.field.integral_weights,
             quadrature=quadrature,
             stops=stops,
-            limit=self._reach(early, late),
+            limit=self._reach(late),
             observers=recording,
             dense=method.per_sample,
             controlled=problem.controlled,
@@ -179,37 +185,33 @@ class _Block:
             record=tuple(result.observed),
         )
 
-    def _reach(self, early, late):
+    def _reach(self, late):
         """How far a backward step may reach from a time since the backward start, if that is limited."""
         controller = self.method.controller
         if controller.has_times:  # backward steps are the forward ones
-            begins = tf.concat([early[None], self.window[:-1]], axis=0)
-            return self._targets(late, late - begins)
-        return self._limit(early, late) if controller.adaptive else None
+            return self._targets(late, late - self.begins)
+        return self._limit(late) if controller.adaptive else None
 
     def _targets(self, late, targets):
         """The function that gives the target of the forward step in which a time since the backward start lies."""
         ends = late - self.window
         return lambda since: tree.take(targets, tf.reduce_sum(tf.cast(ends > since, tf.int32), axis=0))
 
-    def _limit(self, early, late):
+    def _limit(self, late):
         """The limit where steps are controlled.
 
         A step may cross ends of forward steps where it is not much longer than the steps that the forward solve's errors
         allowed on the way: what made forward steps short must not be passed over unseen. It lands on such an end.
         """
-        untils = self.window
-        begins = tf.concat([early[None], untils[:-1]], axis=0)
         # Of step m (rows) from the end of step n (columns): the length of the way, and the least step allowed on it.
-        length = untils[None] - begins[:, None]
-        m = tree.expand(tf.range(self.history.capacity), untils)
+        length = self.window[None] - self.begins[:, None]
+        m = np.arange(self.history.capacity).reshape([-1] + [1] * (self.window.shape.rank - 1))
         between = (m[:, None, None] <= m[None, :, None]) & (m[None, :, None] <= m[None, None])
         least = tf.reduce_min(tf.where(between, self.allowed[None, :, None], np.inf), axis=1)
-        reachable = (m[:, None] <= m[None]) & ((length <= _MOST_ALLOWED * least) | (m[:, None] == m[None]))
         # The first of the steps from which on all are reachable.
-        missed = tf.where(reachable | (m[:, None] > m[None]), -1, m[:, None])
-        first = tf.reduce_max(missed, axis=0) + 1
-        return self._targets(late, late - tree.take_each(begins, first))
+        reachable = (length <= _MOST_ALLOWED * least) | (m[:, None] >= m[None])
+        first = tf.reduce_max(tf.where(reachable, -1, m[:, None].astype("int32")), axis=0) + 1
+        return self._targets(late, late - tree.take_each(self.begins, first))
 
     def _impulses(self, equation, early, late, a):
         """The impulses at the saved times of this block, and the cotangent with those at its end."""
@@ -225,12 +227,9 @@ class _Block:
 
     def evaluate(self, since):
         """The state at a time since the forward start."""
-        n = self.first + tf.reduce_sum(tf.cast(self.window < since, tf.int32), axis=0)
-        n = tf.clip_by_value(n, 0, tf.maximum(self.progress.last - 1, 0))
-        interval = self.replay.interval(n)
-        length = interval.until - interval.since
-        theta = (since - interval.since) / tf.where(length > 0, length, 1)
-        return self.history.evaluate(self.polynomials, n, theta)
+        n = tf.minimum(tf.reduce_sum(tf.cast(self.window < since, tf.int32), axis=0), self._most)
+        theta = (since - tree.take(self.begins, n)) / tree.take(self._lengths, n)
+        return self.history.evaluate(self.polynomials, self.first + n, theta)
 
     def time(self, since):
         return self.replay.clock.time(since)

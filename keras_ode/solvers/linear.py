@@ -56,7 +56,7 @@ def mass_less(mass, factor, matrix):
 
 def product(matrix, vectors):
     """Each matrix times its vector, in their full precision: that of a matrix product is less on GPUs and TPUs."""
-    return tf.reduce_sum(matrix * vectors[:, None, :], axis=-1)
+    return tf.reduce_sum(matrix * tf.expand_dims(vectors, 1), axis=-1)
 
 
 def radius_of(matrix):
