@@ -79,7 +79,6 @@ class Backsolve(FirstOrderAdjoint):
             worth=_worth_landing(stops, tf.shape(impulses[0])[0]),
             observers=(drift, *recording),
             dense=method.per_sample,
-            controlled=equation.controlled,
         )
         return Cotangents(
             y=equation.cotangent(result.y),
@@ -123,7 +122,7 @@ class _Drift:
     """
 
     def __init__(self, equation, method, stops, ys):
-        self.equation, self.tolerance, self.per_sample = equation, method.tolerance, method.per_sample
+        self.equation, self.tolerance = equation, method.tolerance
         self.stops, self.ys = stops, ys
 
     def start(self):
@@ -132,23 +131,23 @@ class _Drift:
 
     def see(self, state, trial):
         largest, worst, peak = state
-        z, dtype = trial.step.y, worst.dtype
+        z = trial.step.y
         choose = self.equation.choose
-        size = tree.rms(choose(self.equation.cotangent(z)), self.per_sample, dtype)
+        size = tree.rms(choose(self.equation.cotangent(z)), worst)
         largest = tf.where(trial.accept, tf.maximum(largest, size), largest)
         here = self.stops == trial.interval.until
         y, stored = (choose(self.equation.state(x)) for x in (z, self.equation.reset(z, here, self.ys)))
         start = choose(self.equation.state(trial.step.start))
         seen = tuple(tf.maximum(p, tf.maximum(tf.abs(a), tf.abs(b))) for p, a, b in zip(peak, start, stored, strict=True))
         peak = tree.where(trial.accept, seen, peak)
-        away = distance(y, stored, peak, self.tolerance, self.per_sample, dtype)
-        weight = tf.where(size < largest, tf.math.divide_no_nan(size, largest), tf.cast(size > 0, dtype))
+        away = distance(y, stored, peak, self.tolerance, worst)
+        weight = tf.where(size < largest, tf.math.divide_no_nan(size, largest), tf.cast(size > 0, size.dtype))
         drift = away * weight
         return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst), peak
 
     def is_large(self, state):
         """Whether fewer than half of the digits that the tolerance asks for are left; the gradient's error follows it."""
-        rtol, atol = self.tolerance
+        rtol, atol, _ = self.tolerance
         epsilon = tf.constant(np.finfo(rtol.dtype.as_numpy_dtype).eps, rtol.dtype)
         return ~(state[1] <= tf.minimum(tf.sqrt(tf.reduce_max([rtol, atol, epsilon])), 0.1))
 

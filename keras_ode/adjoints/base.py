@@ -11,7 +11,6 @@ from keras_ode.adjoints.cotangents import integral_weights, nan_unless, size_of,
 from keras_ode.adjoints.forward import solve_forward
 from keras_ode.adjoints.problem import Outcome
 from keras_ode.configurable import Configurable
-from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
 from keras_ode.vector_field import ScaledField
@@ -191,9 +190,6 @@ def checked_tolerances(rtol, atol):
 def backward_method(adjoint, problem):
     """The method of a backward solve: the forward's, with the adjoint's own tolerances and solver where it has some."""
     method = problem.method
-    rtol, atol = method.tolerance
-    tolerance = Tolerance(
-        rtol if adjoint.rtol is None else tf.constant(adjoint.rtol, rtol.dtype),
-        atol if adjoint.atol is None else tf.constant(adjoint.atol, atol.dtype),
+    return method._replace(
+        tolerance=method.tolerance.changed(adjoint.rtol, adjoint.atol), solver=adjoint.solver or method.solver.backward
     )
-    return method._replace(tolerance=tolerance, solver=adjoint.solver or method.solver.backward)

@@ -137,7 +137,6 @@ class _Block:
             limit=self._reach(early, late),
             observers=recording,
             dense=method.per_sample,
-            controlled=problem.controlled,
         )
         failed = progress.status != int(Status.SUCCESS)
         return progress._replace(
@@ -218,7 +217,8 @@ class _Equation(AdjointEquation):
     def __init__(self, problem, block):
         self._field, self._parameters, self._block = problem.field, problem.parameters, block
         self._integrates = not problem.method.per_sample
-        self._rows, self.adaptive = problem.method.rows, block.method.controller.adaptive
+        self._rows, self.controlled = problem.method.rows, problem.controlled
+        self.tolerance = block.method.tolerance if block.method.controller.adaptive else None
 
     def __call__(self, since, a, with_integrand=True):
         block = self._block
@@ -230,14 +230,7 @@ class _Equation(AdjointEquation):
     def rows(self):
         return self._rows
 
-    def scaled(self, change, a, like):
-        if not self.adaptive:
-            return super().scaled(change, a, like)
-        method, controlled = self._block.method, self._block.problem.controlled
-        a = controlled(a)
-        return method.tolerance.scaled(controlled(change), a, a, method.per_sample, like.dtype, method.norm)
-
-    def linearize(self, since, a):
+    def linearize(self, since, a, exact=False):
         """That of the forward field, transposed; its derivative by time would be a second one."""
         block = self._block
         if is_large(a, self.rows):
@@ -250,9 +243,6 @@ class _Equation(AdjointEquation):
         block = self._block
         point, leaves = (block.time(since), block.evaluate(since), self._parameters), tree.scale(-block.direction, leaves)
         return self._field.jvp(*point, leaves) if transposed else self._field.vjp(*point, leaves)[1]
-
-    def scales(self, a):
-        return self._block.method.tolerance.scale(a, a) if self.adaptive else None
 
     def locate(self, interval, step, theta):
         """Time, state and cotangent within a step, for the quadrature along forward time."""

@@ -112,7 +112,7 @@ class _Numbers:
 
 def _is_solved(found, slope, size, before):
     """Whether equations were solved, and those before them: a right-hand side that is not finite is another fault."""
-    known, right = (tree.is_finite(leaves, size.shape.rank == 1) for leaves in (found, slope))
+    known, right = (tree.is_finite(leaves, size) for leaves in (found, slope))
     return known | ~right if before is None else before & (known | ~right)
 
 
