@@ -361,7 +361,7 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
             "'asynchronous_leapfrog', or keras_ode.solvers.Reversible(solver), which makes an explicit Runge-Kutta method "
             f"reversible. Or use adjoint='checkpointed'. Received: solver={method.solver!r}"
         )
-    asked = getattr(adjoint, "solver", None)
+    asked = adjoint.solver
     if asked is not None and asked.backward != asked:
         raise ValueError(
             f"{type(asked).__name__} cannot integrate adjoint equations: give the adjoint no solver, or "

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import solvers, tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
+from keras_ode import tree
+from keras_ode.adjoints.base import ContinuousAdjoint, Cotangents
 from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
 from keras_ode.adjoints.drift import distance
 from keras_ode.adjoints.equation import AdjointEquation
@@ -17,7 +17,7 @@ from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
 
-class Backsolve(FirstOrderAdjoint):
+class Backsolve(ContinuousAdjoint):
     """The continuous adjoint, with the state re-integrated backward: memory does not grow with the number of steps.
 
     Backward, `y` and its cotangent `a` solve `y' = f(t, y)`, `a' = -a^T df/dy` from the last time to the first.
@@ -45,8 +45,7 @@ class Backsolve(FirstOrderAdjoint):
 
     def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints, least=0)
-        self.rtol, self.atol = checked_tolerances(rtol, atol)
-        self.solver = None if solver is None else solvers.get(solver)
+        super().__init__(rtol, atol, solver)
 
     def forward(self, problem):
         return solve_forward(problem, self._checkpoints(problem))
@@ -57,7 +56,7 @@ class Backsolve(FirstOrderAdjoint):
     def backward(self, problem, outcome, memory, cotangents):
         times, ys = problem.times, outcome.ys
         equation = _Equation(problem)
-        method = backward_method(self, problem)
+        method = self.backward_method(problem)
         stops, stored, impulses = _stored(problem.since_start(), ys, cotangents, self._checkpoints(problem), memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses)
         drift = _Drift(equation, method, stops, stored)

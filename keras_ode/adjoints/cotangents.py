@@ -67,11 +67,10 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
         ys, cotangents: Leaves `[T, ...]`.
         first_cotangent: The cotangent of the start from all later times, leaves.
     """
-    field, times, _, parameters = problem[:4]
+    field, times = ForwardField(problem), problem.times
 
     def rate(t, y, cotangent):
-        has_mass = problem.method.mass is not None
-        slope = derivative(ForwardField(problem), t, y)[0].derivative if has_mass else field(t, y, parameters)
+        slope = derivative(field, t, y)[0].derivative
         return tree.dot(cotangent, slope, t)
 
     first = -rate(times[0], tuple(y[0] for y in ys), first_cotangent)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import dense, solvers, tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
+from keras_ode import dense, tree
+from keras_ode.adjoints.base import ContinuousAdjoint, Cotangents
 from keras_ode.adjoints.checkpoints import History, checked_checkpoints
 from keras_ode.adjoints.equation import AdjointEquation
 from keras_ode.adjoints.forward import saved_times, solve_forward
@@ -23,7 +23,7 @@ from keras_ode.solvers.systems import is_large
 _MOST_ALLOWED = 5
 
 
-class Interpolating(FirstOrderAdjoint):
+class Interpolating(ContinuousAdjoint):
     """The continuous adjoint, with the state read from the forward solve's interpolants.
 
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
@@ -46,15 +46,14 @@ class Interpolating(FirstOrderAdjoint):
 
     def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints)
-        self.rtol, self.atol = checked_tolerances(rtol, atol)
-        self.solver = None if solver is None else solvers.get(solver)
+        super().__init__(rtol, atol, solver)
 
     def forward(self, problem):
         return solve_forward(problem, _Polynomials(problem, self.checkpoints, dense=True), dense=True)
 
     def backward(self, problem, outcome, memory, cotangents):
         history = _Polynomials(problem, self.checkpoints, dense=True)
-        method = backward_method(self, problem)
+        method = self.backward_method(problem)
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
             polynomials=history.writable(memory.kept),

@@ -73,8 +73,7 @@ class Reversible(FirstOrderAdjoint):
             a, parameters = tree.add(a, of_start), tree.add(parameters, change)
         missed = (outcome.status == int(Status.SUCCESS)) & ~_is_near(problem, end, outcome.time)
         status = tf.where(missed, int(Status.NOT_CONVERGED), outcome.status)
-        records = problem.recorder is not None and problem.recorder.capacity
-        return Cotangents(a, parameters, status, end.evaluations, replay.record(problem.recorder) if records else ())
+        return Cotangents(a, parameters, status, end.evaluations, replay.record(problem.recorder))
 
 
 class _Progress(NamedTuple):

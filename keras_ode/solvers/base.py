@@ -8,6 +8,9 @@ import tensorflow as tf
 from keras_ode import dense, tree
 from keras_ode.configurable import Configurable
 
+# Sizes of steps that differ by so many rounding errors of the time are the same.
+_ROUNDING_OF_SIZES = 4
+
 
 class Stage(NamedTuple):
     """One evaluation of a field: the derivative's leaves, and the integrand of what only accumulates."""
@@ -123,6 +126,22 @@ class Interval(NamedTuple):
     size: tf.Tensor
     since: tf.Tensor
     until: tf.Tensor
+
+    def at(self, fraction):
+        """The time at a fraction of the step, a number: exactly the end at one."""
+        return self.end if fraction == 1 else self.start + tf.constant(fraction, self.size.dtype) * self.size
+
+    def turned(self):
+        """The same interval from its end to its start."""
+        return Interval(self.end, self.start, -self.size, self.since, self.until)
+
+    def is_as_long_as(self, size):
+        """Whether it has this signed size, but for rounding of the times."""
+        return tf.abs(self.size - size) <= _ROUNDING_OF_SIZES * np.finfo(self.size.dtype.as_numpy_dtype).eps * self.until
+
+    def reciprocal(self):
+        """One over its size; one where it has none."""
+        return 1 / tf.where(self.size == 0, tf.ones_like(self.size), self.size)
 
 
 class Step(NamedTuple):
@@ -345,8 +364,7 @@ class Solver(Configurable):
 
 def hermite_stages(interval, y, slope, end, end_slope):
     """The stages from which Hermite's cubic is made: the slopes at both ends, and the mean one."""
-    size = tf.where(interval.size == 0, tf.ones_like(interval.size), interval.size)
-    return slope, end_slope, tree.scale(1 / size, tree.subtract(end, y))
+    return slope, end_slope, tree.scale(interval.reciprocal(), tree.subtract(end, y))
 
 
 # Of theta, theta^2 and theta^3 for the slopes at the start and at the end and for the mean slope.
