@@ -33,7 +33,8 @@ PROBLEMS = {
         kepler, [0.4, 0.0, 0.0, 2.0], 20.0, ["bosh3", "tsit5", "dopri8", "vern7", "vern9"], ["RK45", "DOP853"], ["Tsit5", "Dopri8"],
     ),
     "stiff: Oregonator": (
-        oregonator, [1.0, 2.0, 3.0], 360.0, ["rosenbrock23", "rodas5p", "kvaerno3", "kvaerno5"], ["Radau", "BDF"], [],
+        oregonator, [1.0, 2.0, 3.0], 360.0,
+        ["rosenbrock23", "rodas5p", "kvaerno3", "kvaerno5", "radau", "bdf", "auto"], ["Radau", "BDF"], [],
     ),
 }  # fmt: skip
 PENDULUM = ["semi_implicit_euler", "leapfrog", "yoshida4", "rk4", "implicit_midpoint"]

@@ -177,8 +177,7 @@ def resolved(method, rtol, atol, field, leaves):
             f"rtol={rtol:g} would waste steps: it is raised to {_finest(result):.2g}, twice that. Use a larger rtol, or "
             f"compute the dynamics in {dtype.name}."
         )
-        tolerance = method.tolerance._replace(rtol=tf.constant(_finest(result), method.tolerance.rtol.dtype))
-        return method._replace(tolerance=tolerance)
+        return method._replace(tolerance=method.tolerance.changed(rtol=_finest(result)))
     if _is_too_fine(rtol, atol, inside) and resolution(inside) > resolution(dtype):
         warn(
             f"The dynamics computes in {inside.name} on the way, which resolves about {resolution(inside):.1g} of a number's "
@@ -362,7 +361,7 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
             "'asynchronous_leapfrog', or keras_ode.solvers.Reversible(solver), which makes an explicit Runge-Kutta method "
             f"reversible. Or use adjoint='checkpointed'. Received: solver={method.solver!r}"
         )
-    asked = getattr(adjoint, "solver", None)
+    asked = adjoint.solver
     if asked is not None and asked.backward != asked:
         raise ValueError(
             f"{type(asked).__name__} cannot integrate adjoint equations: give the adjoint no solver, or "

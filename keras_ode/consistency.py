@@ -54,7 +54,7 @@ def consistent_state(f, y0, t0, mass_matrix, *, args=(), per_sample=False):
     method = method._replace(mass=mass, per_sample=bool(per_sample), rows=bool(per_sample))
     field = dynamics.close(f, t, y0, tuple(args), None, None, None)
     field = ForwardField(Problem(field, t[None], leaves, field.parameters, method, False))
-    y, ok = _iterate(field, tf.stop_gradient(t), tuple(map(tf.stop_gradient, leaves)), per_sample)
+    y, ok = _iterate(field, tf.stop_gradient(t), tuple(map(tf.stop_gradient, leaves)))
     if tf.executing_eagerly() and not tf.reduce_all(ok):
         residual = mass.projected(field(t, y).derivative)[0].numpy()
         raise ValueError(
@@ -68,15 +68,14 @@ def consistent_state(f, y0, t0, mass_matrix, *, args=(), per_sample=False):
     return tf.nest.pack_sequence_as(y0, y)
 
 
-def _iterate(field, t, start, per_sample):
+def _iterate(field, t, start):
     """The state after the corrections, and whether they became as small as rounding errors: a boolean, or `[B]`."""
     epsilon = _ROUNDING_ERRORS * np.finfo(start[0].dtype.as_numpy_dtype).eps
 
     def correct(k, ok, y):
         change = correction(field, t, y, start)
         y_new = tree.where(ok, y, tree.add(y, change))
-        size = tree.peak(change, per_sample, t.dtype)
-        return k + 1, ok | (size <= epsilon * tree.peak(y_new, per_sample, t.dtype)), y_new
+        return k + 1, ok | (tree.peak(change, t) <= epsilon * tree.peak(y_new, t)), y_new
 
     loop = (tf.constant(0), tf.zeros_like(t, tf.bool), start)
     _, ok, y = tree.while_loop(lambda k, ok, _: (k < _MOST_ITERATIONS) & ~tf.reduce_all(ok), correct, loop)

@@ -1,5 +1,6 @@
 """Step-size controllers, and the first step of an adaptive solve."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,11 @@ _AFTER_FAILURE = 0.5
 
 
 class Tolerance(NamedTuple):
-    """How accurate a step has to be, element by element: `atol + rtol * max(|y|, |y_new|)`."""
+    """How accurate a step has to be: `atol + rtol * max(|y|, |y_new|)` for every element, of which `norm` makes one number."""
 
     rtol: tf.Tensor
     atol: tf.Tensor
+    norm: Callable = tree.rms
 
     def scale(self, y, y_new):
         """The size of an acceptable error for every element."""
@@ -31,10 +33,9 @@ class Tolerance(NamedTuple):
             for a, b in zip(y, y_new, strict=True)
         )
 
-    def scaled(self, error, y, y_new, per_sample, dtype, norm=tree.rms):
-        """The norm of an error on that scale: at most one is accurate enough."""
-        ratios = [e / scale for e, scale in zip(error, self.scale(y, y_new), strict=True)]
-        return norm(ratios, per_sample, dtype)
+    def scaled(self, error, y, y_new, like):
+        """The norm of an error on that scale, a number like `like`: at most one is accurate enough."""
+        return self.norm([e / scale for e, scale in zip(error, self.scale(y, y_new), strict=True)], like)
 
     def scaled_integral(self, error, total, increment, weights):
         """The largest error among the leaves of an integral, on the scale of the tolerance: a scalar.
@@ -50,7 +51,7 @@ class Tolerance(NamedTuple):
 
         def sizes(leaves):
             # The weights first: squares of small numbers are zero.
-            return tf.stack([tree.rms(tree.scale(w, (leaf,)), False, w.dtype) for w, leaf in zip(weights, leaves, strict=True)])
+            return tf.stack([tree.rms(tree.scale(w, (leaf,)), w) for w, leaf in zip(weights, leaves, strict=True)])
 
         size = sizes(tree.add(total, increment))
         # What is smaller than the rounding errors of the largest leaf is noise, which no step size makes smaller.
@@ -58,6 +59,25 @@ class Tolerance(NamedTuple):
         ratios = sizes(error) / (self.atol + self.rtol * size + noise)
         # A leaf that is not finite shows that itself, and must not stop the solve of the others.
         return tf.reduce_max(tf.where(tf.math.is_finite(ratios), ratios, 0))
+
+    def changed(self, rtol=None, atol=None):
+        """The same with other numbers, where there are any."""
+        return self._replace(
+            rtol=self.rtol if rtol is None else tf.constant(rtol, self.rtol.dtype),
+            atol=self.atol if atol is None else tf.constant(atol, self.atol.dtype),
+        )
+
+    def tensors(self):
+        """What of it are tensors, a nest that `with_tensors` takes."""
+        return self.rtol, self.atol, getattr(self.norm, "parameters", ())
+
+    def with_tensors(self, tensors):
+        rtol, atol, of_norm = tensors
+        return Tolerance(rtol, atol, self.norm._replace(parameters=of_norm) if hasattr(self.norm, "parameters") else self.norm)
+
+    def key(self):
+        """A hashable value, equal for tolerances that do the same with their tensors."""
+        return self.norm.key() if hasattr(self.norm, "key") else self.norm
 
 
 class Verdict(NamedTuple):
@@ -277,20 +297,20 @@ def get(identifier):
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 
-def first_step(field, clock, y, derivative, order, tolerance, per_sample, controlled=tuple, norm=tree.rms):
+def first_step(field, clock, y, derivative, order, tolerance):
     """A first step size from the scales of the state, its derivative and its second derivative; one evaluation.
 
-    `clock` has the `duration`, the `direction` and the `time` since the start of the solve; `controlled` chooses the
-    leaves whose scales count, and `norm` measures them.
+    `clock` has the `duration`, the `direction` and the `time` since the start of the solve.
 
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
     duration, dtype = clock.duration, clock.duration.dtype
     duration = tf.where(tf.math.is_inf(duration), tf.ones_like(duration), duration)  # an open end tells nothing
-    scale = tolerance.scale(controlled(y), controlled(y))
+    seen = field.controlled(y)
+    scale = tolerance.scale(seen, seen)
 
     def measured(leaves):
-        return norm([leaf / s for leaf, s in zip(controlled(leaves), scale, strict=True)], per_sample, dtype)
+        return tolerance.norm([leaf / s for leaf, s in zip(field.controlled(leaves), scale, strict=True)], duration)
 
     size, slope = measured(y), measured(derivative)
     # The published numbers are for durations and time scales around one; longer ones are measured by themselves.

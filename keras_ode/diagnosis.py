@@ -58,7 +58,7 @@ def _inconsistent(problem, sample):
             "solved for the algebraic unknowns, and use these. Received: mass_matrix="
             f"{method.mass.matrix.tolist()}"
         )
-    scaled = inconsistency(field, t, problem.y, method.tolerance, method.norm, method.per_sample, t.dtype)
+    scaled = inconsistency(field, t, problem.y, method.tolerance)
     return (
         f"{who} does not fulfill the algebraic equations at t[0]: their residual is {np.abs(residual).max():.3g}. The nearest "
         f"state that does is {_of_sample(scaled, sample):.3g} tolerances away, and one is allowed. Start from "
@@ -93,7 +93,7 @@ def _cause(problem, outcome, step, sample):
     if at_once and (broken := _broken_input(problem, sample)):
         return broken
     size = _of_sample(outcome.step_size, sample)
-    radius = _of_sample(spectral_radius(step, method.per_sample, dtype), sample)
+    radius = _of_sample(spectral_radius(step, outcome.time), sample)
     if not np.isfinite(radius):
         radius = _of_sample(outcome.stiffness, sample)
     stiff = size * radius
@@ -101,14 +101,14 @@ def _cause(problem, outcome, step, sample):
     if not method.controller.adaptive:
         return _cause_in_given_steps(method, status, size, stiff)
     if status == Status.NON_FINITE:
-        return _cause_in_norm(method, step, dtype)
+        return _cause_in_norm(method, step, outcome.time)
     limited = _cause_in_limits(method, status, size, _of_sample(problem.clock().duration, sample))
     if limited:
         return limited
     y = problem.controlled(outcome.y)
     rounding = [np.finfo(leaf.dtype.as_numpy_dtype).eps * tf.abs(leaf) for leaf in y]
-    if _of_sample(method.tolerance.scaled(rounding, y, y, method.per_sample, dtype, method.norm), sample) > 1:
-        rtol, atol = (float(x) for x in method.tolerance)
+    if _of_sample(method.tolerance.scaled(rounding, y, y, outcome.time), sample) > 1:
+        rtol, atol = float(method.tolerance.rtol), float(method.tolerance.atol)
         return (
             f"The tolerances rtol={rtol:g} and atol={atol:g} are finer than {dtype.name} resolves the state, to about "
             f"{np.finfo(dtype.as_numpy_dtype).eps:.1g} of its size: loosen them, or solve in float64."
@@ -178,11 +178,11 @@ def _cause_in_limits(method, status, size, duration):
     )
 
 
-def _cause_in_norm(method, step, dtype):
+def _cause_in_norm(method, step, like):
     """What is wrong with a norm of the user's that gives no size for a step that is finite."""
     if step.error is None or not all(np.isfinite(x).all() for x in (*step.y, *step.stages[-1], *step.error)):
         return None
-    if np.isfinite(method.tolerance.scaled(step.error, step.start, step.y, method.per_sample, dtype, method.norm)).all():
+    if np.isfinite(method.tolerance.scaled(step.error, step.start, step.y, like)).all():
         return None
     return "The norm of the step's error is negative or not a number: let norm return a number that is zero or more."
 

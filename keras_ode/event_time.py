@@ -82,11 +82,10 @@ class EventFunction:
         value: A function `value(t, y)`: a scalar, or `[B]` for the event function of each row.
         parameters: What it reads besides.
         clock: The `Clock` of the solve.
-        per_sample: Whether rows are alone.
     """
 
-    def __init__(self, value, parameters, clock, per_sample):
-        self.value, self.clock, self.per_sample = value, clock, per_sample
+    def __init__(self, value, parameters, clock):
+        self.value, self.clock = value, clock
         self.parameters = [p for p in tf.nest.flatten(parameters) if p.dtype.is_floating]
 
     def happened(self, found, side, time, y, slope, reach_back, reach_ahead):
@@ -131,7 +130,7 @@ class EventFunction:
         """Zero, with the derivative of the root by all that moves it: NaN where there is none, if it is asked for; and so are
         second derivatives, which would lack the part that moves the event."""
         read = [tf.reduce_sum(tf.cast(p, time.dtype)) for p in self.parameters]
-        everything = tree.dot(y, [tf.ones_like(leaf) for leaf in y], self.per_sample, time.dtype) + time + sum(read)
+        everything = tree.dot(y, [tf.ones_like(leaf) for leaf in y], time) + time + sum(read)
         unknown = tf.fill(tf.shape(rate), tf.constant(np.nan, rate.dtype))
         slope = tf.where(is_smooth, -1 / rate, 0) + _zero_with_slope(unknown, everything)
         change = _zero_with_slope(slope, self.value(time, y))
@@ -145,8 +144,8 @@ class EventFunction:
             tape.watch((time, y))
             value = self.value(time, y)
         by_time, by_y = tape.gradient(value, (time, y), unconnected_gradients="zero")
-        rate = by_time + tree.dot(by_y, slope, self.per_sample, time.dtype)
-        size = tf.abs(by_time * time) + tree.dot(*map(_absolute, (by_y, y)), self.per_sample, time.dtype)
+        rate = by_time + tree.dot(by_y, slope, time)
+        size = tf.abs(by_time * time) + tree.dot(*map(_absolute, (by_y, y)), time)
         return tf.stop_gradient(rate), tf.stop_gradient(size)
 
     def side(self, time, y, slope):

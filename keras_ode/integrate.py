@@ -34,7 +34,6 @@ class Method(NamedTuple):
     per_sample: bool = False
     max_step: tf.Tensor | None = None
     min_step: tf.Tensor | None = None
-    norm: Callable = tree.rms
     rows: bool = False  # whether rows of a batch are known to be independent, so that each has a Jacobian of its own
     mass: MassMatrix | None = None  # that of `M y' = f(t, y)`
     sums: Callable | None = None  # `sums(step, interval)` is the step with what it adds to leaves that only sum up steps
@@ -60,19 +59,16 @@ class Method(NamedTuple):
     def tensors(self):
         """What of it are tensors, a nest that `with_tensors` takes."""
         options = {name: getattr(self, name) for name in ("step_size", "max_step", "min_step")}
-        of_norm = getattr(self.norm, "parameters", ())
-        return tuple(self.tolerance), {name: x for name, x in options.items() if x is not None}, of_norm
+        return self.tolerance.tensors(), {name: x for name, x in options.items() if x is not None}
 
     def with_tensors(self, tensors):
-        tolerance, options, of_norm = tensors
-        norm = self.norm._replace(parameters=of_norm) if hasattr(self.norm, "parameters") else self.norm
-        return self._replace(tolerance=Tolerance(*tolerance), norm=norm, **options)
+        of_tolerance, options = tensors
+        return self._replace(tolerance=self.tolerance.with_tensors(of_tolerance), **options)
 
     def key(self):
         """A hashable value, equal for methods that do the same with their tensors."""
-        norm = self.norm.key() if hasattr(self.norm, "key") else self.norm
-        options = tuple(self.tensors()[1])
-        return self.solver, self.controller, self.max_steps, self.per_sample, norm, options, self.rows, self.sums, self.mass
+        tolerance, options = self.tolerance.key(), tuple(self.tensors()[1])
+        return self.solver, self.controller, self.max_steps, self.per_sample, tolerance, options, self.rows, self.sums, self.mass
 
     def limited(self, size):
         """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
@@ -188,12 +184,11 @@ def integrate(
     dense=False,
     bound=None,
     halts=None,
-    controlled=tuple,
 ):
     """Integrates a field from `start` to `end`.
 
     Args:
-        field: A function `field(t, y, with_integrand=True) -> Stage`.
+        field: A `Field`.
         start, end: Scalars, or `[B]` with `method.per_sample`; in either order.
         y: The leaves at `start`.
         method: A `Method`.
@@ -211,14 +206,13 @@ def integrate(
         dense: Whether the observers interpolate.
         bound: A number of iterations, for a loop that is differentiated.
         halts: A function of what the last observer saw: where the solve ends as by an event. With it, `end` may be infinite.
-        controlled: A function that chooses, of the leaves of a state, those that error control sees.
 
     Returns:
         A `Result`.
     """
     clock = Clock(start, end, span)
     integrator = _Integrator(method, integral_weights, quadrature)
-    run = _Run(field, clock, method, stops, worth, limit, observers, dense, halts, controlled, integrator)
+    run = _Run(field, clock, method, stops, worth, limit, observers, dense, halts, integrator)
     loop = run.first(y, integral)
     loop = tree.while_loop(
         lambda *loop: tf.reduce_any(_Loop(*loop).status == RUNNING),
@@ -232,10 +226,9 @@ def integrate(
 class _Run:
     """One integration: the body of the loop and what stays the same in it."""
 
-    def __init__(self, field, clock, method, stops, worth, limit, observers, dense, halts, controlled, integrator):
+    def __init__(self, field, clock, method, stops, worth, limit, observers, dense, halts, integrator):
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
-        self.controlled, self.integrator = controlled, integrator
-        self.clock, self.duration = clock, clock.duration
+        self.integrator, self.clock, self.duration = integrator, clock, clock.duration
         if limit is None and method.controller.has_times:
             stops, limit = None, method.controller.limit(clock, stops)
         self.stops, self.worth, self.limit = stops, worth, limit or (lambda since: self.duration)
@@ -245,7 +238,7 @@ class _Run:
         method, zero = self.method, tf.zeros_like(self.duration)
         carry, evaluations = method.solver.start(self.field, self.clock.start, y)
         derivative = method.solver.first_derivative(carry)
-        step_size, extra = first_step_size(self.field, self.clock, y, derivative, method, self.controlled)
+        step_size, extra = first_step_size(self.field, self.clock, y, derivative, method)
         # How long the solve is, or would be, for steps to be too small for it.
         self.scale = self.duration
         if self.halts is not None:
@@ -327,10 +320,9 @@ class _Run:
         status, method = tf.where(known & (self.duration > 0), RUNNING, idle), self.method
         if method.mass is None or not method.mass.is_singular:
             return status
-        given = self.field, self.clock.start, y, method.tolerance, method.norm, method.per_sample, self.duration.dtype
-        finite = tree.is_finite((*y, *self.field(self.clock.start, y).derivative), method.per_sample)
+        finite = tree.is_finite((*y, *self.field(self.clock.start, y).derivative), self.duration)
         # Not the opposite, negated, which TensorFlow makes that: what is NaN is wrong.
-        is_right = tf.stop_gradient(inconsistency(*given)) <= 1
+        is_right = tf.stop_gradient(inconsistency(self.field, self.clock.start, y, method.tolerance)) <= 1
         return tf.where(is_right | ~finite | (status != RUNNING), status, int(Status.INCONSISTENT))
 
     def _reach(self, loop, running):
@@ -360,18 +352,18 @@ class _Run:
 
     def _scaled_error(self, step):
         """The error on the tolerance's scale; not finite where the step is not."""
-        method, dtype = self.method, self.duration.dtype
+        tolerance, like = self.method.tolerance, self.duration
         # The root mean square of what is not finite is not finite; other norms may not see it.
-        unseen = () if step.error is None or method.norm is tree.rms else step.error
-        finite = tree.is_finite((*step.y, *step.stages[-1], *unseen), method.per_sample)
+        unseen = () if step.error is None or tolerance.norm is tree.rms else step.error
+        finite = tree.is_finite((*step.y, *step.stages[-1], *unseen), like)
         if step.error is None:
-            error = tf.zeros_like(self.duration)
+            error = tf.zeros_like(like)
         else:
-            seen = step.select(self.controlled)
-            error = method.tolerance.scaled(seen.error, seen.start, seen.y, method.per_sample, dtype, method.norm)
+            seen = step.select(self.field.controlled)
+            error = tolerance.scaled(seen.error, seen.start, seen.y, like)
         if step.converged is not None:
             finite &= step.converged
-        return tf.where(finite, error, tf.constant(np.inf, dtype))
+        return tf.where(finite, error, tf.constant(np.inf, like.dtype))
 
     def _status(self, until, step_size, error, accept, num_steps, stuck, converged):
         smallest = SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.scale)
@@ -418,15 +410,14 @@ def _grown(verdict, error, tried, growth):
     return verdict._replace(step_size=tf.where(tf.math.is_finite(error), asked, verdict.step_size))
 
 
-def first_step_size(field, clock, y, derivative, method, controlled=tuple):
+def first_step_size(field, clock, y, derivative, method):
     """The step size to start with, and the evaluations that finding it took."""
     if method.controller.has_times:  # how far a step may reach is its size
         return clock.duration, 0
     if method.step_size is not None:
         return method.limited(tf.cast(method.step_size, clock.duration.dtype) + tf.zeros_like(clock.duration)), 0
-    order, tolerance = method.solver.error_order, method.tolerance
     if method.mass is not None:
         field = Solved(field)
         derivative = field(clock.start, y).derivative
-    size = first_step(field, clock, y, derivative, order, tolerance, method.per_sample, controlled, method.norm)
+    size = first_step(field, clock, y, derivative, method.solver.error_order, method.tolerance)
     return tf.stop_gradient(method.limited(size)), 1

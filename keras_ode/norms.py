@@ -1,6 +1,6 @@
 """How large the error of a step is, as one number: norms of scaled errors.
 
-A norm is a function `norm(leaves, per_sample, dtype)` that gives a scalar, or `[B]` with `per_sample`, as `tree.rms` does.
+A norm is a function `norm(leaves, like)` that reduces leaves to a number like `like`, as `tree.rms` does: see `keras_ode.tree`.
 """
 
 from typing import NamedTuple
@@ -42,14 +42,12 @@ class ClosedNorm(NamedTuple):
     parameters: tuple
     num_leaves: int
 
-    def __call__(self, leaves, per_sample, dtype):
-        leaves = tuple(map(tf.stop_gradient, leaves))
-        time = tf.zeros(tf.shape(leaves[0])[:1] if per_sample else [], dtype)
-        time = tf.ensure_shape(time, leaves[0].shape[: time.shape.rank])
+    def __call__(self, leaves, like):
+        leaves, time = tuple(map(tf.stop_gradient, leaves)), tf.zeros_like(like)
         parts = [leaves[i : i + self.num_leaves] for i in range(0, len(leaves), self.num_leaves)]
         sizes = [self.function(time, part, self.parameters)[0] for part in parts]
         # What is negative, or not a number, is no size: such a step must not be accepted.
-        sizes = [tf.where(size >= 0, size, tf.constant(np.inf, dtype)) for size in sizes]
+        sizes = [tf.where(size >= 0, size, tf.constant(np.inf, like.dtype)) for size in sizes]
         return sizes[0] if len(sizes) == 1 else tf.reduce_max(tf.stack(sizes), axis=0)
 
     def key(self):

@@ -286,8 +286,8 @@ class Stiffness:
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2.
     """
 
-    def __init__(self, like, controlled):
-        self.like, self.controlled = like, controlled
+    def __init__(self, field, like):
+        self.field, self.like = field, like
 
     def start(self):
         return tf.zeros_like(self.like), tf.zeros_like(self.like)
@@ -295,9 +295,9 @@ class Stiffness:
     def see(self, state, trial):
         largest, latest = state
         # Where the loop is differentiated: the root of zero has no derivative.
-        step = trial.step.select(self.controlled)
+        step = trial.step.select(self.field.controlled)
         step = step._replace(neighbors=tf.nest.map_structure(tf.stop_gradient, step.neighbors))
-        radius = spectral_radius(step, self.like.shape.rank == 1, self.like.dtype)
+        radius = spectral_radius(step, self.like)
         relative = tf.abs(tf.stop_gradient(trial.interval.size)) * radius
         return tf.where(trial.accept, tf.maximum(largest, radius), largest), tf.where(trial.accept, relative, latest)
 
@@ -314,16 +314,15 @@ def status_of_stiff(status, latest, solver, controller):
     return tf.where(stiff, int(Status.STIFF), status)
 
 
-def spectral_radius(step, per_sample, dtype):
-    """The radius that one step shows, a scalar or `[B]`."""
-    return tf.sqrt(squared_spectral_radius(step, per_sample, dtype))
+def spectral_radius(step, like):
+    """The radius that one step shows, a number like `like`."""
+    return tf.sqrt(squared_spectral_radius(step, like))
 
 
-def squared_spectral_radius(step, per_sample, dtype):
+def squared_spectral_radius(step, like):
     """Its square."""
     (near, near_slope), (end, end_slope) = step.neighbors
-    change = tree.mean_square([a - b for a, b in zip(end_slope, near_slope, strict=True)], per_sample, dtype)
-    distance = tree.mean_square([a - b for a, b in zip(end, near, strict=True)], per_sample, dtype)
+    change, distance = (tree.mean_square(tree.subtract(a, b), like) for a, b in ((end_slope, near_slope), (end, near)))
     return tf.math.divide_no_nan(change, distance)
 
 

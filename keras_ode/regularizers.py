@@ -47,17 +47,17 @@ class Regularizer(configurable.Configurable):
         other.num_leaves = num_leaves
         return other
 
-    def start(self, y, per_sample, dtype):
-        """Returns the initial leaf: a zero for each row, or a single zero for a sum over steps that the rows share."""
-        shared = self.sums_steps and not per_sample
-        return tf.zeros([] if shared else tf.shape(y[0])[:1], dtype)
+    def start(self, y, like):
+        """Returns the initial leaf: a zero for each row, or one like `like` for a sum over steps."""
+        return tf.zeros_like(like) if self.sums_steps else tf.zeros(tf.shape(y[0])[:1], like.dtype)
 
-    def integrand(self, y, derivative, noise, dtype):
-        """Returns the integrand at a point, `[B]`. All arguments but `dtype` are leaves; those of `noise` are booleans."""
+    def integrand(self, y, derivative, noise, like):
+        """Returns the integrand at a point, a number for each row, like `like`. The other arguments are leaves; those of `noise`
+        are booleans."""
         raise NotImplementedError
 
-    def of_step(self, step, size, per_sample, dtype):
-        """Returns what a step of `size` (positive) adds to the sum: a scalar, or `[B]`."""
+    def of_step(self, step, size):
+        """Returns what a step of `size` (positive, a scalar or `[B]`) adds to the sum: a number like `size`."""
         raise NotImplementedError
 
     def derivative(self, total, y, derivative, noise):
@@ -65,7 +65,7 @@ class Regularizer(configurable.Configurable):
         if self.sums_steps:
             return tf.zeros_like(total)
         y, derivative, noise = (leaves[: self.num_leaves] for leaves in (y, derivative, noise))
-        return tf.ensure_shape(self.integrand(y, derivative, noise, total.dtype), total.shape)
+        return tf.ensure_shape(self.integrand(y, derivative, noise, total), total.shape)
 
 
 # All of these penalties lower the number of function evaluations.
@@ -89,8 +89,8 @@ class Kinetic(Regularizer):
     kinetic regularization, ICML.
     """
 
-    def integrand(self, y, derivative, noise, dtype):
-        return tree.dot(derivative, derivative, True, dtype)
+    def integrand(self, y, derivative, noise, like):
+        return tree.dot(derivative, derivative, like)
 
 
 class JacobianFrobenius(Regularizer):
@@ -109,10 +109,10 @@ class JacobianFrobenius(Regularizer):
 
     needs_noise = True
 
-    def integrand(self, y, derivative, noise, dtype):
+    def integrand(self, y, derivative, noise, like):
         signs = [tf.where(bits, tf.ones_like(d), -tf.ones_like(d)) for bits, d in zip(noise, derivative, strict=True)]
         products = tf.gradients(derivative, y, signs, unconnected_gradients="zero")
-        return tree.dot(products, products, True, dtype)
+        return tree.dot(products, products, like)
 
 
 class ErrorEstimate(Regularizer):
@@ -134,8 +134,8 @@ class ErrorEstimate(Regularizer):
     def __init__(self, weight=100.0):
         super().__init__(weight)
 
-    def of_step(self, step, size, per_sample, dtype):
-        return size * _root(tree.mean_square(step.error, per_sample, dtype))
+    def of_step(self, step, size):
+        return size * _root(tree.mean_square(step.error, size))
 
 
 class Stiffness(Regularizer):
@@ -152,8 +152,8 @@ class Stiffness(Regularizer):
 
     sums_steps = True
 
-    def of_step(self, step, size, per_sample, dtype):
-        return _root(squared_spectral_radius(step, per_sample, dtype))
+    def of_step(self, step, size):
+        return _root(squared_spectral_radius(step, size))
 
 
 class StepSums(NamedTuple):
@@ -169,7 +169,7 @@ class StepSums(NamedTuple):
         size = tf.abs(tf.stop_gradient(interval.size))
         # The field does not change such a total, but a solver may mix states.
         totals = [
-            before + r.of_step(of_state, size, size.shape.rank == 1, total.dtype) if r.sums_steps else total
+            before + r.of_step(of_state, size) if r.sums_steps else total
             for r, before, total in zip(self.regularizers, step.start[count:], step.y[count:], strict=True)
         ]
         return step._replace(y=(*step.y[:count], *totals))

@@ -207,7 +207,7 @@ class _Segments:
         frozen = tf.nest.map_structure(tf.stop_gradient, (problem.y, problem.parameters))
         field = ForwardField(problem._replace(parameters=frozen[1]))
         derivative = field(self.clock.start, frozen[0]).derivative
-        size, evaluations = first_step_size(field, self.clock, frozen[0], derivative, problem.method, problem.controlled)
+        size, evaluations = first_step_size(field, self.clock, frozen[0], derivative, problem.method)
         return derivative, size, evaluations + 1
 
     def _first_sides(self, derivative):
@@ -222,7 +222,7 @@ class _Segments:
             if direction:
                 side = tf.constant(-direction, value.dtype)
             else:
-                side = EventFunction(function, (), self.clock, self.problem.method.per_sample).side(*point, derivative)
+                side = EventFunction(function, (), self.clock).side(*point, derivative)
             sides.append(tf.where(value == 0, side, tf.sign(value)))
         return tf.stack(sides)
 
@@ -354,7 +354,6 @@ class _Segments:
             lambda t, y: tree.take(event.values(t, y, self.parameters[0]), root.which),
             self.parameters[0],
             self.clock.closed(tf.stop_gradient(root.time)),
-            problem.method.per_sample,
         )
         stop, reach = tf.stop_gradient(root.time), farthest(outcome.step_size)
         reaches = (tf.minimum(tf.abs(stop - tf.stop_gradient(x)), reach) for x in (start, limit))

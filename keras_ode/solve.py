@@ -233,10 +233,10 @@ def _problem(function, y0, t, options):
     check_resolved(options.max_step, asked.elapsed)
     asked = checked_grid(method.controller, asked)
     times, elapsed, lost, times_vary, _ = asked.of_rows(leaves) if options.per_sample else asked
-    method = method._replace(norm=checked_norm(options.norm, times, y0))
+    method = method._replace(tolerance=method.tolerance._replace(norm=checked_norm(options.norm, times, y0)))
     adjoint, keeps_steps = _adjoint(y0, asked, times_vary, method, options)
     arguments.check_on_failure(options.on_failure)
-    method, penalties = _penalties(options.regularizers, options.noise, leaves, method, adjoint)
+    method, penalties = _penalties(options.regularizers, options.noise, leaves, times, method, adjoint)
     field = _close(function, times[0], y0, leaves, method, penalties, options)
     method = arguments.resolved(method, options.rtol, options.atol, field, leaves)
     problem = Problem(
@@ -315,13 +315,13 @@ def _solution(ts, y0, problem, outcome, events, lost):
     )
 
 
-def _penalties(regularizers, noise, leaves, method, adjoint):
+def _penalties(regularizers, noise, leaves, times, method, adjoint):
     """The method which adds up what regularizers ask for, and their `Penalties`, or `None`."""
     if not regularizers:
         return method, None
     check_supported(regularizers, method.solver, adjoint)
-    dtype = method.tolerance.rtol.dtype
-    totals = tuple(r.start(leaves, method.per_sample, dtype) for r in regularizers)
+    like = times[0]
+    totals = tuple(r.start(leaves, like) for r in regularizers)
     if any(r.sums_steps for r in regularizers):
         method = method._replace(sums=StepSums(tuple(regularizers)))
     return method, dynamics.Penalties(regularizers, totals, noise)

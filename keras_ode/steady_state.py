@@ -15,7 +15,7 @@ from keras_ode.errors import EventTrouble, Status
 from keras_ode.event_time import EventOutcome
 from keras_ode.integrate import integrate
 from keras_ode.observers import Stiffness
-from keras_ode.solvers.base import Stage, WrappedSolver
+from keras_ode.solvers.base import Field, Stage, WrappedSolver
 from keras_ode.solvers.krylov import exact, gmres
 from keras_ode.solvers.linear import inverse, product
 from keras_ode.solvers.systems import is_large
@@ -44,26 +44,24 @@ def solve_steady_state(problem, steady):
     Returns:
         The `Outcome`, whose last state is the steady state, and an `EventOutcome`.
     """
-    rtol, atol = (
-        given if asked is None else tf.constant(asked, given.dtype)
-        for asked, given in zip((steady.rtol, steady.atol), problem.method.tolerance, strict=True)
-    )
+    tolerance = problem.method.tolerance.changed(steady.rtol, steady.atol)._replace(norm=tree.rms)
     frozen = problem.with_tensors([tf.stop_gradient(tensor) for tensor in problem.tensors()])
     method = _damped(frozen.method)
-    watch = _IsSteady(method, Tolerance(rtol, atol), frozen.times[0])
+    watch = _IsSteady(method, tolerance, frozen.times[0])
+    field = ForwardField(frozen)
     result = integrate(
-        ForwardField(frozen),
+        field,
         frozen.times[0],
         frozen.times[-1],
         frozen.y,
         method,
-        observers=(Stiffness(frozen.times[0], tuple), *frozen.watchers, watch),
+        observers=(Stiffness(field, frozen.times[0]), *frozen.watchers, watch),
         halts=lambda is_steady: is_steady,
     )
     found = result.observed[-1] & (result.status == int(Status.EVENT))
     endless = (result.status == int(Status.SUCCESS)) | tf.math.is_inf(result.step_size)
     status = tf.where(found, int(Status.EVENT), tf.where(endless, int(Status.MAX_STEPS), result.status))
-    last = _implicit(problem, rtol, found, result.time, nan_unless(found, result.y))
+    last = _implicit(problem, tolerance.rtol, found, result.time, nan_unless(found, result.y))
     outcome = Outcome(
         ys=tuple(tf.stack([first, end]) for first, end in zip(problem.y, last, strict=True)),
         dense=(),
@@ -94,7 +92,7 @@ class _IsSteady(NamedTuple):
 
     def see(self, state, trial):
         y, derivative = trial.step.y, self.method.solver.first_derivative(trial.step.carry)
-        size = self.tolerance.scaled(derivative, y, y, self.method.per_sample, self.like.dtype)
+        size = self.tolerance.scaled(derivative, y, y, self.like)
         return tf.where(trial.accept, size <= 1, state)
 
 
@@ -102,24 +100,22 @@ def _damped(method):
     """The method, with steps that are short enough to approach an equilibrium."""
     if not method.controller.adaptive or method.solver.is_implicit:
         return method
-    return method._replace(solver=_Damped(method.solver, method.tolerance, method.per_sample))
+    return method._replace(solver=_Damped(method.solver, method.tolerance))
 
 
 class _Damped(WrappedSolver):
     """Steps of another solver whose error is as large as the tolerance where they are long for the dynamics' Jacobian."""
 
-    def __init__(self, solver, tolerance, per_sample):
+    def __init__(self, solver, tolerance):
         super().__init__(solver)
-        self.tolerance, self.per_sample = tolerance, per_sample
+        self.tolerance = tolerance
 
     def step(self, field, interval, y, carry, with_dense=False):
         step = super().step(field, interval, y, carry, with_dense)
         (near, near_slope), (end, end_slope) = step.neighbors
-        dtype = interval.size.dtype
-        unit = tree.peak(end, self.per_sample, dtype) * _ROUNDING_ERRORS * np.finfo(dtype.as_numpy_dtype).eps
-        change, distance = (
-            tree.mean_square(tree.subtract(a, b), self.per_sample, dtype) for a, b in ((end_slope, near_slope), (end, near))
-        )
+        like = interval.size
+        unit = tree.peak(end, like) * _ROUNDING_ERRORS * np.finfo(like.dtype.as_numpy_dtype).eps
+        change, distance = (tree.mean_square(tree.subtract(a, b), like) for a, b in ((end_slope, near_slope), (end, near)))
         radius = tf.sqrt(tf.math.divide_no_nan(change, distance + tf.square(unit)))
         excess = (tf.abs(interval.size) * radius / _LARGEST_STEP) ** self.error_order
         allowed = tree.scale(excess, self.tolerance.scale(step.start, step.y))
@@ -157,7 +153,7 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     They need the solution of the linear equation `(df/dy)^T a = -g`. As the steady state attracts the forward solve, that
     solution attracts the solve of `da/ds = (df/dy)^T a + g`.
     """
-    field, per_sample, dtype = problem.field, problem.method.per_sample, time.dtype
+    field, dtype = problem.field, time.dtype
     y = tree.where(found, y, problem.y)
 
     if problem.method.solver.is_implicit:
@@ -168,16 +164,14 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
         return field.vjp(time, y, problem.parameters, a)[1]
 
     # In the unit of the cotangents, and of the time in which they change: then tolerances do not depend on units.
-    size = _or_one(tree.rms(cotangents, per_sample, dtype))
+    size = _or_one(tree.rms(cotangents, time))
     g = tree.scale(1 / size, cotangents)
-    unit = _or_one(tf.math.divide_no_nan(tree.rms(g, per_sample, dtype), tree.rms(transposed(g), per_sample, dtype)))
+    unit = _or_one(tf.math.divide_no_nan(tree.rms(g, time), tree.rms(transposed(g), time)))
 
     # What attracts the solve as it goes back in time attracts the other there, too.
     direction = tf.where(problem.clock().direction < 0, -tf.ones_like(unit), 1)
 
-    def rate(_, a, with_integrand=True):
-        return Stage(tree.scale(direction, tree.add(tree.scale(unit, transposed(a)), g)))
-
+    field_of_a = _Autonomous(lambda a: tree.scale(direction, tree.add(tree.scale(unit, transposed(a)), g)))
     method = problem.method
     step_size = None if method.controller.adaptive else method.step_size / unit
     # The limits of the user's are in another time.
@@ -187,10 +181,20 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     zero = tf.zeros_like(time)
     end = tf.where(found, tf.constant(np.inf, dtype), zero)
     watch = _IsSteady(method, residual, time)
-    result = integrate(rate, zero, end, tree.zeros_like(g), method, observers=(watch,), halts=lambda is_steady: is_steady)
+    result = integrate(field_of_a, zero, end, tree.zeros_like(g), method, observers=(watch,), halts=lambda is_steady: is_steady)
     ok = found & result.observed[-1]
     a = nan_unless(ok, tree.scale(size * unit, result.y))
     return nan_unless(ok, tree.zeros_like(y)), field.vjp(time, y, problem.parameters, a)[2]
+
+
+class _Autonomous(Field):
+    """The field of an equation `a' = rate(a)`."""
+
+    def __init__(self, rate):
+        self._rate = rate
+
+    def __call__(self, t, a, with_integrand=True):
+        return Stage(self._rate(a))
 
 
 def _solved(problem, time, y, cotangents):

@@ -2,7 +2,8 @@
 
 Inside the package a state is a tuple of tensors, the leaves of the user's nest in the order of `tf.nest.flatten`.
 A scalar that belongs to a solve (a time, a step size) has shape `[]` where all samples share their steps and `[B]`
-where every sample has its own; `expand` makes it broadcast against a leaf.
+where every sample has its own; `expand` makes it broadcast against a leaf. What reduces leaves to such a scalar
+takes another one as its template, `like`: the result has its shape and, if it is a number, its dtype.
 """
 
 import numpy as np
@@ -278,39 +279,39 @@ def tensordot(a, b):
     return internals.dot_in_full_precision(a, b)
 
 
-def is_finite(tree, per_sample):
-    """Whether all elements are finite: a scalar, or `[B]` where every sample is judged alone."""
-    return tf.reduce_all(tf.stack([_reduce(tf.reduce_all, tf.math.is_finite(leaf), per_sample) for leaf in tree]), axis=0)
+def is_finite(tree, like):
+    """Whether all elements are finite: a boolean, or `[B]`."""
+    return tf.reduce_all(tf.stack([_reduce(tf.reduce_all, tf.math.is_finite(leaf), like) for leaf in tree]), axis=0)
 
 
-def rms(tree, per_sample, dtype):
-    """The root mean square over all elements of all leaves: a scalar, or `[B]`."""
-    return tf.sqrt(mean_square(tree, per_sample, dtype))
+def rms(tree, like):
+    """The root mean square over all elements of all leaves."""
+    return tf.sqrt(mean_square(tree, like))
 
 
-def mean_square(tree, per_sample, dtype):
+def mean_square(tree, like):
     """Its square."""
-    squares = [_reduce(tf.reduce_sum, tf.cast(tf.square(leaf), dtype), per_sample) for leaf in tree]
-    shapes = [leaf.shape[1:] if per_sample else leaf.shape for leaf in tree]
+    squares = [_reduce(tf.reduce_sum, tf.cast(tf.square(leaf), like.dtype), like) for leaf in tree]
+    shapes = [leaf.shape[like.shape.rank :] for leaf in tree]
     if all(shape.is_fully_defined() for shape in shapes):
         return _sum(squares) / max(sum(shape.num_elements() for shape in shapes), 1)
-    count = _sum([tf.cast(tf.reduce_prod(tf.shape(leaf)[1 if per_sample else 0 :]), dtype) for leaf in tree])
+    count = _sum([tf.cast(tf.reduce_prod(tf.shape(leaf)[like.shape.rank :]), like.dtype) for leaf in tree])
     return _sum(squares) / tf.maximum(count, 1)
 
 
-def peak(tree, per_sample, dtype):
-    """The largest magnitude among all elements of all leaves, or zero: a scalar, or `[B]`."""
-    peaks = [tf.cast(_reduce(tf.reduce_max, tf.abs(leaf), per_sample), dtype) for leaf in tree]
+def peak(tree, like):
+    """The largest magnitude among all elements of all leaves, or zero."""
+    peaks = [tf.cast(_reduce(tf.reduce_max, tf.abs(leaf), like), like.dtype) for leaf in tree]
     return tf.maximum(tf.reduce_max(peaks, axis=0), 0)
 
 
-def dot(tree, other, per_sample, dtype):
-    """The product summed over all elements of all leaves: a scalar, or `[B]`."""
-    return _sum([tf.cast(_reduce(tf.reduce_sum, a * b, per_sample), dtype) for a, b in zip(tree, other, strict=True)])
+def dot(tree, other, like):
+    """The product summed over all elements of all leaves."""
+    return _sum([tf.cast(_reduce(tf.reduce_sum, a * b, like), like.dtype) for a, b in zip(tree, other, strict=True)])
 
 
-def _reduce(operation, leaf, per_sample):
-    return operation(leaf, axis=list(range(1, leaf.shape.rank)) if per_sample else None)
+def _reduce(operation, leaf, like):
+    return operation(leaf, axis=list(range(1, leaf.shape.rank)) if like.shape.rank else None)
 
 
 def _weighted(weights, leaves):

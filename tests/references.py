@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_ode.solvers import SOLVERS
 from keras_ode.solvers.adams import Adams
+from keras_ode.solvers.base import Field
 from keras_ode.solvers.runge_kutta import ExplicitRungeKutta
 from keras_ode.solvers.symplectic import Symplectic
 
@@ -126,6 +127,16 @@ class TanhNetwork:
             loss,
         )
         return [found[0], *found[2:]]
+
+
+class FieldOf(Field):
+    """The field, as a loop takes it, of a function `f(t, y)` that gives a `Stage`."""
+
+    def __init__(self, f):
+        self._f = f
+
+    def __call__(self, t, y, with_integrand=True):
+        return self._f(t, y)
 
 
 class Counting:

@@ -11,6 +11,7 @@ from scipy.integrate._ivp.common import select_initial_step
 from keras_ode.controllers import PID, Constant, Predictive, Tolerance, first_step
 from keras_ode.integrate import Clock
 from keras_ode.solvers.base import Stage
+from tests.references import FieldOf
 
 FEW = hypothesis.settings(max_examples=50, deadline=None)
 ERRORS = st.floats(1e-8, 1e8)
@@ -156,7 +157,7 @@ def test_scaled_error_is_the_root_mean_square_on_the_scale_of_both_ends(y, y_new
     tolerance = Tolerance(tf.constant(rtol, tf.float64), tf.constant(atol, tf.float64))
     # In two leaves of different shape, each element counts the same.
     leaves = [(tf.constant(x[:1]), tf.constant(x[1:])) for x in (error, y, y_new)]
-    found = tolerance.scaled(*leaves, False, tf.float64)
+    found = tolerance.scaled(*leaves, tolerance.rtol)
     expected = np.sqrt(np.mean((error / (atol + rtol * np.maximum(np.abs(y), np.abs(y_new)))) ** 2))
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
@@ -164,7 +165,7 @@ def test_scaled_error_is_the_root_mean_square_on_the_scale_of_both_ends(y, y_new
 def test_scaled_errors_of_samples_are_their_own():
     tolerance = Tolerance(tf.constant(0.0, tf.float64), tf.constant(2.0, tf.float64))
     error = (tf.constant([[2.0, 2.0], [4.0, 4.0]], tf.float64),)
-    np.testing.assert_allclose(tolerance.scaled(error, error, error, True, tf.float64), [1, 2])
+    np.testing.assert_allclose(tolerance.scaled(error, error, error, tf.zeros([2], tf.float64)), [1, 2])
 
 
 # The first step
@@ -172,10 +173,10 @@ def test_scaled_errors_of_samples_are_their_own():
 
 def first_step_of(f, y0, span, rtol, atol, order=5):
     start, end = (tf.constant(x, tf.float64) for x in span)
-    field = lambda t, y, with_integrand=True: Stage((f(t, y[0]),))
+    field = FieldOf(lambda t, y: Stage((f(t, y[0]),)))
     y0 = tf.constant(y0, tf.float64)
     tolerance = Tolerance(tf.constant(rtol, tf.float64), tf.constant(atol, tf.float64))
-    return float(first_step(field, Clock(start, end), (y0,), field(start, (y0,)).derivative, order, tolerance, False))
+    return float(first_step(field, Clock(start, end), (y0,), field(start, (y0,)).derivative, order, tolerance))
 
 
 @FEW

@@ -11,6 +11,7 @@ from keras_ode.errors import Status
 from keras_ode.integrate import Method, integrate
 from keras_ode.observers import SaveAt
 from keras_ode.solvers.base import Solver, Stage, Step
+from tests.references import FieldOf
 
 
 class Stub(Solver):
@@ -100,7 +101,7 @@ def run(end, step_size=1.0, start=0.0, error=None, controller=None, max_steps=50
     if saved is not None:
         observers += (SaveAt(tf.constant(saved, tf.float64), y, solver),)
     integral = () if start.shape.rank else (tf.constant(0.0, tf.float64),)
-    field = lambda t, y, with_integrand=True: Stage((tf.ones_like(y[0]),))
+    field = FieldOf(lambda t, y: Stage((tf.ones_like(y[0]),)))
     result = integrate(
         field, start, end, y, method, integral=integral, observers=observers, dense=saved is not None, **options
     )

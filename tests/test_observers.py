@@ -9,6 +9,7 @@ from keras_ode.controllers import PID, Tolerance
 from keras_ode.integrate import Method, integrate
 from keras_ode.observers import SaveTogether
 from keras_ode.solvers.base import Stage
+from tests.references import FieldOf
 
 RATES = np.array([[1.0], [-3.0], [0.5]])
 
@@ -23,7 +24,7 @@ def saved_states(times, end, capacity, jit_compile=False, max_steps=200):
     def solve(times, end):
         observer = SaveTogether(times, y, solver, capacity)
         result = integrate(
-            lambda t, y, with_integrand=True: Stage((RATES * y[0],)),
+            FieldOf(lambda t, y: Stage((RATES * y[0],))),
             tf.zeros_like(end), end, y, method, observers=(observer,), dense=True,
         )  # fmt: skip
         return observer.saved(result.observed[0])[0], result.num_accepted

@@ -11,6 +11,8 @@ from keras_ode import tree
 
 FEW = hypothesis.settings(max_examples=50, deadline=None)
 NUMBERS = st.floats(-1e6, 1e6)
+# What numbers of a whole solve, and of its rows, are like.
+SHARED, ROWS = tf.TensorSpec([], tf.float64), tf.TensorSpec([None], tf.float64)
 
 
 def leaves(count=2, dtype="float64"):
@@ -105,7 +107,7 @@ def test_where_keeps_what_is_not_finite_on_the_other_side_out():
 def test_rms_is_over_all_elements_of_all_leaves(trees):
     flat = np.concatenate([x.ravel() for x in trees[0]])
     expected = np.sqrt(np.mean(flat**2)) if flat.size else 0
-    assert float(tree.rms(tensors(trees[0]), False, tf.float64)) == pytest.approx(expected, rel=1e-12)
+    assert float(tree.rms(tensors(trees[0]), SHARED)) == pytest.approx(expected, rel=1e-12)
 
 
 @FEW
@@ -114,13 +116,13 @@ def test_rms_by_sample_is_that_of_every_row(trees):
     flat = [np.concatenate([x[i].ravel() for x in trees[0]]) for i in range(len(trees[0][0]))]
     expected = [np.sqrt(np.mean(row**2)) for row in flat]
     # TensorFlow takes squares below the smallest normal number for zero.
-    np.testing.assert_allclose(tree.rms(tensors(trees[0]), True, tf.float64), expected, rtol=1e-12, atol=1e-153)
+    np.testing.assert_allclose(tree.rms(tensors(trees[0]), ROWS), expected, rtol=1e-12, atol=1e-153)
 
 
 def test_rms_counts_elements_that_only_the_run_knows():
     @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64)])
     def run(x):
-        return tree.rms((x,), False, tf.float64), tree.rms((x,), True, tf.float64)
+        return tree.rms((x,), SHARED), tree.rms((x,), ROWS)
 
     shared, by_sample = run(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert float(shared) == pytest.approx(2.5)
@@ -128,7 +130,7 @@ def test_rms_counts_elements_that_only_the_run_knows():
 
 
 def test_rms_of_no_elements_that_only_the_run_knows_is_zero():
-    rms = tf.function(lambda x: tree.rms((x,), False, tf.float64), input_signature=[tf.TensorSpec([None, 2], tf.float64)])
+    rms = tf.function(lambda x: tree.rms((x,), SHARED), input_signature=[tf.TensorSpec([None, 2], tf.float64)])
     assert float(rms(np.zeros([0, 2]))) == 0
 
 
@@ -139,9 +141,9 @@ def test_one_element_that_is_not_finite_shows_in_its_row_alone(trees, data):
     row, bad = data.draw(st.integers(0, size - 1)), data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
     first, second = (x.copy() for x in trees[0])
     second[row, ...] = bad
-    found = tree.is_finite(tensors((first, second)), True)
+    found = tree.is_finite(tensors((first, second)), ROWS)
     assert found.numpy().tolist() == [i != row for i in range(size)]
-    assert not bool(tree.is_finite(tensors((first, second)), False))
+    assert not bool(tree.is_finite(tensors((first, second)), SHARED))
 
 
 @pytest.mark.parametrize("shape", [[4], [4, 2], [4, 2, 3]])

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import solvers, tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
+from keras_ode import tree
+from keras_ode.adjoints.base import ContinuousAdjoint, Cotangents
 from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
 from keras_ode.adjoints.drift import distance
 from keras_ode.adjoints.equation import AdjointEquation
@@ -17,7 +17,7 @@ from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 
 
-class Backsolve(FirstOrderAdjoint):
+class Backsolve(ContinuousAdjoint):
     """The continuous adjoint, with the state re-integrated backward: memory does not grow with the number of steps.
 
     Backward, `y` and its cotangent `a` solve `y' = f(t, y)`, `a' = -a^T df/dy` from the last time to the first.
@@ -45,8 +45,7 @@ class Backsolve(FirstOrderAdjoint):
 
     def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints, least=0)
-        self.rtol, self.atol = checked_tolerances(rtol, atol)
-        self.solver = None if solver is None else solvers.get(solver)
+        super().__init__(rtol, atol, solver)
 
     def forward(self, problem):
         return solve_forward(problem, self._checkpoints(problem))
@@ -57,7 +56,7 @@ class Backsolve(FirstOrderAdjoint):
     def backward(self, problem, outcome, memory, cotangents):
         times, ys = problem.times, outcome.ys
         equation = _Equation(problem)
-        method = backward_method(self, problem)
+        method = self.backward_method(problem)
         stops, stored, impulses = _stored(problem.since_start(), ys, cotangents, self._checkpoints(problem), memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses)
         drift = _Drift(equation, method, stops, stored)
@@ -79,7 +78,6 @@ class Backsolve(FirstOrderAdjoint):
             worth=_worth_landing(stops, tf.shape(impulses[0])[0]),
             observers=(drift, *recording),
             dense=method.per_sample,
-            controlled=equation.controlled,
         )
         return Cotangents(
             y=equation.cotangent(result.y),
@@ -123,7 +121,7 @@ class _Drift:
     """
 
     def __init__(self, equation, method, stops, ys):
-        self.equation, self.tolerance, self.per_sample = equation, method.tolerance, method.per_sample
+        self.equation, self.tolerance = equation, method.tolerance
         self.stops, self.ys = stops, ys
 
     def start(self):
@@ -132,23 +130,23 @@ class _Drift:
 
     def see(self, state, trial):
         largest, worst, peak = state
-        z, dtype = trial.step.y, worst.dtype
+        z = trial.step.y
         choose = self.equation.choose
-        size = tree.rms(choose(self.equation.cotangent(z)), self.per_sample, dtype)
+        size = tree.rms(choose(self.equation.cotangent(z)), worst)
         largest = tf.where(trial.accept, tf.maximum(largest, size), largest)
         here = self.stops == trial.interval.until
         y, stored = (choose(self.equation.state(x)) for x in (z, self.equation.reset(z, here, self.ys)))
         start = choose(self.equation.state(trial.step.start))
         seen = tuple(tf.maximum(p, tf.maximum(tf.abs(a), tf.abs(b))) for p, a, b in zip(peak, start, stored, strict=True))
         peak = tree.where(trial.accept, seen, peak)
-        away = distance(y, stored, peak, self.tolerance, self.per_sample, dtype)
-        weight = tf.where(size < largest, tf.math.divide_no_nan(size, largest), tf.cast(size > 0, dtype))
+        away = distance(y, stored, peak, self.tolerance, worst)
+        weight = tf.where(size < largest, tf.math.divide_no_nan(size, largest), tf.cast(size > 0, size.dtype))
         drift = away * weight
         return largest, tf.where(trial.accept, tf.maximum(worst, drift), worst), peak
 
     def is_large(self, state):
         """Whether fewer than half of the digits that the tolerance asks for are left; the gradient's error follows it."""
-        rtol, atol = self.tolerance
+        rtol, atol, _ = self.tolerance
         epsilon = tf.constant(np.finfo(rtol.dtype.as_numpy_dtype).eps, rtol.dtype)
         return ~(state[1] <= tf.minimum(tf.sqrt(tf.reduce_max([rtol, atol, epsilon])), 0.1))
 

@@ -6,12 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import internals, tree
+from keras_ode import internals, solvers, tree
 from keras_ode.adjoints.cotangents import integral_weights, nan_unless, size_of, time_cotangents, without_padding
 from keras_ode.adjoints.forward import solve_forward
 from keras_ode.adjoints.problem import Outcome
 from keras_ode.configurable import Configurable
-from keras_ode.controllers import Tolerance
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
 from keras_ode.vector_field import ScaledField
@@ -28,6 +27,7 @@ class Adjoint(Configurable):
         has_forward_mode: Whether forward accumulators go through it.
         solves_back: Whether the state is integrated back in time.
         takes_steps_back: Whether the steps are taken back, which only reversible solvers can.
+        solver: The solver of the backward solve, if the user chose one.
     """
 
     compiles_alone = True
@@ -36,6 +36,7 @@ class Adjoint(Configurable):
     has_forward_mode = False
     solves_back = False
     takes_steps_back = False
+    solver = None
 
     def with_compiled_parts(self, problem):
         """The problem, with parts compiled that pay where the program around them is not compiled."""
@@ -160,6 +161,28 @@ class FirstOrderAdjoint(Adjoint):
         return gradients + [None] * (len(tensors) - len(gradients))
 
 
+class ContinuousAdjoint(FirstOrderAdjoint):
+    """An adjoint that solves the adjoint equation backward, by its own solver and tolerances where it has some.
+
+    Args:
+        rtol, atol: Tolerances of the backward solve, or `None` for those of the forward solve.
+        solver: The solver of the backward solve, or `None` for that which the forward solver names.
+    """
+
+    def __init__(self, rtol, atol, solver):
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and (not isinstance(value, numbers.Real) or not 0 < value < np.inf):
+                raise ValueError(f"{name} must be a positive number, or None. Received: {name}={value!r}")
+        self.rtol, self.atol = rtol, atol
+        self.solver = None if solver is None else solvers.get(solver)
+
+    def backward_method(self, problem):
+        """The `Method` of the backward solve."""
+        method = problem.method
+        tolerance, solver = method.tolerance.changed(self.rtol, self.atol), self.solver or method.solver.backward
+        return method._replace(tolerance=tolerance, solver=solver)
+
+
 def _runner(problem, tensors):
     """What runs the parts of a solve, `run(name, function, inputs, used)`: in the graph around it, or as programs."""
     programs = problem.programs
@@ -178,22 +201,3 @@ def _like(cotangent, leaf):
     cotangent = tf.convert_to_tensor(cotangent)
     cotangent.set_shape(leaf.shape)
     return cotangent
-
-
-def checked_tolerances(rtol, atol):
-    """Tolerances of a backward solve: positive numbers, or `None` for the forward solve's."""
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and (not isinstance(value, numbers.Real) or not 0 < value < np.inf):
-            raise ValueError(f"{name} must be a positive number, or None. Received: {name}={value!r}")
-    return rtol, atol
-
-
-def backward_method(adjoint, problem):
-    """The method of a backward solve: the forward's, with the adjoint's own tolerances and solver where it has some."""
-    method = problem.method
-    rtol, atol = method.tolerance
-    tolerance = Tolerance(
-        rtol if adjoint.rtol is None else tf.constant(adjoint.rtol, rtol.dtype),
-        atol if adjoint.atol is None else tf.constant(adjoint.atol, atol.dtype),
-    )
-    return method._replace(tolerance=tolerance, solver=adjoint.solver or method.solver.backward)

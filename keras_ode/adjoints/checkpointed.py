@@ -73,8 +73,7 @@ class Checkpointed(FirstOrderAdjoint):
         if of_carry:
             of_start, change = reverse.begin(problem.y, of_carry)
             a, parameters = tree.add(a, of_start), tree.add(parameters, change)
-        records = problem.recorder is not None and problem.recorder.capacity
-        return Cotangents(a, parameters, outcome.status, evaluations, replay.record(problem.recorder) if records else ())
+        return Cotangents(a, parameters, outcome.status, evaluations, replay.record(problem.recorder))
 
 
 def is_dense(problem):

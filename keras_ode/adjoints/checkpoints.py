@@ -252,7 +252,10 @@ class Replay:
         return interval, self.method.step(self.field, interval, y, carry, with_dense=self.dense)
 
     def record(self, recorder):
-        """The `StepRecord` of the steps taken again from the last to the first: all accepted, and no error estimated."""
+        """The `StepRecord` of the steps taken again from the last to the first, all accepted, and no error estimated; empty where
+        nobody asks for it."""
+        if recorder is None or not recorder.capacity:
+            return ()
         count, untils = self.trajectory.num_steps, self.trajectory.untils
         n = count - 1 - tree.expand(tf.range(recorder.capacity + 1), untils)
         until = tree.take_each(untils, tf.maximum(n, 0))

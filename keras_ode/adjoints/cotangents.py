@@ -30,6 +30,7 @@ def size_of(problem, ys, cotangents):
     Divided by this number, they suit the same tolerances. Also how large they are in themselves, the largest of all rows.
     """
     times = problem.times
+    like = tf.TensorSpec([None], times.dtype)  # one for each time, and row
 
     def largest(leaves):
         """The largest root mean square at a time, without what a failed row holds."""
@@ -37,9 +38,9 @@ def size_of(problem, ys, cotangents):
         rows = tf.reduce_prod(shape)[None]
         leaves = (tf.where(tf.math.is_finite(leaf), leaf, 0) for leaf in leaves)
         leaves = tuple(tf.reshape(leaf, tf.concat([rows, tf.shape(leaf)[times.shape.rank :]], axis=0)) for leaf in leaves)
-        peak = tree.peak(leaves, True, times.dtype)
+        peak = tree.peak(leaves, like)
         unit = tf.where(peak > 0, peak, 1)  # squares of small numbers are zero
-        size = unit * tree.rms(tree.scale(1 / unit, leaves), True, times.dtype)
+        size = unit * tree.rms(tree.scale(1 / unit, leaves), like)
         return tf.reduce_max(tf.reshape(size, shape), axis=0)
 
     later = tuple(leaf[1:] for leaf in cotangents)
@@ -58,8 +59,7 @@ def integral_weights(problem, of_cotangents):
     so it is taken for a change of one, or of the parameter's whole size where that is larger.
     """
     unit = tf.where(of_cotangents > 0, of_cotangents, 1)
-    dtype = unit.dtype
-    return tuple(tf.maximum(tree.rms((p,), False, dtype), 1) / unit for p in problem.field.select(problem.parameters))
+    return tuple(tf.maximum(tree.rms((p,), unit), 1) / unit for p in problem.field.select(problem.parameters))
 
 
 def time_cotangents(problem, ys, cotangents, first_cotangent):
@@ -69,12 +69,11 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
         ys, cotangents: Leaves `[T, ...]`.
         first_cotangent: The cotangent of the start from all later times, leaves.
     """
-    field, times, _, parameters = problem[:4]
+    field, times = ForwardField(problem), problem.times
 
     def rate(t, y, cotangent):
-        has_mass = problem.method.mass is not None
-        slope = derivative(ForwardField(problem), t, y)[0].derivative if has_mass else field(t, y, parameters)
-        return tree.dot(cotangent, slope, problem.method.per_sample, t.dtype)
+        slope = derivative(field, t, y)[0].derivative
+        return tree.dot(cotangent, slope, t)
 
     first = -rate(times[0], tuple(y[0] for y in ys), first_cotangent)
     later = tf.map_fn(

@@ -5,8 +5,8 @@ import tensorflow as tf
 from keras_ode import tree
 
 
-def distance(y, stored, largest, tolerance, per_sample, dtype):
-    """The distance of two states as error control measures it, divided by the relative tolerance: a scalar or `[B]`, at most one.
+def distance(y, stored, largest, tolerance, like):
+    """The distance of two states as error control measures it, relative to the tolerance: at most one, a number like `like`.
 
     Args:
         y, stored: Their leaves.
@@ -19,4 +19,4 @@ def distance(y, stored, largest, tolerance, per_sample, dtype):
         tf.math.divide_no_nan(tf.abs(a - b), p + tf.cast(least, p.dtype)) for a, b, p in zip(y, stored, largest, strict=True)
     ]
     # What overflows is as far away as can be.
-    return tree.rms([tf.where(ratio < 1, ratio, 1) for ratio in ratios], per_sample, dtype)
+    return tree.rms([tf.where(ratio < 1, ratio, 1) for ratio in ratios], like)

@@ -20,7 +20,9 @@ class ForwardField(Field):
     """
 
     def __init__(self, problem, inlined=False, derivatives=0):
-        self.problem, self.derivatives, self.adaptive = problem, derivatives, problem.method.controller.adaptive
+        method = problem.method
+        self.problem, self.derivatives, self.mass = problem, derivatives, method.mass
+        self.tolerance = method.tolerance if method.controller.adaptive else None
         self._field = problem.field.inlined() if inlined else problem.field
         self.parameters = problem.field.select(problem.parameters)
 
@@ -32,13 +34,11 @@ class ForwardField(Field):
         return self._field.vjp(t, y, self.problem.parameters, cotangent)[1:]
 
     @property
-    def mass(self):
-        return self.problem.method.mass
-
-    @property
     def rows(self):
-        """Whether rows of a batch are independent."""
         return self.problem.method.rows
+
+    def controlled(self, leaves):
+        return self.problem.controlled(leaves)
 
     def linearize(self, t, y, exact=False):
         field, parameters = self._field, self.problem.parameters
@@ -59,9 +59,6 @@ class ForwardField(Field):
             return self._field.vjp(t, y, self.problem.parameters, leaves)[1]
         return self._field.jvp(t, y, self.problem.parameters, leaves)
 
-    def scales(self, y):
-        return self.problem.method.tolerance.scale(y, y) if self.adaptive else None
-
     def inlined(self):
         """The same field for a tape: each evaluation is a part of the graph around it."""
         return ForwardField(self.problem, inlined=True, derivatives=max(self.derivatives, 1))
@@ -73,10 +70,3 @@ class ForwardField(Field):
         return ForwardField(
             problem._replace(field=problem.field.shared(), parameters=tuple(map(tf.stop_gradient, problem.parameters)))
         )
-
-    def scaled(self, change, y, like):
-        if not self.adaptive:
-            return super().scaled(change, y, like)
-        change, y = map(self.problem.controlled, (change, y))
-        method = self.problem.method
-        return method.tolerance.scaled(change, y, y, method.per_sample, like.dtype, method.norm)

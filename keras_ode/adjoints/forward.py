@@ -27,7 +27,8 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     """
     times, y, method = problem.times, problem.y, problem.method
     saved = times.shape[0] != 2
-    observers = {"stiffness": Stiffness(times[0], problem.controlled)}
+    field = ForwardField(problem, derivatives=0 if bound is None else _DERIVATIVES)
+    observers = {"stiffness": Stiffness(field, times[0])}
     if saved:
         observers["saved"] = _saving(saved_times(problem), y, method.solver, bound is not None)
     if problem.dense:
@@ -40,7 +41,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if observer is not None:
         observers["asked"] = observer
     result = integrate(
-        ForwardField(problem, derivatives=0 if bound is None else _DERIVATIVES),
+        field,
         times[0],
         times[-1],
         y,
@@ -49,7 +50,6 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         observers=(*observers.values(), *problem.watchers),
         dense=dense or saved or problem.dense,
         bound=bound,
-        controlled=problem.controlled,
     )
     seen = dict(zip(observers, result.observed, strict=False))
     stiffness, latest = seen["stiffness"]
@@ -59,7 +59,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     if bound is not None:  # the state moves with the end even where there are no steps
         span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
         if method.mass is not None:
-            slope = derivative(ForwardField(problem, derivatives=_DERIVATIVES), times[-1], result.y)[0].derivative
+            slope = derivative(field, times[-1], result.y)[0].derivative
         slope = tuple(tf.where(tf.math.is_finite(x), x, 0) for x in slope)
         last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)

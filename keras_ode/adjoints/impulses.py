@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.solvers.base import Field, Interval, WrappedSolver
+from keras_ode.solvers.base import Interval, WrappedField, WrappedSolver
 
 # How much of its error estimate counts for a step that passes saved times. Chosen by trial: with all of it, gradients of many
 # saved states take up to twice as many evaluations.
@@ -110,39 +110,29 @@ class Impulses(WrappedSolver):
         return [tf.reduce_sum(tree.expand(row, cotangents) * cotangents, axis=0) for row in rows]
 
 
-class _Moving(Field):
+class _Moving(WrappedField):
     """A field of `b`, where the cotangent is `b + G`, in a time of its own: that since the step began.
 
     Far from zero, differences of times would not tell where in the step a stage is.
     """
 
     def __init__(self, field, equation, interval, staircase):
-        self._field, self._equation, self._outer, self._staircase = field, equation, interval, staircase
-        self.adaptive = field.adaptive
+        super().__init__(field)
+        self._equation, self._outer, self._staircase = equation, interval, staircase
         size = interval.size
         self.interval = Interval(tf.zeros_like(size), size, size, interval.since, interval.until)
         self._low, self._high = tf.minimum(interval.start, interval.end), tf.maximum(interval.start, interval.end)
         self._length = tf.where(tf.equal(size, 0), tf.ones_like(size), size)
 
     def __call__(self, time, z, with_integrand=True):
-        return self._field(*self._point(time, z), with_integrand=with_integrand)
+        return super().__call__(*self._point(time, z), with_integrand)
 
-    @property
-    def rows(self):
-        return self._field.rows
-
-    def linearize(self, time, z):
-        near = self._field.linearize(*self._point(time, z))
+    def linearize(self, time, z, exact=False):
+        near = super().linearize(*self._point(time, z), exact)
         return near._replace(point=(time, *z)) if near.point else near
 
     def products(self, time, z, leaves, transposed=False):
-        return self._field.products(*self._point(time, z), leaves, transposed)
-
-    def scales(self, z):
-        return self._field.scales(z)
-
-    def scaled(self, *arguments):
-        return self._field.scaled(*arguments)
+        return super().products(*self._point(time, z), leaves, transposed)
 
     def _point(self, time, z):
         outer, equation = self._outer, self._equation

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import dense, solvers, tree
-from keras_ode.adjoints.base import Cotangents, FirstOrderAdjoint, backward_method, checked_tolerances
+from keras_ode import dense, tree
+from keras_ode.adjoints.base import ContinuousAdjoint, Cotangents
 from keras_ode.adjoints.checkpoints import History, checked_checkpoints
 from keras_ode.adjoints.equation import AdjointEquation
 from keras_ode.adjoints.forward import saved_times, solve_forward
@@ -25,7 +25,7 @@ _MOST_ALLOWED = 5
 _LARGE = 4096
 
 
-class Interpolating(FirstOrderAdjoint):
+class Interpolating(ContinuousAdjoint):
     """The continuous adjoint, with the state read from the forward solve's interpolants.
 
     Backward, only the cotangent `a' = -a^T df/dy` is integrated, under its own error control, so that it is right where
@@ -48,15 +48,14 @@ class Interpolating(FirstOrderAdjoint):
 
     def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
         self.checkpoints = checked_checkpoints(checkpoints)
-        self.rtol, self.atol = checked_tolerances(rtol, atol)
-        self.solver = None if solver is None else solvers.get(solver)
+        super().__init__(rtol, atol, solver)
 
     def forward(self, problem):
         return solve_forward(problem, _Polynomials(problem, self.checkpoints, dense=True), dense=True)
 
     def backward(self, problem, outcome, memory, cotangents):
         history = _Polynomials(problem, self.checkpoints, dense=True)
-        method = backward_method(self, problem)
+        method = self.backward_method(problem)
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
             polynomials=history.writable(memory.kept),
@@ -102,8 +101,8 @@ class _Polynomials(History):
 
     def evaluate(self, kept, n, theta):
         """The state at `theta` in step `n`, of what is kept of the steps."""
-        degree, coefficients = self.problem.method.solver.degree, []
-        taken = iter([tree.take(x, n % self.capacity) for x in kept])
+        degree, slot, coefficients = self.problem.method.solver.degree, n % self.capacity, []
+        taken = iter([tree.take(x, slot) for x in kept])
         for leaf in self.problem.y:
             apart = _is_large(leaf)
             coefficients.append([next(taken) for _ in range(degree + 1)] if apart else tf.unstack(next(taken), axis=self._axis))
@@ -171,7 +170,6 @@ class _Block:
             limit=self._reach(late),
             observers=recording,
             dense=method.per_sample,
-            controlled=problem.controlled,
         )
         failed = progress.status != int(Status.SUCCESS)
         return progress._replace(
@@ -245,7 +243,8 @@ class _Equation(AdjointEquation):
     def __init__(self, problem, block):
         self._field, self._parameters, self._block = problem.field, problem.parameters, block
         self._integrates = not problem.method.per_sample
-        self._rows, self.adaptive = problem.method.rows, block.method.controller.adaptive
+        self._rows, self.controlled = problem.method.rows, problem.controlled
+        self.tolerance = block.method.tolerance if block.method.controller.adaptive else None
 
     def __call__(self, since, a, with_integrand=True):
         block = self._block
@@ -257,14 +256,7 @@ class _Equation(AdjointEquation):
     def rows(self):
         return self._rows
 
-    def scaled(self, change, a, like):
-        if not self.adaptive:
-            return super().scaled(change, a, like)
-        method, controlled = self._block.method, self._block.problem.controlled
-        a = controlled(a)
-        return method.tolerance.scaled(controlled(change), a, a, method.per_sample, like.dtype, method.norm)
-
-    def linearize(self, since, a):
+    def linearize(self, since, a, exact=False):
         """That of the forward field, transposed; its derivative by time would be a second one."""
         block = self._block
         if is_large(a, self.rows):
@@ -277,9 +269,6 @@ class _Equation(AdjointEquation):
         block = self._block
         point, leaves = (block.time(since), block.evaluate(since), self._parameters), tree.scale(-block.direction, leaves)
         return self._field.jvp(*point, leaves) if transposed else self._field.vjp(*point, leaves)[1]
-
-    def scales(self, a):
-        return self._block.method.tolerance.scale(a, a) if self.adaptive else None
 
     def locate(self, interval, step, theta):
         """Time, state and cotangent within a step, for the quadrature along forward time."""

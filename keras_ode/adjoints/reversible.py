@@ -71,10 +71,9 @@ class Reversible(FirstOrderAdjoint):
         if end.of_carry:
             of_start, change = reverse.begin(problem.y, end.of_carry)
             a, parameters = tree.add(a, of_start), tree.add(parameters, change)
-        missed = (outcome.status == int(Status.SUCCESS)) & ~_is_near(problem, end)
+        missed = (outcome.status == int(Status.SUCCESS)) & ~_is_near(problem, end, outcome.time)
         status = tf.where(missed, int(Status.NOT_CONVERGED), outcome.status)
-        records = problem.recorder is not None and problem.recorder.capacity
-        return Cotangents(a, parameters, status, end.evaluations, replay.record(problem.recorder) if records else ())
+        return Cotangents(a, parameters, status, end.evaluations, replay.record(problem.recorder))
 
 
 class _Progress(NamedTuple):
@@ -135,10 +134,10 @@ class _Ends:
         )
 
 
-def _is_near(problem, end):
+def _is_near(problem, end, like):
     """Whether the steps back led to where the solve started."""
-    method, (y, start, largest) = problem.method, map(problem.controlled, (end.y, problem.y, end.largest))
-    rtol, atol = method.tolerance
+    tolerance, (y, start, largest) = problem.method.tolerance, map(problem.controlled, (end.y, problem.y, end.largest))
+    rtol, atol, _ = tolerance
     half = np.sqrt(np.finfo(rtol.dtype.as_numpy_dtype).eps)
-    away = distance(y, start, largest, method.tolerance, method.per_sample, rtol.dtype)
+    away = distance(y, start, largest, tolerance, like)
     return away <= tf.minimum(tf.reduce_max([rtol, atol, half]), _MOST_MISSED)

@@ -4,15 +4,11 @@ import functools
 from fractions import Fraction
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.solvers.base import Solver, Stage, Step, hermite_stages
 from keras_ode.solvers.explicit import RK4, Dopri5
-
-# Sizes of steps that differ by so many rounding errors of the time are the same.
-_ROUNDING_ERRORS = 4
 
 
 class Carry(NamedTuple):
@@ -65,7 +61,7 @@ class Adams(Solver):
         return carry.slopes[0]
 
     def step(self, field, interval, y, carry, with_dense=False):
-        fits = _fits(carry, interval)
+        fits = interval.is_as_long_as(carry.size)
         # Rows that are done take a step of no length, by whichever method.
         is_full = (fits & (carry.count >= self.order)) | (interval.size == 0)
 
@@ -182,12 +178,6 @@ def _moulton(order):
 
 def _extended(interval, y, weights, slopes):
     return tree.add_scaled(y, interval.size, tree.weighted_sum(weights, slopes))
-
-
-def _fits(carry, interval):
-    """Whether the step is as long as those of the history, but for rounding of the times."""
-    ulp = np.finfo(interval.size.dtype.as_numpy_dtype).eps * interval.until
-    return tf.abs(interval.size - carry.size) <= _ROUNDING_ERRORS * ulp
 
 
 def _where(condition, points, others):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
-from keras_ode.solvers.base import Field, Solver, Stage, Step
+from keras_ode.solvers.base import Solver, Stage, Step, WrappedField
 from keras_ode.solvers.esdirk import KenCarp4
 from keras_ode.solvers.explicit import Tsit5
 from keras_ode.solvers.linear import radius_of
@@ -200,36 +200,20 @@ class AutoAdjoint(Auto):
         return ()
 
 
-class _Watched(Field):
+class _Watched(WrappedField):
     """A field that keeps the matrices of its linearizations."""
 
     def __init__(self, field, matrices=None):
-        self._field, self.matrices = field, [] if matrices is None else matrices
-        self.derivatives, self.adaptive = field.derivatives, field.adaptive
-
-    def __call__(self, t, y, with_integrand=True):
-        return self._field(t, y, with_integrand=with_integrand)
-
-    @property
-    def rows(self):
-        return self._field.rows
+        super().__init__(field)
+        self.matrices = [] if matrices is None else matrices
 
     def linearize(self, t, y, exact=False):
-        near = self._field.linearize(t, y, **({"exact": True} if exact else {}))
+        near = super().linearize(t, y, exact)
         self.matrices.append(None if near.matrix is None else tf.stop_gradient(near.matrix))
         return near
 
-    def products(self, *arguments):
-        return self._field.products(*arguments)
-
-    def scales(self, y):
-        return self._field.scales(y)
-
     def constant(self):
         return _Watched(self._field.constant(), self.matrices)
-
-    def scaled(self, *arguments):
-        return self._field.scaled(*arguments)
 
 
 def _radius(field, step, size):

@@ -8,6 +8,9 @@ import tensorflow as tf
 from keras_ode import dense, tree
 from keras_ode.configurable import Configurable
 
+# Sizes of steps that differ by so many rounding errors of the time are the same.
+_ROUNDING_OF_SIZES = 4
+
 
 class Stage(NamedTuple):
     """One evaluation of a field: the derivative's leaves, and the integrand of what only accumulates."""
@@ -22,6 +25,22 @@ class Field:
     def __call__(self, t, y, with_integrand=True):
         raise NotImplementedError
 
+    # The `Tolerance` of the steps, where one that fails is tried again with a smaller size; else `None`.
+    tolerance = None
+    # The `MassMatrix` of an equation `M y' = f(t, y)`, of which the field is `f`; `None` where there is none.
+    mass = None
+    # How many derivatives of a step, one of the other, are asked for.
+    derivatives = 0
+
+    @property
+    def rows(self):
+        """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
+        raise NotImplementedError
+
+    def controlled(self, leaves):
+        """Of leaves like those of the state, the ones that error control sees."""
+        return tuple(leaves)
+
     def linearize(self, t, y, exact=False):
         """The `Linearization` at a point, for implicit methods; `exact`, not by a Jacobian of the user's."""
         raise NotImplementedError
@@ -30,41 +49,61 @@ class Field:
         """The products of the Jacobian at a point, or of its transpose, with leaves: for states of many unknowns."""
         raise NotImplementedError
 
-    def scales(self, y):
-        """The errors of a state that are acceptable, leaves, or `None` where nothing says so."""
-        return None
-
-    @property
-    def rows(self):
-        """Whether rows of a batch are independent, so that each has a Jacobian of its own."""
-        raise NotImplementedError
-
-    # The `MassMatrix` of an equation `M y' = f(t, y)`, of which the field is `f`; `None` where there is none.
-    mass = None
-
     def parts(self):
         """The two fields whose sum it is, the stiff one first, each with what a `Field` has; `None` where it was given as one."""
         return None
-
-    # How many derivatives of a step, one of the other, are asked for.
-    derivatives = 0
-    # Whether a step that fails is tried again with a smaller size.
-    adaptive = False
 
     def constant(self):
         """The same field, of which no derivative is asked for."""
         return self
 
+    # What follows from these.
+
+    @property
+    def adaptive(self):
+        """Whether a step that fails is tried again with a smaller size."""
+        return self.tolerance is not None
+
+    def scales(self, y):
+        """The errors of a state that are acceptable, leaves, or `None` where nothing says so."""
+        return None if self.tolerance is None else self.tolerance.scale(y, y)
+
     def scaled(self, change, y, like):
-        """How large a change of the state `y` is in units of the tolerance, a number like `like`, which is a scalar or `[B]`: of a
-        tight tolerance, where the field has none."""
-        per_sample, dtype = like.shape.rank == 1, like.dtype
-        size = tree.rms(y, per_sample, dtype)
+        """How large a change of the state `y` is in units of the tolerance, a number like `like`: of a tight tolerance, where the
+        field has none."""
+        if self.tolerance is not None:
+            change, y = map(self.controlled, (change, y))
+            return self.tolerance.scaled(change, y, y, like)
+        size = tree.rms(y, like)
         ratios = []
         for a, b in zip(change, y, strict=True):
-            least = tf.cast(size + np.finfo(dtype.as_numpy_dtype).tiny, b.dtype)
+            least = tf.cast(size + np.finfo(like.dtype.as_numpy_dtype).tiny, b.dtype)
             ratios.append(a / (_tight(b.dtype) * (tf.abs(b) + tree.expand(least, b))))
-        return tree.rms(ratios, per_sample, dtype)
+        return tree.rms(ratios, like)
+
+
+class WrappedField(Field):
+    """A field that does what another one does, but for what a subclass changes."""
+
+    def __init__(self, field):
+        self._field = field
+        self.tolerance, self.mass, self.derivatives = field.tolerance, field.mass, field.derivatives
+
+    def __call__(self, t, y, with_integrand=True):
+        return self._field(t, y, with_integrand=with_integrand)
+
+    @property
+    def rows(self):
+        return self._field.rows
+
+    def controlled(self, leaves):
+        return self._field.controlled(leaves)
+
+    def linearize(self, t, y, exact=False):
+        return self._field.linearize(t, y, exact)
+
+    def products(self, t, y, leaves, transposed=False):
+        return self._field.products(t, y, leaves, transposed)
 
 
 def _tight(dtype):
@@ -87,6 +126,22 @@ class Interval(NamedTuple):
     size: tf.Tensor
     since: tf.Tensor
     until: tf.Tensor
+
+    def at(self, fraction):
+        """The time at a fraction of the step, a number: exactly the end at one."""
+        return self.end if fraction == 1 else self.start + tf.constant(fraction, self.size.dtype) * self.size
+
+    def turned(self):
+        """The same interval from its end to its start."""
+        return Interval(self.end, self.start, -self.size, self.since, self.until)
+
+    def is_as_long_as(self, size):
+        """Whether it has this signed size, but for rounding of the times."""
+        return tf.abs(self.size - size) <= _ROUNDING_OF_SIZES * np.finfo(self.size.dtype.as_numpy_dtype).eps * self.until
+
+    def reciprocal(self):
+        """One over its size; one where it has none."""
+        return 1 / tf.where(self.size == 0, tf.ones_like(self.size), self.size)
 
 
 class Step(NamedTuple):
@@ -309,8 +364,7 @@ class Solver(Configurable):
 
 def hermite_stages(interval, y, slope, end, end_slope):
     """The stages from which Hermite's cubic is made: the slopes at both ends, and the mean one."""
-    size = tf.where(interval.size == 0, tf.ones_like(interval.size), interval.size)
-    return slope, end_slope, tree.scale(1 / size, tree.subtract(end, y))
+    return slope, end_slope, tree.scale(interval.reciprocal(), tree.subtract(end, y))
 
 
 # Of theta, theta^2 and theta^3 for the slopes at the start and at the end and for the mean slope.

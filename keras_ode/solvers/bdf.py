@@ -11,8 +11,6 @@ from keras_ode.solvers.esdirk import KenCarp4
 from keras_ode.solvers.implicit import Newton
 
 _MOST = 5  # the highest order
-# Sizes of steps that differ by so many rounding errors of the time are the same.
-_ROUNDING_ERRORS = 4
 # 0.9 times 9 / (8 + n) for n = 2 iterations, as in Hairer, Wanner (1996), section IV.8.
 _SAFETY = 0.81
 _LEAST_ERROR = 1e-10
@@ -78,7 +76,7 @@ class BDF(Solver):
 
     def step(self, field, interval, y, carry, with_dense=False):
         size, order = interval.size, carry.order
-        fits = tf.abs(size - carry.size) <= _ROUNDING_ERRORS * np.finfo(size.dtype.as_numpy_dtype).eps * interval.until
+        fits = interval.is_as_long_as(carry.size)
         differences = _at_distance(interval, carry, fits)
         used = [tf.cast(order >= j, size.dtype) for j in range(1, _MOST + 1)]
         predicted = tree.add(y, tree.tensor_weighted_sum(used, differences[:_MOST]))

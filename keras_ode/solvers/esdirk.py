@@ -75,7 +75,7 @@ class ESDIRK(Solver):
         others = [] if other is None else [other(interval.start, y).derivative]
         slopes = [carry.derivative if other is None else tree.subtract(carry.derivative, others[0])]
         for i in range(1, len(numbers.c)):
-            times.append(interval.end if numbers.c[i] == 1 else interval.start + tf.constant(numbers.c[i], size.dtype) * size)
+            times.append(interval.at(numbers.c[i]))
             base = _added(y, size, numbers.a[i][:-1], slopes)
             if other is not None:
                 base = _added(base, size, numbers.a_explicit[i], others)

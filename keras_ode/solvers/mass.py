@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.solvers import krylov
-from keras_ode.solvers.base import Field, Stage
+from keras_ode.solvers.base import Stage, WrappedField
 from keras_ode.solvers.linear import inverse, matmul, product
 
 # Rounding errors of the state that are no inconsistency.
@@ -129,22 +129,18 @@ def consistent(field, t, y):
     return tree.add(fixed, tuple(tf.where(tf.math.is_finite(x), x, 0) for x in changes))
 
 
-def inconsistency(field, t, y, tolerance, norm, per_sample, dtype):
-    """How far a state is from one that fulfills the algebraic equations, in units of the tolerance: a scalar or `[B]`."""
-    scales = tolerance.scale(y, y)
-    size = tree.rms(y, per_sample, dtype)
+def inconsistency(field, t, y, tolerance):
+    """How far a state is from one that fulfills the algebraic equations, in units of the tolerance: a number like `t`."""
+    scales, size = tolerance.scale(y, y), tree.rms(y, t)
     scales = tuple(
         s + tree.expand(tf.cast(_ROUNDING_ERRORS * np.finfo(leaf.dtype.as_numpy_dtype).eps * size, leaf.dtype), leaf)
         for s, leaf in zip(scales, y, strict=True)
     )
-    return norm([d / s for d, s in zip(correction(field, t, y), scales, strict=True)], per_sample, dtype)
+    return tolerance.norm([d / s for d, s in zip(correction(field, t, y), scales, strict=True)], t)
 
 
-class Solved(Field):
+class Solved(WrappedField):
     """The field `y' = g(t, y)` that an equation `M y' = f(t, y)` stands for."""
-
-    def __init__(self, field):
-        self._field = field
 
     def __call__(self, t, y, with_integrand=True):
         return Stage(derivative(self._field, t, y)[0].derivative)

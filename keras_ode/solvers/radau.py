@@ -58,7 +58,7 @@ class Radau5(Solver):
         numbers, size = _numbers(), interval.size
         newton = _Collocation(field, interval, y)
         z = newton.solve(self._guess(field, size, y, carry))
-        reciprocal = 1 / tf.where(size == 0, tf.ones_like(size), size)
+        reciprocal = interval.reciprocal()
         near, last = (tree.scale(reciprocal, tree.weighted_sum(numbers.inverse[i], z)) for i in (1, 2))
         end, derivative = tree.add(y, z[2]), tree.where(size == 0, carry.derivative, last)
         increments = tuple(tuple(map(tf.stop_gradient, leaves)) for leaves in z)
@@ -102,8 +102,7 @@ class _Collocation(Newton):
 
     def __init__(self, field, interval, y):
         self._start, self._count = y, len(y)
-        self._times = [interval.start + tf.constant(c, interval.size.dtype) * interval.size for c in _numbers().nodes[:2]]
-        self._times.append(interval.end)
+        self._times = [interval.at(c) for c in _numbers().nodes]
         super().__init__(field, interval, y, 1.0)
 
     def solve(self, guess):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_ode import configurable, tree
 from keras_ode.solvers import explicit
-from keras_ode.solvers.base import Interval, Solver, Stage, Step, hermite_stages
+from keras_ode.solvers.base import Solver, Stage, Step, hermite_stages
 from keras_ode.solvers.runge_kutta import ExplicitRungeKutta
 
 # The methods that `Reversible` knows by their names.
@@ -185,7 +185,7 @@ class Reversible(Solver):
         middle = tree.add_scaled(y, self._drawn(size), tree.subtract(z, y))
         end = _less(middle, -size, mean)
         slope = field(interval.end, end).derivative
-        back, *_ = self.solver.mean_slope(field, _turned(interval), end, slope)
+        back, *_ = self.solver.mean_slope(field, interval.turned(), end, slope)
         other = tree.add_scaled(z, size, back)
         return Step(
             start=y,
@@ -201,7 +201,7 @@ class Reversible(Solver):
 
     def unstep(self, field, interval, y, carry):
         size = interval.size
-        back, slopes, _ = self.solver.mean_slope(field, _turned(interval), y, carry.slope)
+        back, slopes, _ = self.solver.mean_slope(field, interval.turned(), y, carry.slope)
         z = _less(carry.other, size, back)
         mean, *_ = self._mean(field, interval, z)
         away = tree.subtract(_less(y, size, mean), z)
@@ -220,11 +220,6 @@ class Reversible(Solver):
     def _drawn(self, size):
         """How much of the second state is in the mean: nothing where a step has no length, since that leaves a state as it is."""
         return tf.where(size == 0, tf.zeros_like(size), tf.constant(1 - self.coupling, size.dtype))
-
-
-def _turned(interval):
-    """The same interval from its end to its start."""
-    return Interval(interval.end, interval.start, -interval.size, interval.since, interval.until)
 
 
 def _added(leaves, weight, increments):

@@ -66,8 +66,7 @@ class Rosenbrock(Solver):
 
     def _point(self, i, interval, y, stages):
         """The time and the state of a stage."""
-        numbers, size = _numbers(type(self)), interval.size
-        t = interval.end if numbers.alpha[i] == 1 else interval.start + tf.constant(numbers.alpha[i], size.dtype) * size
+        numbers, t = _numbers(type(self)), interval.at(_numbers(type(self)).alpha[i])
         if not any(numbers.a[i]):
             return t, y
         return t, tree.add_scaled(y, interval.size, tree.weighted_sum(numbers.a[i], stages))
@@ -112,7 +111,7 @@ class _Numbers:
 
 def _is_solved(found, slope, size, before):
     """Whether equations were solved, and those before them: a right-hand side that is not finite is another fault."""
-    known, right = (tree.is_finite(leaves, size.shape.rank == 1) for leaves in (found, slope))
+    known, right = (tree.is_finite(leaves, size) for leaves in (found, slope))
     return known | ~right if before is None else before & (known | ~right)
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.errors import warn
-from keras_ode.solvers.base import Interval, Solver, Step, hermite_stages
+from keras_ode.solvers.base import Solver, Step, hermite_stages
 from keras_ode.solvers.explicit import RK4
 
 
@@ -67,8 +67,7 @@ class Symplectic(Solver):
         )
 
     def unstep(self, field, interval, y, carry):
-        back = Interval(interval.end, interval.start, -interval.size, interval.since, interval.until)
-        return self._moved(field, back, y, carry, self.kicks[::-1], self.drifts[::-1])
+        return self._moved(field, interval.turned(), y, carry, self.kicks[::-1], self.drifts[::-1])
 
     def _moved(self, field, interval, y, carry, kicks, drifts):
         """The state at the end of an interval, the carry there, and the number of evaluations."""
@@ -76,11 +75,11 @@ class Symplectic(Solver):
         last, count = len(drifts) - 1, 0
         state = _moved(y, momenta, kicks[0], interval.size, carry.derivative)
         for i, (since, until) in enumerate(itertools.pairwise(itertools.accumulate(drifts, initial=0.0))):
-            slope = field(_time(interval, (since + until) / 2), state).derivative
+            slope = field(interval.at((since + until) / 2), state).derivative
             state = _moved(state, positions, drifts[i], interval.size, slope)
             count += 1
             if kicks[i + 1]:
-                slope = field(interval.end if i == last else _time(interval, until), state).derivative
+                slope = field(interval.end if i == last else interval.at(until), state).derivative
                 state = _moved(state, momenta, kicks[i + 1], interval.size, slope)
                 count += 1
         others = range(len(positions) + len(momenta), len(y))
@@ -160,7 +159,3 @@ def _moved(state, numbers, factor, size, slopes):
     for i in numbers:
         (state[i],) = tree.add_scaled((state[i],), tf.constant(factor, size.dtype) * size, (slopes[i],))
     return tuple(state)
-
-
-def _time(interval, fraction):
-    return interval.start + tf.constant(fraction, interval.size.dtype) * interval.size
