@@ -47,6 +47,17 @@ def last(values, count=5):
     return np.mean(values[-count:])
 
 
+def compared(plain, augmented):
+    """What this run says of the paper's two claims: a lower loss, and evaluations that hardly grow."""
+    ratio = last(plain["loss"]) / last(augmented["loss"])
+    growth = [last(history["ode_nfe"]) / np.mean(history["ode_nfe"][:5]) for history in (plain, augmented)]
+    return (
+        f"Loss of the plain model, divided by that of the augmented one: {ratio:.1f} (in the paper, above 1).\n"
+        f"Evaluations of the last epochs, divided by those of the first: {growth[0]:.2f} plain, {growth[1]:.2f} augmented "
+        "(in the paper, the plain model's grow and the augmented one's hardly do)."
+    )
+
+
 def draw(path, runs, points, labels):
     """What the models learned, how, and at which price."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.5), layout="constrained")
@@ -102,9 +113,7 @@ def main():
     for name, (_, history) in runs.items():
         loss, accuracy, nfe = history["loss"], history["binary_accuracy"], history["ode_nfe"]
         print(f"{name:12} {last(loss):9.5f} {last(accuracy):9.2%} {np.mean(nfe[:5]):26.1f} {last(nfe):12.1f}")
-    ratio = last(runs["neural ODE"][1]["loss"]) / last(runs["augmented"][1]["loss"])
-    print(f"With five more dimensions the loss is {ratio:.1f} times lower. The paper reports a loss that falls faster")
-    print("and lower, and evaluations that stay where they are while those of the plain model grow. Here they first rise.")
+    print(compared(*(history for _, history in runs.values())))
     draw(arguments.output / "augmented.png", runs, points, labels)
 
 

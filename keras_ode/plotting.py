@@ -12,6 +12,37 @@ from keras_ode.solve import solve
 
 _SMOOTH = 201
 
+# Roles of lines and areas, with a color for each. Their brightness falls in this order, so that they also differ in grey.
+COLORS = {
+    "reference": "#B8B8B8",  # what others are compared with: data, the truth, training
+    "other": "#F0A030",  # a second model or method
+    "third": "#3FA08A",
+    "ode": "#0060A8",  # the model with the differential equation
+    "failure": "#A01030",  # mistakes, limits
+    "ink": "#202020",
+}
+
+# Settings for `matplotlib.pyplot.style.use` or `.context`: legible at the width of a phone, and in grey.
+STYLE = {
+    "axes.prop_cycle": (
+        "cycler(color=['#0060A8', '#F0A030', '#3FA08A', '#A01030', '#B8B8B8', '#202020'])"
+        " + cycler(linestyle=['-', '--', '-.', ':', '-', '--'])"
+    ),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 14,
+    "axes.labelsize": 13,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "font.size": 12,
+    "lines.linewidth": 2.0,
+    "image.cmap": "viridis",
+    "savefig.dpi": 120,
+    "figure.constrained_layout.use": True,
+}
+
 
 def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_unit=None, ax=None, **options):
     """Draws every component of the state against time, with one color for each component and one line for each sample.
