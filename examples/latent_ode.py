@@ -3,7 +3,7 @@
 Spirals wind outward, half of them clockwise. Of each, 30, 50 or 100 of 100 times are observed, with noise, and these begin
 anywhere: what lies ahead of one is what others were observed in. Beside the latent ODE, a recurrent network with as many
 parameters predicts each next observation. The error is that of the 100 times after the observed ones, without noise.
-`--quick` takes one seed and a few epochs. Writes latent_ode.png. After Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural ODEs, NeurIPS (section 5.1).
+`--quick` takes one seed. Writes latent_ode.png. After Chen, Rubanova, Bettencourt, Duvenaud (2018), NeurIPS (section 5.1).
 """
 
 import argparse
