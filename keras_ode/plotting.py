@@ -11,6 +11,38 @@ from keras_ode.solution import Solution
 from keras_ode.solve import solve
 
 _SMOOTH = 201
+_LINE_STYLES = ("-", "--", "-.", ":")
+
+# Roles of lines and areas, with a color for each. Their brightness falls in this order, so that they also differ in grey.
+COLORS = {
+    "reference": "#CCCCCC",  # what others are compared with: data, the truth, training
+    "other": "#E69F00",  # a second model or method
+    "third": "#2A9D78",
+    "ode": "#003F80",  # the model with the differential equation
+    "failure": "#C02040",  # mistakes, limits
+    "ink": "#000000",
+}
+
+# Settings for `matplotlib.pyplot.style.use` or `.context`: legible at the width of a phone, and in grey.
+STYLE = {
+    "axes.prop_cycle": (
+        "cycler(color=['#003F80', '#E69F00', '#2A9D78', '#C02040', '#CCCCCC', '#000000'])"
+        " + cycler(linestyle=['-', '--', '-.', ':', '-', '--'])"
+    ),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 14,
+    "axes.labelsize": 13,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "font.size": 12,
+    "lines.linewidth": 2.0,
+    "image.cmap": "viridis",
+    "savefig.dpi": 120,
+    "figure.constrained_layout.use": True,
+}
 
 
 def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_unit=None, ax=None, **options):
@@ -40,8 +72,9 @@ def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_u
     ax = _axes(ax)
     names = _names(labels, units, ys.shape[-1])
     for i, name in enumerate(names):
-        ax.plot(ts, ys[..., i], color=f"C{i}", alpha=_alpha(ys.shape[1]))
-        ax.plot([], [], color=f"C{i}", label=name)
+        look = {"color": f"C{i}", "linestyle": _LINE_STYLES[i % len(_LINE_STYLES)]}
+        ax.plot(ts, ys[..., i], alpha=_alpha(ys.shape[1]), **look)
+        ax.plot([], [], label=name, **look)
     ax.set_xlabel(_with_unit("t", time_unit))
     ax.set_ylabel(names[0] if len(names) == 1 else "state")
     if len(names) > 1:
@@ -76,9 +109,10 @@ def plot_phase_portrait(
     _check_two(ys.shape[-1])
     ax = _axes(ax)
     alpha = _alpha(ys.shape[1])
-    colors = [f"C{b % 10}" for b in range(ys.shape[1])]
+    # Other colors than `plot_trajectories` has for the first components: here a color is a sample.
+    colors = [f"C{(b + 2) % 10}" for b in range(ys.shape[1])]
     for b, color in enumerate(colors):
-        ax.plot(ys[:, b, 0], ys[:, b, 1], color=color, alpha=alpha, zorder=2)
+        ax.plot(ys[:, b, 0], ys[:, b, 1], color=color, linestyle="-", alpha=alpha, zorder=2)
     for index, marker, face in ((0, "o", "white"), (-1, "s", colors)):
         ax.scatter(
             *ys[index].T, marker=marker, s=30 * alpha, facecolors=face, edgecolors=colors, label=f"t = {ts[index]:g}", zorder=3
@@ -88,7 +122,7 @@ def plot_phase_portrait(
         _draw_field(ax, *_field_on_grid(model, *limits, ts[0], 20, tf.rank(y0) == 2), color="0.75", zorder=1)
         ax.set(xlim=limits[0], ylim=limits[1])
     _name_plane(ax, labels, units)
-    ax.legend()
+    ax.legend(frameon=True)
     return ax
 
 

@@ -151,3 +151,21 @@ def test_a_missing_start_or_missing_times_are_refused():
 def test_names_that_do_not_fit_are_refused(solution):
     with pytest.raises(ValueError, match=r"units=\('m',\)"):
         plotting.plot_trajectories(solution, units=("m",))
+
+
+# Style
+
+
+def test_colors_of_roles_differ_in_grey():
+    brightness = sorted(np.dot(matplotlib.colors.to_rgb(color), [0.299, 0.587, 0.114]) for color in plotting.COLORS.values())
+    assert min(np.diff(brightness)) > 0.1
+
+
+def test_a_color_is_not_a_component_in_one_plot_and_a_sample_in_the_other(solution):
+    """Lines of the two components against time share no color with those of the first two samples in the plane."""
+    import matplotlib.pyplot as plt
+
+    with plt.style.context(plotting.STYLE):
+        components = {line.get_color() for line in drawn_lines(plotting.plot_trajectories(solution))}
+        samples = {line.get_color() for line in drawn_lines(plotting.plot_phase_portrait(solution))}
+    assert len(components) == 2 and len(samples) == 3 and not components & samples
