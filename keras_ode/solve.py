@@ -71,7 +71,8 @@ def solve(
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`. Use `"auto"` where the equation may be
             stiff: it changes to an implicit method there.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
-            `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
+            `atol + rtol * max(|y|, |y_new|)` in the `norm`. Numbers, or scalar tensors and variables, which have no gradient.
+            Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
             `"interpolating"`, or `"checkpointed"` with `dense`, `save="steps"` and `mass_matrix`.
         controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`,
