@@ -84,8 +84,8 @@ def draw(path, samples, replicated):
         ax.fill_between(years, low, high, color="0.85", label="90 % of replicated pelts")
         ax.plot(years, middle, "k--" if i else "k-", lw=1.2, label="median")
         ax.plot(YEARS, PELTS[:, i], "ko", mfc="white", ms=5, label="observed")
-        ax.set(title=name, xlabel="year", ylabel="pelts (thousand)", xticks=range(1900, 1921, 5), ylim=(0, None))
-        ax.legend(frameon=False, loc="upper right")
+        ax.set(title=name, xlabel="year", ylabel="pelts (thousand)", xticks=range(1900, 1921, 5), ylim=(0, 1.3 * high.max()))
+        ax.legend(frameon=False, loc="upper center", ncols=3)
     for i, (name, unit) in enumerate(zip(NAMES[:4], UNITS[:4], strict=True)):
         ax = figure.add_subplot(grid[1, 3 * i : 3 * i + 3])
         values = samples[..., i].ravel()
@@ -119,7 +119,7 @@ def main():
         low, high = np.quantile(values, [0.05, 0.95])
         print(f"{name:14}{values.mean():8.4f} {values.std():10.4f} {low:8.4f} {high:8.4f} {spread[i]:7.3f} {effective[i]:18.0f}")
 
-    chosen = chains.numpy().reshape(-1, len(NAMES))[random.integers(samples[..., 0].size, size=400)]
+    chosen = chains.numpy().reshape(-1, len(NAMES))[random.integers(samples[..., 0].size, size=2000)]
     populations = solution(tf.constant(chosen), np.linspace(0, YEARS[-1] - YEARS[0], 101)).numpy()
     replicated = np.exp(populations + np.exp(chosen[:, 6:]) * random.normal(size=populations.shape))
     low, high = np.quantile(replicated[::5], [0.05, 0.95], axis=1)  # every fifth time is that of a year's pelts
