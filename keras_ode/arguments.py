@@ -8,15 +8,13 @@ import tensorflow as tf
 
 from keras_ode import adjoints, controllers, solvers, tree
 from keras_ode.closure import is_watched, no_autocast
-from keras_ode.controllers import Tolerance
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
 from keras_ode.precision import resolution
 from keras_ode.signature import about_dataclasses
 from keras_ode.step_sizes import checked_limits, checked_step_size
+from keras_ode.tolerances import checked_tolerances, finest
 
-# Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
-_RESOLUTIONS = 2
 # The largest change by rounding, as a fraction of the duration, of times that are subtracted afterwards.
 _MOST_MOVED = 1e-3
 # Finer tolerances need more than TensorFloat-32: at 1e-6, a gradient on an H200 took 15 times as long in it as in float32.
@@ -37,17 +35,12 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, 
             f"{name} does not estimate its error, so its step size cannot be controlled. Use controller='constant' "
             f"with a step_size, or a solver such as 'tsit5'. Received: solver={solver!r}, controller={controller!r}"
         )
-    for label, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, numbers.Real) or not 0 <= value < np.inf:
-            raise ValueError(f"{label} must be a number that is not negative. Received: {label}={value!r}")
-    if rtol == 0 and atol == 0:
-        raise ValueError(f"rtol and atol must not both be zero. Received: rtol={rtol!r}, atol={atol!r}")
-    if controller.adaptive and _is_too_fine(rtol, atol, dtype):
+    given = checked_tolerances(rtol, atol)
+    if controller.adaptive and given.is_known_too_fine(dtype):
         warn(
-            f"rtol={rtol:g} is finer than {dtype.name} resolves ({resolution(dtype):.1e}): it is raised to "
-            f"{_finest(dtype):.1e}, twice that. Use a larger rtol, or solve in float64."
+            f"rtol={given.known_rtol:g} is finer than {dtype.name} resolves ({resolution(dtype):.1e}): it is raised to "
+            f"{finest(dtype):.1e}, twice that. Use a larger rtol, or solve in float64."
         )
-        rtol = _finest(dtype)
     if step_size is None and not (controller.adaptive or controller.has_times):
         raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
     if step_size is not None and controller.has_times:
@@ -60,7 +53,7 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, 
     return Method(
         solver=solver,
         controller=controller,
-        tolerance=Tolerance(tf.constant(float(rtol), dtype), tf.constant(float(atol), dtype)),
+        tolerance=given.tensors(dtype, dtype if controller.adaptive else None),
         step_size=checked_step_size(step_size, dtype),
         max_steps=int(max_steps),
         max_step=largest,
@@ -171,36 +164,31 @@ def resolved(method, rtol, atol, field, leaves):
     dtype = max((leaf.dtype for leaf in leaves), key=resolution)
     if not method.controller.adaptive:
         return method
-    if _is_too_fine(rtol, atol, result) and resolution(result) > resolution(dtype):
+    given = checked_tolerances(rtol, atol)
+    known = "" if given.known_rtol is None else f"rtol={given.known_rtol:g} "
+    if resolution(result) > resolution(dtype):
+        raised = given.tensors(method.tolerance.rtol.dtype, result)
+        method = method._replace(tolerance=raised._replace(norm=method.tolerance.norm))
+    if given.is_known_too_fine(result) and resolution(result) > resolution(dtype):
         warn(
             f"The dynamics gives derivatives in {result.name}, to about {resolution(result):.1g} of their size, so that "
-            f"rtol={rtol:g} would waste steps: it is raised to {_finest(result):.2g}, twice that. Use a larger rtol, or "
+            f"{known}would waste steps: it is raised to {finest(result):.2g}, twice that. Use a larger rtol, or "
             f"compute the dynamics in {dtype.name}."
         )
-        return method._replace(tolerance=method.tolerance.changed(rtol=_finest(result)))
-    if _is_too_fine(rtol, atol, inside) and resolution(inside) > resolution(dtype):
+    elif given.is_known_too_fine(inside) and resolution(inside) > resolution(dtype):
         warn(
             f"The dynamics computes in {inside.name} on the way, which resolves about {resolution(inside):.1g} of a number's "
-            f"size, so that rtol={rtol:g} may waste steps. Try rtol={_finest(inside):.2g}, or compute the dynamics in "
+            f"size, so that {known}may waste steps. Try rtol={finest(inside):.2g}, or compute the dynamics in "
             f"{dtype.name}."
         )
-    elif max(rtol, atol) < _FINEST_IN_TENSOR_FLOAT_32 and field.is_tensor_float_32:
+    elif given.largest() is not None and given.largest() < _FINEST_IN_TENSOR_FLOAT_32 and field.is_tensor_float_32:
         warn(
             "TensorFlow computes products of float32 matrices in TensorFloat-32 on this machine's GPU, which resolves about "
-            f"0.001 of a number's size, so that rtol={rtol:g} may waste many steps. Call "
+            f"0.001 of a number's size, so that {known}may waste many steps. Call "
             "tf.config.experimental.enable_tensor_float_32_execution(False) once, or use rtol="
             f"{_FINEST_IN_TENSOR_FLOAT_32:g}."
         )
     return method
-
-
-def _finest(dtype):
-    """The smallest relative tolerance that steps can meet where the derivatives are of this type."""
-    return _RESOLUTIONS * resolution(dtype)
-
-
-def _is_too_fine(rtol, atol, dtype):
-    return rtol < _finest(dtype) and atol < _finest(dtype)
 
 
 class Times(NamedTuple):

@@ -1,4 +1,4 @@
-"""Generated data sets, in NumPy. With the same seed they are the same on every machine.
+"""Data sets in NumPy: generated ones, which with the same seed are the same on every machine, and a measured one.
 
 Points in the plane are returned with their classes, if they have classes: `points, labels`, float32 `[N, 2]` and int32 `[N]`.
 """
@@ -205,6 +205,34 @@ def bidirectional_spirals(num_samples=1000, num_times=100, noise=0.1, seed=0):
     truth = _circle(turn * angle) * (angle / (3 * np.pi))[..., None]
     observed = truth + noise * random.normal(size=truth.shape)
     return times.astype("float32"), observed.astype("float32"), truth.astype("float32")
+
+
+def hare_lynx():
+    """The pelts of snowshoe hares and Canada lynxes that the Hudson's Bay Company collected each year from 1900 to 1920.
+
+    Returns:
+        `years`, float32 `[21]`, and `pelts`, float32 `[21, 2]`: hares and lynxes, in thousands.
+
+    Example:
+
+    >>> years, pelts = keras_ode.datasets.hare_lynx()
+    >>> years[0], pelts[0]
+    (1900.0, array([30.,  4.], dtype=float32))
+
+    References: Hewitt (1921), The conservation of the wild life of Canada, Scribner; the numbers as in Carpenter (2018),
+    Predator-prey population dynamics: the Lotka-Volterra model in Stan, and in Howard (2009), Modeling basics, Texas A&M
+    University.
+    """
+    pelts = np.array(_HARE_LYNX, "float32").reshape(-1, 2)
+    return np.arange(1900, 1900 + len(pelts), dtype="float32"), pelts
+
+
+# fmt: off
+_HARE_LYNX = (
+    30.0, 4.0, 47.2, 6.1, 70.2, 9.8, 77.4, 35.2, 36.3, 59.4, 20.6, 41.7, 18.1, 19.0, 21.4, 13.0, 22.0, 8.3, 25.4, 9.1, 27.1, 7.4,
+    40.3, 8.0, 57.0, 12.3, 76.6, 19.5, 52.3, 45.7, 19.5, 51.1, 11.2, 29.7, 7.6, 15.8, 14.6, 9.7, 16.2, 10.1, 24.7, 8.6,
+)
+# fmt: on
 
 
 def _circle(angle):

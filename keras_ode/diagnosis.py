@@ -16,8 +16,11 @@ _MOST_TRIES = 16
 _OF_ROWS = ("A tensor in args", "The state")
 
 
-def raise_on_failure(problem, outcome, events=None):
-    """Raises `SolveError` for the first failed sample of a solve in eager code; `events` is its `EventOutcome`."""
+def raise_on_failure(problem, outcome, events=None, offset=0):
+    """Raises `SolveError` for the first failed sample of a solve in eager code; `events` is its `EventOutcome`.
+
+    The message counts samples from `offset`, where the problem is a part of another.
+    """
     statuses = outcome.status.numpy()
     failed = np.flatnonzero((statuses != Status.SUCCESS) & (statuses != Status.EVENT))
     if not failed.size:
@@ -36,13 +39,13 @@ def raise_on_failure(problem, outcome, events=None):
         step_size=step_size,
         num_steps=num_steps,
         max_steps=problem.method.max_steps,
-        sample=sample,
+        sample=None if sample is None else sample + offset,
         cause=None if trouble else _cause(problem, outcome, step, sample),
         details="" if trouble else _component(problem.method, step, sample),
         trouble=trouble,
         **({"least": f"min_step={float(problem.method.min_step):g}"} if _is_smallest(problem.method, step_size) else {}),
     )
-    raise SolveError(message, Status(status), time, step_size, sample)
+    raise SolveError(message, Status(status), time, step_size, None if sample is None else sample + offset)
 
 
 def _inconsistent(problem, sample):

@@ -113,9 +113,14 @@ def close_scalar(function, t, y):
     return PureFunction(*_closed(_ScalarCall(function, y, t), function, t, leaves_of_nest(y), ()))
 
 
+def as_arguments(args, dtype):
+    """Further arguments of a dynamics as the tensors that are the first parameters of its field."""
+    return as_reals(_as_argument(leaf, dtype) for leaf in tf.nest.flatten(args))
+
+
 def _closed(call, dynamics, t, leaves, args):
     """What a `PureFunction` is made of."""
-    arguments = as_reals(_as_argument(leaf, t.dtype) for leaf in tf.nest.flatten(args))
+    arguments = as_arguments(args, t.dtype)
     specs = [spec(x) for x in (t, *leaves, *arguments)]
     with no_autocast():
         closure = Closure(call, dynamics, specs)

@@ -153,6 +153,8 @@ def _replace_in(nodes, names, output):
     for node in list(nodes):
         # A program is never differentiated; a SavedModel would miss the custom gradients that its operations name.
         node.attr.pop(internals.GRADIENT, None)
+        # Traced by tf.gradients, an operation is to be placed beside one of the graph around the program, which is not in here.
+        node.attr.pop("_class", None)
         for function in internals.called_functions(node):
             function.name = names.get(function.name, function.name)
         if node.op in (_PUT_IN_PLACE, _COPY):

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_ode import arguments, dynamics, mass_matrices
+from keras_ode import arguments, dynamics, mass_matrices, tree
 from keras_ode.adjoints.problem import Problem
 from keras_ode.complex_states import leaves_of_nest, packed_as
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
+from keras_ode.errors import Status
 from keras_ode.events import SteadyState, close_events, ends_the_solve
 from keras_ode.execution import Segments, run_watched
+from keras_ode.micro_batches import InMicroBatches, checked_rows, of_rows
 from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.norms import checked_norm
 from keras_ode.regularizers import StepSums, check_supported
@@ -50,6 +52,7 @@ def solve(
     save="times",
     jacobian=None,
     mass_matrix=None,
+    batch_size=None,
 ):
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
 
@@ -71,7 +74,8 @@ def solve(
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`. Use `"auto"` where the equation may be
             stiff: it changes to an implicit method there.
         rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
-            `atol + rtol * max(|y|, |y_new|)` in the `norm`. Default to `1e-3` and `1e-6`.
+            `atol + rtol * max(|y|, |y_new|)` in the `norm`. Numbers, or scalar tensors and variables, which have no gradient.
+            Default to `1e-3` and `1e-6`.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
             `"interpolating"`, or `"checkpointed"` with `dense`, `save="steps"` and `mass_matrix`.
         controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`,
@@ -119,6 +123,9 @@ def solve(
             of the equations are algebraic: they must determine the algebraic unknowns (index 1) and hold at the start (see
             `keras_ode.consistent_state`). Only some implicit solvers solve this, such as `"rodas5p"`. The default `adjoint` is
             `"checkpointed"` then.
+        batch_size: With `per_sample=True`, the number of rows to solve at a time. The gradient solves them once more, so that
+            memory for it is needed for these rows only. `args` whose first axis is as long as the batch have one entry for each
+            row. Defaults to `None`: all rows at once.
 
     Returns:
         A `keras_ode.Solution`.
@@ -200,6 +207,7 @@ class Options(NamedTuple):
     save: str
     jacobian: Any
     mass_matrix: Any
+    batch_size: Any
     training: bool | None = None
     mask: Any = None
     regularizers: tuple = ()
@@ -212,11 +220,16 @@ def solve_with(function, y0, t, options):
     """The `Solution` of a solve with `Options`, and the values of regularizers, a tuple."""
     refuse_symbolic((y0, t, options.args), "Call a layer there: keras_ode.ODELayer(dynamics, t=...)(y0).")
     y0 = arguments.checked_state(y0, options.per_sample)
-    problem, adjoint, asked, lost = _problem(function, y0, t, options)
+    rows = checked_rows(options.batch_size, y0, options)
+    given = (function, y0, t, options)
+    problem, adjoint, asked, lost = _problem(*given) if rows is None else _problem_in_parts(rows, *given)
     problem, segments = _segments(options, problem, y0, asked)
     outcome, events = run_watched(adjoint, problem, segments, options.jit_compile, y0, options.on_step, options.progress)
     if options.on_failure == "raise" or (options.on_failure == "auto" and tf.executing_eagerly()):
-        raise_on_failure(problem, outcome, events)
+        if rows is None:
+            raise_on_failure(problem, outcome, events)
+        else:
+            _raise_on_failure_of_part(adjoint, problem, outcome)
     totals = outcome.ys[len(outcome.ys) - len(options.regularizers) :]
     solution = _solution(asked.times, y0, problem, outcome, events, lost)
     if asked.single:
@@ -253,6 +266,39 @@ def _problem(function, y0, t, options):
         keeps_steps=keeps_steps,
     )
     return problem, adjoint, asked, lost
+
+
+def _problem_in_parts(rows, function, y0, t, options):
+    """As `_problem`, with a field for the rows of a part and the tensors of all rows."""
+
+    def first(x):
+        x = x if tf.is_tensor(x) else tf.convert_to_tensor(x)
+        return x if of_rows(x, rows) is None else x[: rows.size]
+
+    times = tree.as_tensor(t)
+    args = tf.nest.map_structure(lambda x: x if isinstance(x, (int, float, complex)) else first(x), options.args)
+    first_times = times[: rows.size] if times.shape.rank == 2 else t
+    part, adjoint, asked, lost = _problem(
+        function, tf.nest.map_structure(lambda x: x[: rows.size], y0), first_times, options._replace(args=args)
+    )
+    leaves, dtype = leaves_of_nest(y0), part.times.dtype
+    if times.shape.rank == 2:
+        asked = checked_grid(part.method.controller, arguments.checked_times(t, dtype, True))
+    whole, elapsed, lost, *_ = asked.of_rows(leaves)
+    further = dynamics.as_arguments(options.args, dtype)
+    axes_of = [of_rows(x, rows) for x in further]
+    problem = part._replace(times=whole, y=leaves, parameters=(*further, *part.parameters[len(further) :]), elapsed=elapsed)
+    shared = [None] * (len(problem.tensors()) - 2 - len(leaves) - len(axes_of))
+    return problem, InMicroBatches(adjoint, rows, (1, *[0] * len(leaves), *axes_of, *shared, 1)), asked, lost
+
+
+def _raise_on_failure_of_part(adjoint, problem, outcome):
+    """Raises `SolveError` for the first failed row, found in the part of the batch to which it belongs."""
+    statuses = outcome.status.numpy()
+    failed = (statuses != int(Status.SUCCESS)).nonzero()[0]
+    if failed.size:
+        part = int(failed[0]) // adjoint.rows.size
+        raise_on_failure(adjoint.part(problem, part), adjoint.part_of(outcome, part), offset=part * adjoint.rows.size)
 
 
 def _method(y0, leaves, dtype, options):

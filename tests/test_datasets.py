@@ -8,7 +8,10 @@ import pytest
 from keras_ode import datasets
 
 PLANE = ["spirals", "moons", "circles", "pinwheel", "eight_gaussians", "swiss_roll", "ellipses", "peaks", "spheres"]
-ALL = [name for name, f in inspect.getmembers(datasets, inspect.isfunction) if not name.startswith("_")]
+MEASURED = ["hare_lynx"]
+ALL = [
+    name for name, f in inspect.getmembers(datasets, inspect.isfunction) if not name.startswith("_") and name not in MEASURED
+]
 
 
 def leaves(result):
@@ -113,3 +116,11 @@ def test_bidirectional_spirals_turn_both_ways_and_outward():
     turn = x * next_y - y * next_x > 0
     assert (turn == turn[:, :1]).all() and turn[:, 0].sum() == 10
     assert (np.diff(np.linalg.norm(truth, axis=-1)) > 0).all() and times.shape == (40,)
+
+
+def test_hares_and_lynxes_are_those_of_the_published_table():
+    years, pelts = datasets.hare_lynx()
+    hare, lynx = pelts.T
+    np.testing.assert_allclose([hare.sum(), lynx.sum()], [715.7, 423.5], rtol=1e-5)
+    assert (years[hare.argmax()], years[hare.argmin()], years[lynx.argmax()], years[lynx.argmin()]) == (1903, 1917, 1904, 1900)
+    assert years[-1] == 1920 and pelts.dtype == np.float32

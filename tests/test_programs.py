@@ -162,3 +162,14 @@ def test_what_xla_lacks_is_replaced():
     row, nothing = [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]
     np.testing.assert_array_equal(looped, [nothing, row, row, nothing])
     np.testing.assert_array_equal(once, [nothing, [-1.0, -2.0, -3.0], nothing, nothing])
+
+
+def test_gradient_of_a_program_is_found_by_tf_gradients():
+    """TensorFlow Probability differentiates by tf.gradients in graphs, which asks to place what it adds beside the rest."""
+
+    @tf.function(autograph=False)
+    def gradient(y):
+        end = keras_ode.solve(lambda y: -y, y, [0.0, 1.0], solver="bosh3", rtol=1e-5).ys[-1]
+        return tf.gradients(end, y)[0]
+
+    np.testing.assert_allclose(gradient(tf.ones([2])), np.full(2, np.exp(-1)), rtol=1e-3)

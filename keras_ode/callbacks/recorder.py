@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from keras_ode import internals
 from keras_ode.callbacks import pictures
+from keras_ode.callbacks.layers import find_layers
 from keras_ode.callbacks.tape import Tape
 from keras_ode.callbacks.tensorboard import Summaries
-from keras_ode.layers.ode import ODELayer
 
 
 class SolveRecord(NamedTuple):
@@ -307,21 +307,8 @@ def _is_count(value):
 
 
 def _ode_layers(model, wanted):
-    """The `ODELayer`s to record by their labels: names, made unique."""
-    found = {}
-    for layer in internals.layers_within(model):
-        if isinstance(layer, ODELayer) and not any(layer is other for other in found.values()):
-            label, count = layer.name, 1
-            while label in found:
-                label, count = f"{layer.name}_{count}", count + 1
-            found[label] = layer
-    missing = [w for w in wanted or () if not any(w in (label, layer) for label, layer in found.items())]
-    if missing or not found:
-        raise ValueError(
-            f"layers must be among the model's ODELayers, {sorted(found)}, or their names. Received: layers={wanted!r} for "
-            f"the model '{model.name}'"
-        )
-    chosen = {a: b for a, b in found.items() if wanted is None or a in wanted or b in wanted}
+    """The `ODELayer`s to record by their labels."""
+    chosen = find_layers(model, wanted)
     for label, layer in chosen.items():
         if layer.jump_times:
             raise ValueError(

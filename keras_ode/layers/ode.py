@@ -14,6 +14,7 @@ from keras_ode.closure import Report, reporting
 from keras_ode.complex_states import refuse_complex
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
+from keras_ode.layers.tolerances import HasTolerances
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
 from keras_ode.norms import check_norm
 from keras_ode.signature import check_signature, mask_of, refuse_symbolic
@@ -22,7 +23,7 @@ from keras_ode.step_sizes import check_is_number
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
-class ODELayer(keras.Layer):
+class ODELayer(HasTolerances, keras.Layer):
     """Solves `dy/dt = f(t, y)` from the layer's input and returns the solution.
 
     The weights of the layer are the weights of its dynamics. Gradients are computed by an adjoint method, so memory need
@@ -38,7 +39,7 @@ class ODELayer(keras.Layer):
             random in training.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: The tolerances. The error of a step is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
-            `1e-6`.
+            `1e-6`. They are variables: `layer.rtol.assign(1e-5)` changes one without a new trace.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`. It selects how gradients are computed. Defaults to
             `"interpolating"`, or `"checkpointed"` with a `mass_matrix`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None`
@@ -63,6 +64,7 @@ class ODELayer(keras.Layer):
             save the layer, as for a dynamics that is a function. Defaults to `None`.
         mass_matrix: A constant matrix M, `[D, D]`, for `M y' = f(t, y)` with a state `[batch, ..., D]`. M may be singular: see
             `keras_ode.solve`. Defaults to `None`.
+        inference_rtol, inference_atol: Other tolerances for calls without `training=True`, as in `predict`. `None`: the same.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -115,6 +117,8 @@ class ODELayer(keras.Layer):
         norm="rms",
         jacobian=None,
         mass_matrix=None,
+        inference_rtol=None,
+        inference_atol=None,
         **kwargs,
     ):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
@@ -132,7 +136,7 @@ class ODELayer(keras.Layer):
             t = self.random_end_time.t
         self.t = tuple(float(x) for x in _checked_times(t))
         self.solver = solvers.get(solver)
-        self.rtol, self.atol = configurable.plain(rtol), configurable.plain(atol)
+        self._set_tolerances(rtol=rtol, atol=atol, inference_rtol=inference_rtol, inference_atol=inference_atol)
         self.mass_matrix = mass_matrices.checked_matrix(mass_matrix)
         default = "interpolating" if self.mass_matrix is None else "checkpointed"
         self.adjoint = adjoints.get(default if adjoint is None else adjoint)
@@ -251,10 +255,11 @@ class ODELayer(keras.Layer):
     def _solve(self, y, t, training, **options):
         """The `Solution` and the penalties."""
         chooses = options.get("dense") or options.get("save") == "steps" or isinstance(options.get("event"), SteadyState)
+        rtol, atol = self._tolerances_in(training)
         ours = {
             "solver": self.solver,
-            "rtol": self.rtol,
-            "atol": self.atol,
+            "rtol": rtol,
+            "atol": atol,
             "adjoint": None if chooses else self.adjoint,
             "controller": self.controller,
             "step_size": self.step_size,
@@ -299,8 +304,7 @@ class ODELayer(keras.Layer):
             "dynamics": keras.saving.serialize_keras_object(self.dynamics),
             "t": configurable.describe(self.random_end_time, regularizers.TIMES) or self.t,
             "solver": configurable.describe(self.solver, solvers.SOLVERS),
-            "rtol": self.rtol,
-            "atol": self.atol,
+            **self._first_tolerances,
             "adjoint": configurable.describe(self.adjoint, adjoints.ADJOINTS),
             "controller": configurable.describe(self.controller, controllers.CONTROLLERS),
             "step_size": self.step_size,

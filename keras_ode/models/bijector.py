@@ -7,8 +7,8 @@ import tensorflow_probability as tfp
 class FlowBijector(tfp.bijectors.Bijector):
     """The bijector that `ContinuousNormalizingFlow.as_bijector` returns."""
 
-    def __init__(self, flow, name="continuous_normalizing_flow"):
-        parameters = {"flow": flow, "name": name}
+    def __init__(self, flow, name="continuous_normalizing_flow", parameters=None):
+        parameters = {"flow": flow, "name": name} if parameters is None else parameters
         super().__init__(
             forward_min_event_ndims=len(flow.event_shape), dtype=flow.variable_dtype, parameters=parameters, name=name
         )

@@ -11,7 +11,8 @@ from keras_ode.layers import ODELayer
 from keras_ode.layers.time import check_layer
 from keras_ode.signature import arguments_of
 
-_DIVERGENCES = ("exact", "hutchinson")
+# The random vectors that each takes if nothing is said.
+_DIVERGENCES = {"exact": None, "hutchinson": 1, "hutch++": 3}
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -30,10 +31,13 @@ class ContinuousNormalizingFlow(keras.Model):
         base: The distribution at `t[0]`, whose event shape is that of a point: `None` for a standard normal distribution, a
             `tfp.distributions.Distribution`, or a function that returns one. To save the flow, `base` must be `None` or
             a function registered with `keras.saving.register_keras_serializable`. Its parameters are not trained.
-        divergence: `"exact"`, which costs a vector-Jacobian product for each dimension, or `"hutchinson"`, an unbiased
-            estimate from one product with random signs. The signs stay the same within a solve and its gradient, and are
+        divergence: `"exact"`, which costs a vector-Jacobian product for each dimension; `"hutchinson"`, an unbiased
+            estimate from one product with random signs; or `"hutch++"`, one from nine products that varies less: it is exact
+            for Jacobians of rank three and less. The signs stay the same within a solve and its gradient, and are
             drawn again in each call. You can evaluate a flow with another `divergence` than it was trained with: create a
             second `ContinuousNormalizingFlow` with the same dynamics. Defaults to `"exact"`.
+        num_vectors: The number of random vectors of `"hutchinson"`, 1 by default; or `m` for `"hutch++"`, which takes `3 m`
+            products and is exact for Jacobians of rank `m` and less, 3 by default.
         name, dtype, trainable: As in `keras.Model`.
         **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`, but
             the integrals of regularizers use only `z`.
@@ -61,18 +65,19 @@ class ContinuousNormalizingFlow(keras.Model):
     Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR.
     """
 
-    def __init__(self, dynamics, base=None, divergence="exact", name=None, dtype=None, trainable=True, **ode):
+    def __init__(
+        self, dynamics, base=None, divergence="exact", num_vectors=None, name=None, dtype=None, trainable=True, **ode
+    ):
         # Log-densities keep the precision of the variables; the dynamics casts for itself.
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
-        if divergence not in _DIVERGENCES:
-            raise ValueError(f"divergence must be one of {_DIVERGENCES}. Received: divergence={divergence!r}")
         self.dynamics = list(dynamics) if isinstance(dynamics, (list, tuple)) else [dynamics]
         if not self.dynamics:
             raise ValueError(f"dynamics must be a Keras layer or a list of them. Received: dynamics={dynamics!r}")
-        self.base, self.divergence = base, divergence
+        self.base, self.divergence, self.num_vectors = base, divergence, num_vectors
         ode["regularizer"] = [r.of_leaves(1) for r in regularizers.get_all(ode.get("regularizer"))]
         precision = self.variable_dtype
-        self.flows = [ODELayer(WithLogDensity(f, divergence, dtype=precision), dtype=precision, **ode) for f in self.dynamics]
+        fields = [WithLogDensity(f, divergence, num_vectors, dtype=precision) for f in self.dynamics]
+        self.flows = [ODELayer(field, dtype=precision, **ode) for field in fields]
 
     def build(self, points_shape):
         self.event_shape = tuple(points_shape[1:])
@@ -151,6 +156,7 @@ class ContinuousNormalizingFlow(keras.Model):
             "dynamics": [keras.saving.serialize_keras_object(f) for f in self.dynamics],
             "base": keras.saving.serialize_keras_object(self.base),
             "divergence": self.divergence,
+            "num_vectors": self.num_vectors,
             **self.flows[0].get_options(),
         }
 
@@ -166,6 +172,25 @@ class ContinuousNormalizingFlow(keras.Model):
             )
 
 
+def _hutchinson(product, signs):
+    """The mean of `v^T A v` over vectors of random signs."""
+    return tf.add_n([tf.reduce_sum(v * product(v), axis=1) for v in signs]) / len(signs)
+
+
+def _hutch_plus_plus(product, signs):
+    """The trace on the range of a sketch of the matrix, and Hutchinson's estimate of the rest.
+
+    The estimate is unbiased for any basis of that range, so its derivative is that of a fixed one: the derivative of the basis is
+    infinite where the rank of the matrix is less than the number of vectors.
+    """
+    half = len(signs) // 2
+    sketch = tf.stack([product(v) for v in signs[:half]], axis=2)
+    basis = tf.stop_gradient(tf.linalg.qr(tf.stop_gradient(sketch)).q)
+    on_range = [_hutchinson(product, [q]) for q in tf.unstack(basis, num=half, axis=2)]
+    rest = [v - tf.linalg.matvec(basis, tf.linalg.matvec(basis, v, transpose_a=True)) for v in signs[half:]]
+    return tf.add_n(on_range) + _hutchinson(product, rest)
+
+
 @keras.saving.register_keras_serializable(package="keras_ode")
 class WithLogDensity(keras.Layer):
     """The dynamics of `(z, log_density)` for a layer `f(t, z)` or `f(z)`: the derivatives are `f` and its divergence.
@@ -174,16 +199,26 @@ class WithLogDensity(keras.Layer):
 
     Args:
         dynamics: The layer.
-        divergence: `"exact"` or `"hutchinson"`.
+        divergence: `"exact"`, `"hutchinson"` or `"hutch++"`.
+        num_vectors: The number of random vectors of an estimate.
         **kwargs: Arguments of `keras.Layer`.
 
-    Reference: Hutchinson (1990), A stochastic estimator of the trace of the influence matrix, Commun. Stat. Simul. Comput. 19.
+    References: Hutchinson (1990), A stochastic estimator of the trace of the influence matrix, Commun. Stat. Simul. Comput. 19;
+    Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation, SOSA.
     """
 
-    def __init__(self, dynamics, divergence="exact", **kwargs):
+    def __init__(self, dynamics, divergence="exact", num_vectors=None, **kwargs):
         super().__init__(autocast=False, **kwargs)
         check_layer(dynamics)
-        self.dynamics, self.divergence = dynamics, divergence
+        if divergence not in _DIVERGENCES:
+            raise ValueError(f"divergence must be one of {tuple(_DIVERGENCES)}. Received: divergence={divergence!r}")
+        is_count = isinstance(num_vectors, int) and not isinstance(num_vectors, bool) and num_vectors > 0
+        if num_vectors is not None and (divergence == "exact" or not is_count):
+            raise ValueError(
+                "num_vectors is the positive number of random vectors of 'hutchinson' and 'hutch++'; leave it out for 'exact'. "
+                f"Received: num_vectors={num_vectors!r}, divergence={divergence!r}"
+            )
+        self.dynamics, self.divergence, self.num_vectors = dynamics, divergence, num_vectors
         self.seed_generator = keras.random.SeedGenerator()
 
     def build(self, t_shape, state_shape):
@@ -199,18 +234,29 @@ class WithLogDensity(keras.Layer):
         if self.divergence == "exact":
             rows = [tf.reshape(tape.gradient(part, z, unconnected_gradients="zero"), [-1, len(parts)]) for part in parts]
             return velocity, tf.add_n([row[:, i] for i, row in enumerate(rows)])
+
+        def product(vectors):
+            """The transposed Jacobian of each row times one of the vectors `[B, D]`."""
+            found = tape.gradient(velocity, z, tf.reshape(vectors, tf.shape(z)), unconnected_gradients="zero")
+            return tf.reshape(found, tf.shape(vectors))
+
+        estimate = _hutch_plus_plus if self.divergence == "hutch++" else _hutchinson
+        return velocity, estimate(product, self._signs(z, len(parts)))
+
+    def _signs(self, z, size):
+        """Random signs, a list of `[B, D]`: twice as many for Hutch++."""
+        count = self.num_vectors or _DIVERGENCES[self.divergence]
+        count = 2 * min(count, size) if self.divergence == "hutch++" else count
         # The generator only advances between solves: the noise is the same whenever the solver, or its adjoint, asks.
-        signs = 2 * keras.random.randint(ops.shape(z), 0, 2, seed=self.seed_generator) - 1
-        noise = tf.cast(signs, z.dtype)
-        product = tape.gradient(velocity, z, output_gradients=noise, unconnected_gradients="zero")
-        return velocity, tf.reduce_sum(tf.reshape(product * noise, [tf.shape(z)[0], -1]), axis=1)
+        signs = 2 * keras.random.randint((count, ops.shape(z)[0], size), 0, 2, seed=self.seed_generator) - 1
+        return tf.unstack(tf.cast(signs, z.dtype))
 
     def compute_output_shape(self, t_shape, state_shape):
         return state_shape
 
     def get_config(self):
         dynamics = keras.saving.serialize_keras_object(self.dynamics)
-        return {**super().get_config(), "dynamics": dynamics, "divergence": self.divergence}
+        return {**super().get_config(), "dynamics": dynamics, "divergence": self.divergence, "num_vectors": self.num_vectors}
 
     @classmethod
     def from_config(cls, config):
