@@ -110,7 +110,7 @@ def draw(path, num_observed, shown, errors):
                 ax.plot(*states[n].T, style, color=color, label={":": "before", "-": "reconstructed", "--": "after"}[style])
             ax.plot(*observed[n].T, ".", color=colors["ink"], ms=5, label="observed")
             ax.set(title=f"{name}, {turn}", aspect="equal", xlabel="x", ylabel="y")
-    axes["A"].legend(fontsize=9, loc="upper left", frameon=True)
+    figure.legend(*axes["A"].get_legend_handles_labels(), ncols=5, loc="outside lower center")
     counts = sorted({count for count, _ in errors})
     for i, (name, color, style) in enumerate((("latent ODE", ode, "o-"), ("recurrent", other, "s--"))):
         values = [[pair[i] for (count, _), pair in errors.items() if count == chosen] for chosen in counts]

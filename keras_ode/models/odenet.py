@@ -12,7 +12,7 @@ class ODENet(keras.Model):
 
     Three convolutions, two of them strided, reduce the size of the image, and an `ODELayer` transforms the feature maps. A
     dense layer computes the class from their means over the nine parts of a three by three grid. The paper takes means over
-    the whole image, with which the model needs many more epochs. You may replace the attributes `downsample`, `ode` and
+    the whole image, with which the model learns more slowly. You may replace the attributes `downsample`, `ode` and
     `head`.
 
     Args:
