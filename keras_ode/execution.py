@@ -52,20 +52,23 @@ def _run(adjoint, problem, segments, jit_compile):
     if is_compiled:
         _check_compiles(adjoint, problem, segments)
     in_parts = not (is_compiled or segments is not None or problem.watchers)
-    may_compile = in_parts and jit_compile == "auto" and not (field.is_convolutional or field.why_not_compiled)
+    serves = _serves()
+    may_compile = in_parts and not serves and jit_compile == "auto" and not (field.is_convolutional or field.why_not_compiled)
     if may_compile:
         problem = adjoint.with_compiled_parts(problem)
     tensors = (problem.tensors(), () if segments is None else segments.tensors)
-    may_be_recorded = not (may_compile or problem.method.has_dense_stages) or internals.may_be_recorded()
+    may_be_recorded = not (may_compile or serves or problem.method.has_dense_stages) or internals.may_be_recorded()
     key = _key(adjoint, problem, segments, (in_parts, is_compiled, may_compile), tensors)
-    if in_parts and adjoint.pays_to_compile and not tree.is_compiled():
+    problem = problem._replace(may_be_recorded=may_be_recorded)
+    if in_parts and not serves and adjoint.pays_to_compile and not tree.is_compiled():
         programs = programs_of(key if problem.recorder is None else None)
-        problem = problem._replace(programs=programs, may_compile=may_compile, may_be_recorded=may_be_recorded)
+        problem = problem._replace(programs=programs, may_compile=may_compile)
     if not adjoint.has_forward_mode:
         refuse_forward_mode(tf.nest.flatten(tensors))
     if not tf.executing_eagerly():
         if not is_compiled:
-            return _solve(adjoint, problem, segments, tensors)
+            with tree.standard_operations() if serves else contextlib.nullcontext():
+                return _solve(adjoint, problem, segments, tensors)
         return _function(adjoint, problem, segments, tensors, True)(tensors)
     key = (key, may_be_recorded)
     function = _compiled.get(key, lambda: _function(adjoint, problem, segments, tensors, is_compiled))
@@ -79,6 +82,14 @@ def _run(adjoint, problem, segments, jit_compile):
         function = _function(adjoint, problem._replace(may_compile=False), segments, tensors, False)
         _compiled.replace(key, function)  # from now on
         return function(tensors)
+
+
+def _serves():
+    """Whether a graph is traced for an export: it holds the forward solve alone, of operations that other runtimes know.
+
+    Its gradient, should somebody ask for it, runs the forward solve once more.
+    """
+    return not (tf.executing_eagerly() or tree.is_compiled() or internals.may_be_recorded()) and internals.is_exporting()
 
 
 def _key(adjoint, problem, segments, how, tensors):

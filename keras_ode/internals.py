@@ -8,6 +8,8 @@ Besides these, the package relies on attributes that have no underscore but no p
 concrete function (`captures`, `capture`, `inputs`, `outputs`, `control_outputs`, `variables`, `outer_graph`).
 """
 
+import sys
+
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.trainers.compile_utils import MetricsList
@@ -140,6 +142,19 @@ def is_recorded(tensor):
 def may_be_recorded():
     """Whether there is a tape that records here, whatever it watches. No public way."""
     return record.could_possibly_record()
+
+
+def is_exporting():
+    """Whether this is called while Keras or TensorFlow exports a model. No public way: it is seen by who has called."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_EXPORTERS = "keras.src.export.", "tensorflow.python.saved_model.save", "tensorflow.lite."
 
 
 def has_tangents(tensors):

@@ -6,6 +6,9 @@ where every sample has its own; `expand` makes it broadcast against a leaf. What
 takes another one as its template, `like`: the result has its shape and, if it is a number, its dtype.
 """
 
+import contextlib
+import threading
+
 import numpy as np
 import tensorflow as tf
 
@@ -15,6 +18,8 @@ from keras_ode import internals
 _FEW = 16
 # An operation on so many elements takes about as long as to start it.
 _MOST_SMALL = 4096
+
+_building = threading.local()
 
 
 def as_tensor(value):
@@ -163,6 +168,30 @@ def is_compiled():
     return internals.is_in_xla_context(tf.compat.v1.get_default_graph())
 
 
+@contextlib.contextmanager
+def standard_operations():
+    """Inside, this thread builds graphs of operations that converters for other runtimes know, such as that of LiteRT.
+
+    Buffers are not written in place, and contractions over a few stages are sums. Products of long vectors stay in double
+    precision: on a GPU, single precision would cost digits.
+    """
+    before, _building.standard = is_standard(), True
+    try:
+        yield
+    finally:
+        _building.standard = before
+
+
+def is_standard():
+    """Whether `standard_operations` is in effect."""
+    return getattr(_building, "standard", False)
+
+
+def _writes_in_place():
+    """Whether the graph is for TensorFlow's own kernels, which write in place."""
+    return not (is_compiled() or is_standard())
+
+
 def repeat(leaf, count):
     """`count` copies of a leaf along a new first axis."""
     return tf.tile(tf.expand_dims(leaf, 0), [count] + [1] * leaf.shape.rank)
@@ -173,13 +202,13 @@ def room(like, count, filled=False):
     if filled:
         return repeat(like, count)
     shape = _joined([count], _shape(like))
-    buffer = tf.zeros(shape, like.dtype) if is_compiled() else tf.raw_ops.Empty(shape=shape, dtype=like.dtype)
+    buffer = tf.raw_ops.Empty(shape=shape, dtype=like.dtype) if _writes_in_place() else tf.zeros(shape, like.dtype)
     return tf.ensure_shape(buffer, [None if tf.is_tensor(count) else count, *like.shape])
 
 
 def copy(buffer):
     """A copy to put into, of a buffer that somebody else reads too."""
-    return tf.identity(buffer) if is_compiled() else tf.raw_ops.DeepCopy(x=buffer)
+    return tf.raw_ops.DeepCopy(x=buffer) if _writes_in_place() else tf.identity(buffer)
 
 
 def put_in_place(buffer, index, value):
@@ -192,7 +221,7 @@ def put_in_place(buffer, index, value):
 
 def put_rows_in_place(buffer, index, values):
     """`put_rows` into a buffer that nobody else reads: see `put_in_place`."""
-    if is_compiled() or 0 in buffer.shape:
+    if not _writes_in_place() or 0 in buffer.shape:
         return put_rows(buffer, index, values)
     return tf.raw_ops.InplaceUpdate(x=buffer, i=_places(index, values), v=values)
 
@@ -271,9 +300,10 @@ def tensordot(a, b):
 
     That of a matrix product is less by default: ten bits of the numbers on GPUs, seven on TPUs.
     """
-    if not is_compiled():
+    is_short = b.shape[0] is not None and b.shape[0] <= _FEW
+    if not (is_compiled() or is_standard() and is_short):
         return tf.cast(tf.tensordot(tf.cast(a, tf.float64), tf.cast(b, tf.float64), axes=1), a.dtype)
-    if b.shape[0] is not None and b.shape[0] <= _FEW:
+    if is_short:
         a = tf.reshape(a, tf.concat([tf.shape(a), [1] * (b.shape.rank - 1)], axis=0))
         return tf.reduce_sum(a * b, axis=a.shape.rank - b.shape.rank)
     return internals.dot_in_full_precision(a, b)

@@ -90,8 +90,8 @@ class FirstOrderAdjoint(Adjoint):
 
         # A solve that no tape records needs no memory. Should its function be differentiated afterwards, it runs once more.
         dear = problem.method.has_dense_stages
-        remembers = problem.may_be_recorded or problem.recorder is not None or not (problem.may_compile or dear)
-        first = ("alone", alone) if dear and not remembers else ("forward", forward)
+        remembers = problem.may_be_recorded or problem.recorder is not None
+        first = ("alone", alone) if (dear or problem.programs is None) and not remembers else ("forward", forward)
 
         @custom_gradient
         def solve(*tensors):
