@@ -367,3 +367,19 @@ def test_tape_that_may_record_is_known_where_a_function_is_traced():
     with tf.GradientTape():
         tf.function(note, autograph=False)(tf.constant(1.0))
     assert seen == [False, True]
+
+
+def test_exporters_are_seen_among_the_callers(tmp_path):
+    found = []
+
+    @keras.saving.register_keras_serializable()
+    class Asks(keras.Layer):
+        def call(self, x):
+            found.append(internals.is_exporting())
+            return x
+
+    model = keras.Sequential([keras.Input([1]), Asks()])
+    model.predict(np.zeros([1, 1]), verbose=0)
+    assert not any(found)
+    model.export(str(tmp_path / "exported"), verbose=False)
+    assert found[-1]
