@@ -20,5 +20,48 @@ from keras_ode.on_step import StepInfo
 from keras_ode.solution import Solution
 from keras_ode.solve import odeint, solve
 from keras_ode.split import Split
+from keras_ode.versions import show_versions
 
 __version__ = "0.1.0"
+__all__ = [
+    "Collocation",
+    "Estimate",
+    "Event",
+    "ODELayer",
+    "Solution",
+    "SolveError",
+    "Split",
+    "Status",
+    "SteadyState",
+    "StepInfo",
+    "adjoints",
+    "callbacks",
+    "check_gradients",
+    "collocate",
+    "consistent_state",
+    "controllers",
+    "datasets",
+    "estimate",
+    "layers",
+    "models",
+    "multiple_shooting",
+    "odeint",
+    "paths",
+    "plotting",
+    "regularizers",
+    "show_versions",
+    "solve",
+    "solvers",
+]
+
+
+def __dir__():
+    return [*__all__, "__version__", "probability"]
+
+
+def __getattr__(name):
+    if name == "probability":  # TensorFlow Probability takes seconds to import, and not everybody needs it
+        import importlib
+
+        return importlib.import_module("keras_ode.probability")
+    raise AttributeError(f"module 'keras_ode' has no attribute '{name}'. Public names: {', '.join(__dir__())}")

@@ -8,6 +8,16 @@ import tensorflow as tf
 
 from keras_ode import configurable, tree
 
+__all__ = [
+    "CONTROLLERS",
+    "Constant",
+    "Controller",
+    "PID",
+    "Predictive",
+    "StepTo",
+    "get",
+]
+
 # A number of rounding errors below which differences mean nothing.
 _ROUNDING_ERRORS = 100
 # Times that differ by so many of their rounding errors are the same.

@@ -5,6 +5,22 @@ Points in the plane are returned with their classes, if they have classes: `poin
 
 import numpy as np
 
+__all__ = [
+    "bidirectional_spirals",
+    "checkerboard",
+    "circles",
+    "eight_gaussians",
+    "ellipses",
+    "hare_lynx",
+    "moons",
+    "peaks",
+    "periodic",
+    "pinwheel",
+    "spheres",
+    "spirals",
+    "swiss_roll",
+]
+
 
 def spirals(num_samples=1000, noise=0.1, seed=0):
     """Two classes: two arms of a spiral, wound into each other by one and a half turns.

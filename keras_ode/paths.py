@@ -8,6 +8,12 @@ from keras_ode import tree
 from keras_ode.path_fields import as_real, fields, slope_at, value_at
 from keras_ode.signature import refuse_symbolic
 
+__all__ = [
+    "CubicPath",
+    "LinearPath",
+    "Path",
+]
+
 KINDS = ("natural", "hermite")
 
 

@@ -10,6 +10,14 @@ from keras_ode.signature import arguments_of
 from keras_ode.solution import Solution
 from keras_ode.solve import solve
 
+__all__ = [
+    "COLORS",
+    "STYLE",
+    "plot_phase_portrait",
+    "plot_trajectories",
+    "plot_vector_field",
+]
+
 _SMOOTH = 201
 _LINE_STYLES = ("-", "--", "-.", ":")
 

@@ -8,6 +8,10 @@ import numbers
 from keras_ode.models.bijector import FlowBijector
 from keras_ode.models.flow import ContinuousNormalizingFlow
 
+__all__ = [
+    "Flow",
+]
+
 
 class Flow(FlowBijector):
     """The map from the state at the first time of an ODE to that at the last time, as a bijector.

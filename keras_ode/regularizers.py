@@ -14,6 +14,17 @@ import tensorflow as tf
 from keras_ode import configurable, tree
 from keras_ode.observers import squared_spectral_radius
 
+__all__ = [
+    "ErrorEstimate",
+    "JacobianFrobenius",
+    "Kinetic",
+    "REGULARIZERS",
+    "RandomEndTime",
+    "Regularizer",
+    "Stiffness",
+    "get",
+]
+
 
 class Regularizer(configurable.Configurable):
     """A penalty on a solve: a layer adds `weight` times its mean over the batch to the model's losses.

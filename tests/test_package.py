@@ -3,10 +3,13 @@
 import ast
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
 
+import keras
 import pytest
+import tensorflow as tf
 
 import keras_ode
 
@@ -57,6 +60,57 @@ def test_promised_name_is_public(name):
 @pytest.mark.parametrize("name", [name for name in PROMISED if not inspect.ismodule(getattr(keras_ode, name, None))])
 def test_public_name_has_a_docstring(name):
     assert len(inspect.getdoc(getattr(keras_ode, name))) > 40
+
+
+MODULES = ["adjoints", "callbacks", "controllers", "datasets", "layers", "models", "paths", "plotting", "regularizers", "solvers"]
+
+
+@pytest.mark.parametrize("module", [keras_ode, *(getattr(keras_ode, name) for name in MODULES)], ids=lambda m: m.__name__)
+def test_public_names_exist_and_are_explained(module):
+    for name in module.__all__:
+        found = getattr(module, name)
+        assert not callable(found) or len(inspect.getdoc(found)) > 40, name
+
+
+def test_only_public_names_are_listed():
+    assert {"solve", "ODELayer", "probability"} <= set(dir(keras_ode))
+    assert "tree" not in dir(keras_ode)
+    with pytest.raises(AttributeError, match="no attribute 'solv'. Public names: .*solve"):
+        keras_ode.solv  # noqa: B018
+
+
+def test_names_in_the_documentation_are_public():
+    """Those written in full, `keras_ode.layers.ODELayer`, in the documentation for users."""
+    pages = [ROOT.parent / "README.md", *(p for p in (ROOT.parent / "docs").glob("*.md") if p.name != "design.md")]
+    names = {name for page in pages for name in re.findall(r"keras_ode(?:\.[A-Za-z_]\w*)+", page.read_text())}
+    assert len(names) > 20
+    settings = {"keras_ode.programs.STEPS_BEFORE_COMPILING"}
+    missing = [name for name in sorted(names - settings) if not is_public(name)]
+    assert missing == []
+
+
+def is_public(name):
+    module, *rest = name.split(".")
+    found = keras_ode
+    for part in rest:
+        listed = getattr(found, "__all__", None)
+        if listed is not None and part not in (*listed, "__version__", "probability"):
+            return False
+        found = getattr(found, part, None)
+        if found is None:
+            return False
+        if not inspect.ismodule(found):
+            return True
+    return True
+
+
+def test_versions_of_what_matters_are_printed(capsys, monkeypatch):
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_auto_jit=0")
+    keras_ode.show_versions()
+    printed = capsys.readouterr().out
+    assert f"tensorflow: {tf.__version__}\n" in printed
+    assert f"keras: {keras.__version__}\n" in printed
+    assert "devices: CPU" in printed and "TF_XLA_FLAGS: --tf_xla_auto_jit=0" in printed
 
 
 @pytest.mark.parametrize("function", [keras_ode.solve, keras_ode.ODELayer], ids=["solve", "ODELayer"])

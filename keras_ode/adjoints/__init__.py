@@ -8,6 +8,17 @@ from keras_ode.adjoints.direct import Direct
 from keras_ode.adjoints.interpolating import Interpolating
 from keras_ode.adjoints.reversible import Reversible
 
+__all__ = [
+    "ADJOINTS",
+    "Adjoint",
+    "Backsolve",
+    "Checkpointed",
+    "Direct",
+    "Interpolating",
+    "Reversible",
+    "get",
+]
+
 ADJOINTS = {
     "backsolve": Backsolve,
     "interpolating": Interpolating,

@@ -2,3 +2,9 @@
 
 from keras_ode.callbacks.recorder import SolveRecord, SolverStepRecorder
 from keras_ode.callbacks.tolerances import ToleranceSchedule
+
+__all__ = [
+    "SolveRecord",
+    "SolverStepRecorder",
+    "ToleranceSchedule",
+]

@@ -10,3 +10,24 @@ from keras_ode.layers.rnn import ODERNN
 from keras_ode.layers.stable import AntisymmetricDynamics, HamiltonianBlocks, LeapfrogBlocks
 from keras_ode.layers.tensor_product import TensorProduct
 from keras_ode.layers.time import ConcatSquash, TimeConv2D, TimeDense, TimeSequential
+
+__all__ = [
+    "AntisymmetricDynamics",
+    "Augment",
+    "ConcatSquash",
+    "DepthVarying",
+    "HamiltonianBlocks",
+    "HamiltonianDynamics",
+    "LagrangianDynamics",
+    "LeapfrogBlocks",
+    "LinearMultistepBlocks",
+    "NeuralCDE",
+    "ODELayer",
+    "ODERNN",
+    "ResidualBlocks",
+    "SecondOrderDynamics",
+    "TensorProduct",
+    "TimeConv2D",
+    "TimeDense",
+    "TimeSequential",
+]
