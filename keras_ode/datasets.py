@@ -232,8 +232,8 @@ def hare_lynx():
     Example:
 
     >>> years, pelts = keras_ode.datasets.hare_lynx()
-    >>> years[0], pelts[0]
-    (1900.0, array([30.,  4.], dtype=float32))
+    >>> print(years[0], pelts[0])
+    1900.0 [30.  4.]
 
     References: Hewitt (1921), The conservation of the wild life of Canada, Scribner; the numbers as in Carpenter (2018),
     Predator-prey population dynamics: the Lotka-Volterra model in Stan, and in Howard (2009), Modeling basics, Texas A&M

@@ -84,8 +84,8 @@ class SolverStepRecorder(keras.callbacks.Callback):
     >>> model.compile("adam", "mse")
     >>> recorder = keras_ode.callbacks.SolverStepRecorder()
     >>> history = model.fit(tf.ones([32, 2]), tf.ones([32, 1]), callbacks=[recorder], verbose=0)
-    >>> [(record.layer, record.direction) for record in recorder.records]
-    [('flow', 'forward'), ('flow', 'backward')]
+    >>> print(*(f"{record.layer} {record.direction}" for record in recorder.records), sep=", ")
+    flow forward, flow backward
     """
 
     def __init__(self, every="epoch", capacity=512, layers=None, log_dir=None, probe=None, samples=32):

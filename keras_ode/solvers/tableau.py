@@ -32,6 +32,7 @@ class ButcherTableau:
 
     Example:
 
+    >>> from keras_ode.solvers.tableau import ButcherTableau
     >>> midpoint = ButcherTableau(c=(0, "1/2"), a=((), ("1/2",)), b=(0, 1))
     >>> midpoint.closed.c
     (Fraction(0, 1), Fraction(1, 2), Fraction(1, 1))
