@@ -1,11 +1,12 @@
-"""Shows the `Example:` of a docstring as code: the parser of the reference pages knows `Examples:` only."""
+"""Shows the sessions (`>>> ...`) in docstrings as code on the reference pages."""
 
 import re
 
 import griffe
 
 
-class ExampleAsCode(griffe.Extension):
+class SessionsAsCode(griffe.Extension):
     def on_object(self, *, obj, **_):
         if obj.docstring:
-            obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = re.sub(r"^Example:$", "**Example**", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"^>>> .*(?:\n.+)*", r"```pycon\n\g<0>\n```", text, flags=re.MULTILINE)
