@@ -9,7 +9,7 @@ import pytest
 matplotlib.use("Agg")
 PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
 # Those that train or compile, for five seconds to a minute.
-LONG = {"batches", "callbacks", "events", "failures", "gradients", "inputs", "layers", "models", "plotting", "state", "systems"}
+LONG = {"batches", "callbacks", "events", "failures", "first", "gradients", "inputs", "layers", "models", "plotting", "state", "systems"}
 
 
 @pytest.mark.parametrize(
