@@ -9,7 +9,10 @@ import pytest
 matplotlib.use("Agg")
 PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
 # Those that train or compile, for five seconds to a minute.
-LONG = {"batches", "callbacks", "events", "failures", "first", "gradients", "inputs", "layers", "models", "plotting", "state", "systems"}
+LONG = {
+    "batches", "callbacks", "coming_from", "events", "failures", "faq", "first", "gradients", "inputs", "layers", "models", "plotting",
+    "state", "systems", "what",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
