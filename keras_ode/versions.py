@@ -27,6 +27,7 @@ def show_versions():
     lines |= {name: _version(name) for name in _PACKAGES}
     devices = [f"{d.device_type} {_model(d)}".strip() for d in tf.config.list_physical_devices()]
     lines |= {
+        "Keras backend": keras.config.backend(),
         "devices": ", ".join(devices),
         "default float": keras.config.floatx(),
         "dtype policy": keras.config.dtype_policy().name,

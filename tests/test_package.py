@@ -72,6 +72,10 @@ def test_public_names_exist_and_are_explained(module):
         assert not callable(found) or len(inspect.getdoc(found)) > 40, name
 
 
+def test_probability_is_found_when_it_is_asked_for():
+    assert python("import keras_ode\nprint(keras_ode.probability.__all__)").stdout == "['Flow']\n"
+
+
 def test_only_public_names_are_listed():
     assert {"solve", "ODELayer", "probability"} <= set(dir(keras_ode))
     assert "tree" not in dir(keras_ode)
@@ -111,7 +115,7 @@ def test_versions_of_what_matters_are_printed(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert f"tensorflow: {tf.__version__}\n" in printed
     assert f"keras: {keras.__version__}\n" in printed
-    assert "devices: CPU" in printed and "TF_XLA_FLAGS: --tf_xla_auto_jit=0" in printed
+    assert "Keras backend: tensorflow\n" in printed and "devices: CPU" in printed and "TF_XLA_FLAGS: --tf_xla_auto_jit=0" in printed
 
 
 @pytest.mark.parametrize("function", [keras_ode.solve, keras_ode.ODELayer], ids=["solve", "ODELayer"])

@@ -124,17 +124,8 @@ class ODELayer(HasTolerances, keras.Layer):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
-        if not callable(dynamics):
-            raise TypeError(
-                f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}"
-            )
-        check_signature(dynamics)
-        self.dynamics = dynamics
-        self.random_end_time = None
-        if isinstance(t, (str, dict, regularizers.RandomEndTime)):
-            self.random_end_time = configurable.get(t, "t", regularizers.RandomEndTime, regularizers.TIMES)
-            t = self.random_end_time.t
-        self.t = tuple(float(x) for x in _checked_times(t))
+        self.dynamics = _checked_dynamics(dynamics)
+        self._set_times(t)
         self.solver = solvers.get(solver)
         self._set_tolerances(rtol=rtol, atol=atol, inference_rtol=inference_rtol, inference_atol=inference_atol)
         self.mass_matrix = mass_matrices.checked_matrix(mass_matrix)
@@ -161,6 +152,13 @@ class ODELayer(HasTolerances, keras.Layer):
         self._needs_noise = any(r.needs_noise for r in self.regularizers)
         if self._needs_noise or self.random_end_time is not None:
             self.seed_generator = keras.random.SeedGenerator()
+
+    def _set_times(self, t):
+        self.random_end_time = None
+        if isinstance(t, (str, dict, regularizers.RandomEndTime)):
+            self.random_end_time = configurable.get(t, "t", regularizers.RandomEndTime, regularizers.TIMES)
+            t = self.random_end_time.t
+        self.t = tuple(float(x) for x in _checked_times(t))
 
     def _check_options(self):
         """Refuses options that do not go together."""
@@ -418,6 +416,13 @@ def _repeated(mask, num_times):
         known = num_times if isinstance(num_times, int) else None
         return keras.KerasTensor((mask.shape[0], known, *mask.shape[1:]), "bool")
     return tf.repeat(mask[:, None], num_times, axis=1)
+
+
+def _checked_dynamics(dynamics):
+    if not callable(dynamics):
+        raise TypeError(f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}")
+    check_signature(dynamics)
+    return dynamics
 
 
 def _checked_times(t):

@@ -164,7 +164,7 @@ def eager():
 
 
 def trained(how):
-    model = make_model("float64", compile=False, adjoint="backsolve")
+    model = make_model("float64", compile=False)
     recorder = SolverStepRecorder(every="batch")
     options = {"eager": {"run_eagerly": True}, "graph": {"jit_compile": False}, "XLA": {"jit_compile": True}}
     options["executions"] = {"jit_compile": False, "steps_per_execution": 3}
@@ -386,8 +386,7 @@ class Cell(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.state_size = 2
-        options = {"solver": "bosh3", "adjoint": "backsolve", "jit_compile": False}
-        self.flow = keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"), name="flow", **options)
+        self.flow = keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"), solver="bosh3", jit_compile=False, name="flow")
         self.mix = keras.layers.Dense(2)
 
     def build(self, shape):
@@ -411,7 +410,7 @@ def test_layer_inside_a_recurrent_one_is_recorded():
 
 def test_both_passes_of_a_failed_solve_are_one_failure():
     recorder = SolverStepRecorder()
-    fit(make_model(max_steps=2, adjoint="backsolve"), recorder)
+    fit(make_model(max_steps=2), recorder)
     assert recorder.means["flow_failures"] == 1
 
 
