@@ -127,6 +127,14 @@ class _Moving(WrappedField):
     def __call__(self, time, z, with_integrand=True):
         return super().__call__(*self._point(time, z), with_integrand)
 
+    def at_each(self, times):
+        places = [self._place(time) for time in times]
+        fields = self._field.at_each([t for t, _ in places])
+        return [functools.partial(self._at, field, *place) for field, place in zip(fields, places, strict=True)]
+
+    def _at(self, field, t, theta, _, z, with_integrand=True):
+        return field(t, self._moved(z, theta), with_integrand=with_integrand)
+
     def linearize(self, time, z, exact=False):
         near = super().linearize(*self._point(time, z), exact)
         return near._replace(point=(time, *z)) if near.point else near
@@ -135,10 +143,18 @@ class _Moving(WrappedField):
         return super().products(*self._point(time, z), leaves, transposed)
 
     def _point(self, time, z):
-        outer, equation = self._outer, self._equation
+        t, theta = self._place(time)
+        return t, self._moved(z, theta)
+
+    def _place(self, time):
+        """The field's own time, and the fraction of the step."""
         theta = time / self._length
-        t = tf.where(theta >= 1, outer.end, tf.clip_by_value(outer.start + time, self._low, self._high))
-        return t, equation.with_cotangent(z, tree.add(equation.cotangent(z), self.staircase_at(theta)))
+        outer = self._outer
+        return tf.where(theta >= 1, outer.end, tf.clip_by_value(outer.start + time, self._low, self._high)), theta
+
+    def _moved(self, z, theta):
+        equation = self._equation
+        return equation.with_cotangent(z, tree.add(equation.cotangent(z), self.staircase_at(theta)))
 
     def staircase_at(self, theta):
         """The polynomial in place of `G` at a fraction of the step."""

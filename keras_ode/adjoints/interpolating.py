@@ -1,5 +1,6 @@
 """The continuous adjoint along the forward solve's own steps."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +99,15 @@ class _Polynomials(History):
 
     def like(self):
         return self._apart(dense.constant(self.problem.y, self.problem.method.solver.degree, self._axis))
+
+    @property
+    def are_apart(self):
+        """Whether the coefficients of some leaf are kept one by one."""
+        return any(map(_is_large, self.problem.y))
+
+    def evaluate_each(self, kept, n, theta):
+        """The states `[K, ...]` at `theta` in steps `n`, both `[K]` or `[K, B]`, of what is kept of the steps."""
+        return dense.evaluate([tree.take_each(x, n % self.capacity) for x in kept], theta)
 
     def evaluate(self, kept, n, theta):
         """The state at `theta` in step `n`, of what is kept of the steps."""
@@ -229,6 +239,20 @@ class _Block:
         theta = (since - tree.take(self.begins, n)) / tree.take(self._lengths, n)
         return self.history.evaluate(self.polynomials, self.first + n, theta)
 
+    def points(self, times):
+        """The time and the state at each of several times since the forward start.
+
+        All at once, unless the arithmetic of the states takes longer than looking for them.
+        """
+        if self.history.are_apart:
+            return [(self.time(since), self.evaluate(since)) for since in times]
+        count, since = len(times), tf.stack(times)
+        n = tf.minimum(tf.reduce_sum(tf.cast(self.window < since[:, None], tf.int32), axis=1), self._most)
+        theta = (since - tree.take_each(self.begins, n)) / tree.take_each(self._lengths, n)
+        states = self.history.evaluate_each(self.polynomials, self.first + n, theta)
+        leaves = zip(*(tf.unstack(leaf, num=count) for leaf in states), strict=True)
+        return list(zip(tf.unstack(self.time(since), num=count), leaves, strict=True))
+
     def time(self, since):
         return self.replay.clock.time(since)
 
@@ -248,8 +272,14 @@ class _Equation(AdjointEquation):
 
     def __call__(self, since, a, with_integrand=True):
         block = self._block
-        y = block.evaluate(since)
-        _, slope, integrand = self._field.vjp(block.time(since), y, self._parameters, tree.scale(-block.direction, a))
+        return self._at((block.time(since), block.evaluate(since)), since, a, with_integrand)
+
+    def at_each(self, times):
+        return [functools.partial(self._at, point) for point in self._block.points(times)]
+
+    def _at(self, point, since, a, with_integrand=True):
+        """The same where the time and the state of the forward solve are known."""
+        _, slope, integrand = self._field.vjp(*point, self._parameters, tree.scale(-self._block.direction, a))
         return Stage(slope, tuple(integrand) if with_integrand and self._integrates else ())
 
     @property

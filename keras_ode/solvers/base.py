@@ -57,6 +57,11 @@ class Field:
         """The same field, of which no derivative is asked for."""
         return self
 
+    def at_each(self, times):
+        """The same field for each of several times, at which it is evaluated once: what depends on the time alone can be
+        computed for all of them together."""
+        return [self] * len(times)
+
     # What follows from these.
 
     @property

@@ -42,13 +42,14 @@ class ExplicitRungeKutta(Solver):
     def _stages(self, field, interval, y, first, count):
         """The first `count` stages of a step, and the states of these."""
         table = _table(type(self))
-        times = _stage_times(interval, table.c)
+        times = _stage_times(interval, table.c)[:count]
+        fields = [None, *field.at_each(times[1:])]
         last = table.num_stages - 1
         stages, points = [first], [y]
         for i in range(1, count):
             points.append(self._point(i, interval, y, [stage.derivative for stage in stages]))
             counts = i == last or (i < last and table.integrates[i])
-            stages.append(field(times[i], points[i], with_integrand=counts))
+            stages.append(fields[i](times[i], points[i], with_integrand=counts))
         return stages, points
 
     def mean_slope(self, field, interval, y, slope):
