@@ -16,4 +16,5 @@ def on_page_markdown(markdown, config, **_):
 
 def _bibtex(citation):
     authors = " and ".join(f"{{{a['name']}}}" for a in citation["authors"])
-    return f"@software{{keras_ode,\n  title = {{{citation['title']}}},\n  author = {{{authors}}},\n  version = {{{citation['version']}}},\n}}"
+    fields = {"title": citation["title"], "author": authors, "version": citation["version"]}
+    return "@software{keras_ode,\n" + "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items()) + "}"

@@ -294,7 +294,7 @@ def _check_factors(safety, min_factor, max_factor):
         raise ValueError(f"safety must lie in (0, 1]. Received: safety={safety}")
     if not 0 < min_factor < 1 < max_factor:
         raise ValueError(
-            "min_factor and max_factor must fulfil 0 < min_factor < 1 < max_factor. "
+            "min_factor and max_factor must fulfill 0 < min_factor < 1 < max_factor. "
             f"Received: min_factor={min_factor}, max_factor={max_factor}"
         )
 

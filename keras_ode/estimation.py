@@ -301,8 +301,8 @@ def _checked_variables(dynamics, variables):
     variables = list(variables or ())
     if not variables:
         raise ValueError(
-            "Pass the variables to estimate, variables=[...]. A dynamics that is a function has none that are known, and a Keras "
-            f"layer has none before it is built. Received: variables={variables!r}"
+            "Pass the variables to estimate, variables=[...]. The variables that a function reads are not known, and a "
+            f"Keras layer has none before it is built. Received: variables={variables!r}"
         )
     wrong = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
     if wrong:

@@ -152,7 +152,7 @@ def close_events(event, t, y):
             f"event must be a keras_ode.Event, a list of them, or a keras_ode.SteadyState alone. Received: event={event!r}"
         )
     if len(events) > 1 and not all(e.terminal for e in events):
-        raise ValueError(f"Of several events, each must be terminal. Received: event={event!r}")
+        raise ValueError(f"If you pass several events, each of them must be terminal. Received: event={event!r}")
     only = events[0]
     return ClosedEvent(
         functions=tuple(close_scalar(e.fn, t, y) for e in events),

@@ -386,7 +386,7 @@ def _close(function, t, y0, leaves, method, penalties, options):
         if "numpy array" not in str(error):
             raise
         raise TypeError(
-            "The dynamics gives a tensor to NumPy, which cannot be traced: use the functions of TensorFlow or keras.ops, "
+            "The dynamics passes a tensor to NumPy, which cannot be traced: use the functions of TensorFlow or keras.ops, "
             f"tf.sin(y) for np.sin(y). Received: dynamics={function!r}"
         ) from error
     method.solver.check(field)

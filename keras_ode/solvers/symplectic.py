@@ -46,7 +46,7 @@ class Symplectic(Solver):
                 other = "p" if part == "q" else "q"
                 warn(
                     f"{type(self).__name__} is for dynamics where the derivative of {part} depends on {other} and the time only. "
-                    f"Here it depends on {part} too, so that the method has a lower order and the energy may drift: use another "
+                    f"Here it depends on {part} too, so the method has a lower order and the energy may drift: use another "
                     "solver, such as 'rk4'."
                 )
 
