@@ -85,13 +85,13 @@ def test_what_is_clear_is_taken(function, num_args, expected):
 
 def test_scipy_order_is_refused_by_solve_and_by_the_layer_alike():
     for make in (lambda: keras_ode.solve(odeint_order, tf.ones([1]), [0.0, 1.0]), lambda: keras_ode.ODELayer(TimeBehind())):
-        with pytest.raises(TypeError, match="behind the state"):
+        with pytest.raises(TypeError, match="after the state"):
             make()
 
 
 def test_layer_accepts_a_dynamics_whose_further_arguments_come_with_the_call():
     check_signature(lambda t, y, u, v: y)
-    with pytest.raises(TypeError, match="behind the state"):
+    with pytest.raises(TypeError, match="after the state"):
         check_signature(lambda y, t, u: y)
 
 

@@ -136,7 +136,7 @@ def test_losses_of_the_dynamics_are_those_at_the_start_and_have_gradients(how):
 
 
 def test_losses_of_a_solve_without_a_layer_are_left_out_with_a_warning():
-    with pytest.warns(UserWarning, match="'penalized.*' adds losses .* left out"):
+    with pytest.warns(UserWarning, match="'penalized.*' adds losses .* discarded"):
         solve(Penalized())
 
 
