@@ -104,6 +104,12 @@ class Controller(configurable.Configurable):
     Attributes:
         adaptive: Whether it chooses the sizes by the errors.
         has_times: Whether it is given the times at which steps end, see `limit`.
+
+    Example:
+
+    >>> controller = keras_ode.controllers.get("pid")
+    >>> isinstance(controller, keras_ode.controllers.Controller), controller.adaptive
+    (True, True)
     """
 
     adaptive: bool
@@ -119,7 +125,14 @@ class Controller(configurable.Configurable):
 
 
 class Constant(Controller):
-    """Takes every step as it is given, except one that is not finite."""
+    """Takes every step as it is given, except one that is not finite.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], controller="constant", step_size=0.25)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
+    """
 
     adaptive = False
 
@@ -201,6 +214,13 @@ class PID(Controller):
         safety: Factor under the predicted size. Defaults to `0.9`.
         min_factor: The smallest change of one step to the next. Defaults to `0.2`.
         max_factor: The largest. Defaults to `10`.
+
+    Example:
+
+    >>> controller = keras_ode.controllers.PID(p=0.4, i=0.3)
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], controller=controller)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     References:
         Soderlind (2003), Digital filters in adaptive time-stepping, ACM TOMS 29(1).
@@ -303,7 +323,13 @@ CONTROLLERS = {"constant": Constant, "pid": PID, "predictive": Predictive, "step
 
 
 def get(identifier):
-    """The controller of a name (`"pid"`), a configuration or a `Controller` object."""
+    """The controller of a name (`"pid"`), a configuration or a `Controller` object.
+
+    Example:
+
+    >>> type(keras_ode.controllers.get("pid")).__name__
+    'PID'
+    """
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 

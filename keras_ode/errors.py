@@ -9,7 +9,14 @@ _BETWEEN = ("keras_ode", "tensorflow", "keras")
 
 
 class Status(enum.IntEnum):
-    """How a solve ended. `Solution.status` holds one of these values, one a sample with `per_sample=True`."""
+    """How a solve ended. `Solution.status` holds one of these values, one a sample with `per_sample=True`.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda y: y**2, tf.constant([1.0]), [0.0, 2.0], on_failure="nan")
+    >>> keras_ode.Status(int(solution.status)).name
+    'STEP_TOO_SMALL'
+    """
 
     SUCCESS = 0
     MAX_STEPS = 1
@@ -39,6 +46,14 @@ class SolveError(RuntimeError):
         time: The time that it reached.
         step_size: The last step size that it tried.
         sample: The index of the failed sample with `per_sample=True`, else `None`.
+
+    Example:
+
+    >>> try:
+    ...     solution = keras_ode.solve(lambda y: y**2, tf.constant([1.0]), [0.0, 2.0])
+    ... except keras_ode.SolveError as error:
+    ...     print(error.status.name, f"{error.time:.2f}")
+    STEP_TOO_SMALL 1.00
     """
 
     def __init__(self, message, status=None, time=None, step_size=None, sample=None):

@@ -18,6 +18,14 @@ class Estimate(NamedTuple):
         losses: The losses at all steps, or, for `"lbfgs"`, at all evaluations, an array.
         num_steps: The number of steps that the optimizer took.
         converged: Whether `"lbfgs"` has converged, and `None` for optimizers that do not tell.
+
+    Example:
+
+    >>> rate = tf.Variable(0.5)
+    >>> t = np.linspace(0.0, 2.0, 5)
+    >>> result = keras_ode.estimate(lambda t, y: -rate * y, np.exp(-t)[:, None], t, variables=[rate], num_steps=3)
+    >>> result.num_steps, result.losses.shape, result.converged
+    (3, (3,), None)
     """
 
     loss: float

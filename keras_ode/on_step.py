@@ -22,6 +22,13 @@ class StepInfo(NamedTuple):
         accepted: Whether it was accepted.
         running: Whether the sample was still being solved, and so this is a step of it at all.
         y: The state that it reached, a nest like `y0`.
+
+    Example:
+
+    >>> count = tf.Variable(0)
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], on_step=lambda info: count.assign_add(1))
+    >>> int(count) == int(solution.stats["num_steps"])
+    True
     """
 
     t: tf.Tensor

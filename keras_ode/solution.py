@@ -31,6 +31,16 @@ class Solution(NamedTuple):
             an event.
         step_size: The size of the next whole step that the controller proposed at the end, scalar or `[B]`: give it as
             `step_size` to a solve that goes on from there. A step cut short to end at the last time does not shorten it.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 0.5, 1.0])
+    >>> solution.ys.shape
+    TensorShape([3, 1])
+    >>> keras_ode.Status(int(solution.status)).name
+    'SUCCESS'
+    >>> int(solution.stats["num_rejected"])
+    0
     """
 
     ts: tf.Tensor

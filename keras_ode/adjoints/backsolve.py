@@ -36,6 +36,15 @@ class Backsolve(ContinuousAdjoint):
             with `per_sample=True`. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
+    Example:
+
+    >>> adjoint = keras_ode.adjoints.Backsolve(checkpoints=0, rtol=1e-5)
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint=adjoint)[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
+
     References:
         Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
         Kidger, Chen, Lyons (2021), "Hey, that's not an ODE": Faster ODE adjoints via seminorms, ICML.

@@ -28,6 +28,12 @@ class Adjoint(Configurable):
         solves_back: Whether the state is integrated back in time.
         takes_steps_back: Whether the steps are taken back, which only reversible solvers can.
         solver: The solver of the backward solve, if the user chose one.
+
+    Example:
+
+    >>> adjoint = keras_ode.adjoints.get("checkpointed")
+    >>> isinstance(adjoint, keras_ode.adjoints.Adjoint), adjoint.differentiates_steps
+    (True, True)
     """
 
     compiles_alone = True

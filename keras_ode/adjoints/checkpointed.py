@@ -25,6 +25,14 @@ class Checkpointed(FirstOrderAdjoint):
     Args:
         checkpoints: The number of steps whose stages to keep. Defaults to `32`.
 
+    Example:
+
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint="checkpointed", solver="rk4", step_size=0.1)[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
+
     References:
         Griewank, Walther (2000), Algorithm 799: revolve, ACM TOMS 26(1).
         Stumm, Walther (2010), New algorithms for optimal online checkpointing, SIAM J. Sci. Comput. 32(2).

@@ -21,6 +21,15 @@ class Direct(Adjoint):
     steps: set that as low as the solve allows. The choice of the step sizes is not differentiated.
 
     With `jit_compile="auto"`, XLA compiles the single calls of dynamics that have many weights for the size of the state.
+
+    Example:
+
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as outer, tf.GradientTape() as inner:
+    ...     end = keras_ode.odeint(lambda t, y: -(y**2), x, [0.0, 1.0], solver="rk4", step_size=0.1, adjoint="direct")[-1]
+    ...     first = inner.gradient(end, x)
+    >>> print(f"{float(outer.gradient(first, x)[0]):.3f}")
+    -0.250
     """
 
     compiles_alone = False

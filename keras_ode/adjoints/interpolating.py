@@ -41,6 +41,15 @@ class Interpolating(ContinuousAdjoint):
             with `per_sample=True`. Default to those of the forward solve.
         solver: Solver of the backward solve. Defaults to that of the forward solve.
 
+    Example:
+
+    >>> adjoint = keras_ode.adjoints.Interpolating(checkpoints=64)
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint=adjoint)[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
+
     References:
         Serban, Hindmarsh (2005), CVODES: the sensitivity-enabled ODE solver in SUNDIALS, ASME IDETC.
         Rackauckas et al. (2020), Universal differential equations for scientific machine learning.

@@ -28,6 +28,14 @@ class Reversible(FirstOrderAdjoint):
     started. Where the start is missed by more than the tolerance (or than half of the digits of the dtype, if that is more),
     relative to the largest value that each element had on the way, the gradient is NaN.
 
+    Example:
+
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint="reversible", solver="reversible")[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
+
     References:
         Zhuang, Dvornek, Tatikonda, Duncan (2021), MALI: A memory efficient and reverse accurate integrator for Neural ODEs, ICLR.
         McCallum, Foster (2024), Efficient, accurate and stable gradients for neural ODEs, arXiv:2410.11648.
