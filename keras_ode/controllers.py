@@ -144,13 +144,13 @@ class Constant(Controller):
 
 
 class StepTo(Controller):
-    """Takes the steps that end at given times, whatever their errors.
+    """Takes steps that end at given times, whatever their errors are.
 
     Steps end at each of the times that lies within the interval, and at the end of the interval. Solves backward in time, and
-    backward solves for gradients, take them in the other order. All rows take the same ones with `per_sample=True`.
+    backward solves for gradients, take them in reverse order. With `per_sample=True` all rows take the same steps.
 
     Args:
-        times: Two or more numbers, strictly increasing or decreasing. They must reach over the whole interval of the solve.
+        times: Two or more numbers, strictly increasing or decreasing. They must cover the whole interval of the solve.
 
     Example:
 
@@ -201,7 +201,7 @@ class StepTo(Controller):
 
 
 class PID(Controller):
-    """Keeps the scaled error of each step under one by proportional, integral and derivative control.
+    """Keeps the scaled error of each step below one by proportional, integral and derivative control.
 
     The factor from one step size to the next is
     `safety * e_n^(-(p + i + d) / k) * e_(n-1)^((p + 2 d) / k) * e_(n-2)^(-d / k)`, with `k` the order of the error
@@ -211,9 +211,9 @@ class PID(Controller):
         p: Proportional coefficient. Defaults to `0`.
         i: Integral coefficient. Defaults to `1`, the classical controller.
         d: Derivative coefficient. Defaults to `0`.
-        safety: Factor under the predicted size. Defaults to `0.9`.
-        min_factor: The smallest change of one step to the next. Defaults to `0.2`.
-        max_factor: The largest. Defaults to `10`.
+        safety: The factor by which the predicted size is reduced. Defaults to `0.9`.
+        min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
+        max_factor: The largest factor. Defaults to `10`.
 
     Example:
 
@@ -258,17 +258,17 @@ class PID(Controller):
 
 
 class Predictive(Controller):
-    """Takes the smaller one of the classical size and of one that expects the error to go on changing as it did.
+    """Takes the smaller of the classical step size and one that assumes that the error continues to change at the same rate.
 
-    The factor from one step size to the next is `safety * e_n^(-1/k) * min(1, h_n / h_(n-1) * (e_(n-1) / e_n)^(1/k))`, with `k` the
-    order of the error estimate, `h` the sizes and `e` the scaled errors of the last accepted steps. So steps become shorter before
-    a stiff solution changes suddenly, where the classical controller has many of them rejected. A step whose stages were not
-    solved is tried again with half of its size. The step after a rejected one does not grow.
+    The factor from one step size to the next is `safety * e_n^(-1/k) * min(1, h_n / h_(n-1) * (e_(n-1) / e_n)^(1/k))`, with
+    `k` the order of the error estimate, `h` the sizes and `e` the scaled errors of the last accepted steps. So steps become
+    shorter before a stiff solution changes suddenly, where the classical controller has many steps rejected. If the stages
+    of a step did not converge, it is tried again with half of its size. The step after a rejected one does not grow.
 
     Args:
-        safety: Factor under the predicted size. Defaults to `0.9`.
-        min_factor: The smallest change of one step to the next. Defaults to `0.2`.
-        max_factor: The largest. Defaults to `10`.
+        safety: The factor by which the predicted size is reduced. Defaults to `0.9`.
+        min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
+        max_factor: The largest factor. Defaults to `10`.
 
     Example:
 

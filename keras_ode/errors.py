@@ -9,7 +9,7 @@ _BETWEEN = ("keras_ode", "tensorflow", "keras")
 
 
 class Status(enum.IntEnum):
-    """How a solve ended. `Solution.status` holds one of these values, one a sample with `per_sample=True`.
+    """How a solve ended. `Solution.status` contains one of these values, or one for each sample with `per_sample=True`.
 
     Example:
 
@@ -39,7 +39,7 @@ class EventTrouble(enum.IntEnum):
 
 
 class SolveError(RuntimeError):
-    """A solve failed in eager code.
+    """The error that a failed solve raises in eager code.
 
     Attributes:
         status: The `Status` of the (first) failed solve.

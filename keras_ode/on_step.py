@@ -16,12 +16,12 @@ class StepInfo(NamedTuple):
     """One tried step: tensors, scalars or `[B]` with `per_sample=True`.
 
     Attributes:
-        t: The time where it started.
+        t: The time at which the step started.
         step_size: Its size, positive in either direction of time.
-        error: Its scaled error: an adaptive solve accepts at most one.
-        accepted: Whether it was accepted.
-        running: Whether the sample was still being solved, and so this is a step of it at all.
-        y: The state that it reached, a nest like `y0`.
+        error: Its scaled error; an adaptive solve accepts a step if this is at most one.
+        accepted: Whether the step was accepted.
+        running: Whether the sample was still being solved. If not, this is not a step of the sample.
+        y: The state at the end of the step, a nested structure like `y0`.
 
     Example:
 
