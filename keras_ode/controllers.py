@@ -211,7 +211,7 @@ class PID(Controller):
         p: Proportional coefficient. Defaults to `0`.
         i: Integral coefficient. Defaults to `1`, the classical controller.
         d: Derivative coefficient. Defaults to `0`.
-        safety: The factor by which the predicted size is reduced. Defaults to `0.9`.
+        safety: The factor that multiplies the predicted size. Defaults to `0.9`.
         min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
         max_factor: The largest factor. Defaults to `10`.
 
@@ -266,7 +266,7 @@ class Predictive(Controller):
     of a step did not converge, it is tried again with half of its size. The step after a rejected one does not grow.
 
     Args:
-        safety: The factor by which the predicted size is reduced. Defaults to `0.9`.
+        safety: The factor that multiplies the predicted size. Defaults to `0.9`.
         min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
         max_factor: The largest factor. Defaults to `10`.
 

@@ -27,13 +27,14 @@ class Backsolve(ContinuousAdjoint):
     If a solution forgets where it started, it cannot be integrated backward: `y` drifts away from the forward solution. So
     `y` is reset to the forward solution wherever a step ends at a stored state. The saved states are stored, and
     `checkpoints` of the forward steps. If `y` is nevertheless further away than the square root of the tolerance, relative
-    to the largest size that each element has had, the gradient would be wrong by about as much, so it is NaN.
+    to the largest size that each element has had, and the cotangent is not negligible there, the gradient would be wrong
+    by about as much, so it is NaN.
 
     Args:
         checkpoints: The number of states to store in addition to the saved ones; `0` is the method of Chen et al. as published.
             Defaults to `32`.
-        rtol, atol: The tolerances of the backward solve. Cotangents are scaled to the size of the states, separately for each row
-            with `per_sample=True`. Default to those of the forward solve.
+        rtol, atol: The tolerances of the backward solve. Cotangents are scaled to the size of the states, separately for each
+            row with `per_sample=True`. Default to those of the forward solve.
         solver: The solver of the backward solve. Defaults to that of the forward solve.
 
     Example:
