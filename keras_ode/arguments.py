@@ -45,7 +45,7 @@ def checked_method(solver, rtol, atol, controller, step_size, max_steps, dtype, 
         raise ValueError(f"Constant steps of {name} need a step_size, in the units of t. Received: step_size=None")
     if step_size is not None and controller.has_times:
         raise ValueError(
-            f"The times of {type(controller).__name__} are where steps end: leave step_size out. Received: step_size={step_size!r}"
+            f"{type(controller).__name__} already says where steps end: leave step_size out. Received: step_size={step_size!r}"
         )
     if not isinstance(max_steps, numbers.Integral) or isinstance(max_steps, bool) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive whole number. Received: max_steps={max_steps!r}")
@@ -112,7 +112,7 @@ def check_steady_state(event, times, jump_times, adjoint):
         )
     if jump_times is not None:
         raise ValueError(
-            "SteadyState cannot be combined with jump_times: solve up to the last jump first, and go on from there. "
+            "SteadyState cannot be combined with jump_times: solve up to the last jump first, and continue from there. "
             f"Received: jump_times={jump_times!r}"
         )
     if adjoint is not None:
@@ -171,20 +171,20 @@ def resolved(method, rtol, atol, field, leaves):
         method = method._replace(tolerance=raised._replace(norm=method.tolerance.norm))
     if given.is_known_too_fine(result) and resolution(result) > resolution(dtype):
         warn(
-            f"The dynamics gives derivatives in {result.name}, to about {resolution(result):.1g} of their size, so that "
-            f"{known}would waste steps: it is raised to {finest(result):.2g}, twice that. Use a larger rtol, or "
+            f"The dynamics returns derivatives in {result.name}, which resolves about {resolution(result):.1g} of their "
+            f"size, so {known}would waste steps: it is raised to {finest(result):.2g}, twice that. Use a larger rtol, or "
             f"compute the dynamics in {dtype.name}."
         )
     elif given.is_known_too_fine(inside) and resolution(inside) > resolution(dtype):
         warn(
-            f"The dynamics computes in {inside.name} on the way, which resolves about {resolution(inside):.1g} of a number's "
-            f"size, so that {known}may waste steps. Try rtol={finest(inside):.2g}, or compute the dynamics in "
+            f"The dynamics computes in {inside.name} internally, which resolves about {resolution(inside):.1g} of a "
+            f"number's size, so {known}may waste steps. Try rtol={finest(inside):.2g}, or compute the dynamics in "
             f"{dtype.name}."
         )
     elif given.largest() is not None and given.largest() < _FINEST_IN_TENSOR_FLOAT_32 and field.is_tensor_float_32:
         warn(
             "TensorFlow computes products of float32 matrices in TensorFloat-32 on this machine's GPU, which resolves about "
-            f"0.001 of a number's size, so that {known}may waste many steps. Call "
+            f"0.001 of a number's size, so {known}may waste many steps. Call "
             "tf.config.experimental.enable_tensor_float_32_execution(False) once, or use rtol="
             f"{_FINEST_IN_TENSOR_FLOAT_32:g}."
         )
@@ -238,12 +238,12 @@ def checked_state(y0, per_sample):
         if leaf.shape.rank is None:
             raise ValueError("y0 must have a known rank. Received a tensor of unknown shape: use tf.ensure_shape.")
         if per_sample and leaf.shape.rank == 0:
-            raise ValueError(f"y0 must have rows where per_sample=True, shape [B, ...]. Received: {leaf!r}")
+            raise ValueError(f"With per_sample=True, y0 must have rows, shape [B, ...]. Received: {leaf!r}")
         return leaf
 
     y0 = tf.nest.map_structure(convert, _with_vectors(y0))
     if not tf.nest.flatten(y0):
-        raise ValueError(f"y0 must hold at least one tensor. Received: {y0!r}")
+        raise ValueError(f"y0 must contain at least one tensor. Received: {y0!r}")
     return y0
 
 
@@ -323,7 +323,7 @@ def check_save(save, times, dense, event, jump_times):
         return False
     if times.shape[-1] != 2:
         raise ValueError(
-            "save='steps' gives the states at the solver's own times: let t be the interval, [start, end]. Received: "
+            "save='steps' returns the states at the solver's own times: let t be the interval, [start, end]. Received: "
             f"{times.shape[-1]} times"
         )
     if dense or event is not None or jump_times is not None:
@@ -352,7 +352,7 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
     asked = adjoint.solver
     if asked is not None and asked.backward != asked:
         raise ValueError(
-            f"{type(asked).__name__} cannot integrate adjoint equations: give the adjoint no solver, or "
+            f"{type(asked).__name__} cannot integrate adjoint equations: pass no solver to the adjoint, or "
             f"{type(asked.backward).__name__}. Received: adjoint={adjoint!r}"
         )
     backward = asked or method.solver.backward

@@ -94,7 +94,7 @@ class Closure:
         if variable.trainable and _has_gradient(variable) and handle in self._uses.read:
             raise ValueError(
                 f"The dynamics '{self._name}' both reads and changes the trainable variable '{variable.name}'"
-                f"{f' (by {unusual})' if unusual else ''}, so that no gradient can follow. Create it with trainable=False, or "
+                f"{f' (by {unusual})' if unusual else ''}, so it cannot have a gradient. Create it with trainable=False, or "
                 "do not change it."
             )
         return True
@@ -206,8 +206,8 @@ class Closure:
                 )
         if self._uses.random:
             raise ValueError(
-                f"The dynamics '{self._name}' draws other random numbers at each evaluation ({', '.join(self._uses.random)}), "
-                "so that it is no function of the time and the state, and no step size is small enough for it. Draw them before "
+                f"The dynamics '{self._name}' draws new random numbers at each evaluation ({', '.join(self._uses.random)}), "
+                "so it is not a function of the time and the state, and no step size would be small enough. Draw them before "
                 "the solve and pass them in args, or use keras.random or a Keras layer, whose numbers stay the same within a "
                 "solve."
             )

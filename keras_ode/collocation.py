@@ -22,6 +22,15 @@ class Collocation(NamedTuple):
     Attributes:
         states: The smoothed states, `[K, ...]`.
         slopes: Their derivatives by time, `[K, ...]`.
+
+    Example:
+
+    >>> t = np.linspace(0.0, 1.0, 20)
+    >>> found = keras_ode.collocate(t, np.stack([t, 2 * t], axis=-1), bandwidth=0.3)
+    >>> found.states.shape, found.slopes.shape
+    ((20, 2), (20, 2))
+    >>> np.allclose(found.slopes, [1.0, 2.0])
+    True
     """
 
     states: np.ndarray

@@ -104,6 +104,12 @@ class Controller(configurable.Configurable):
     Attributes:
         adaptive: Whether it chooses the sizes by the errors.
         has_times: Whether it is given the times at which steps end, see `limit`.
+
+    Example:
+
+    >>> controller = keras_ode.controllers.get("pid")
+    >>> isinstance(controller, keras_ode.controllers.Controller), controller.adaptive
+    (True, True)
     """
 
     adaptive: bool
@@ -119,7 +125,14 @@ class Controller(configurable.Configurable):
 
 
 class Constant(Controller):
-    """Takes every step as it is given, except one that is not finite."""
+    """Takes every step as it is given, except one that is not finite.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], controller="constant", step_size=0.25)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
+    """
 
     adaptive = False
 
@@ -131,13 +144,13 @@ class Constant(Controller):
 
 
 class StepTo(Controller):
-    """Takes the steps that end at given times, whatever their errors.
+    """Takes steps that end at given times, whatever their errors are.
 
     Steps end at each of the times that lies within the interval, and at the end of the interval. Solves backward in time, and
-    backward solves for gradients, take them in the other order. All rows take the same ones with `per_sample=True`.
+    backward solves for gradients, take them in reverse order. With `per_sample=True` all rows take the same steps.
 
     Args:
-        times: Two or more numbers, strictly increasing or decreasing. They must reach over the whole interval of the solve.
+        times: Two or more numbers, strictly increasing or decreasing. They must cover the whole interval of the solve.
 
     Example:
 
@@ -188,7 +201,7 @@ class StepTo(Controller):
 
 
 class PID(Controller):
-    """Keeps the scaled error of each step under one by proportional, integral and derivative control.
+    """Keeps the scaled error of each step below one by proportional, integral and derivative control.
 
     The factor from one step size to the next is
     `safety * e_n^(-(p + i + d) / k) * e_(n-1)^((p + 2 d) / k) * e_(n-2)^(-d / k)`, with `k` the order of the error
@@ -198,9 +211,16 @@ class PID(Controller):
         p: Proportional coefficient. Defaults to `0`.
         i: Integral coefficient. Defaults to `1`, the classical controller.
         d: Derivative coefficient. Defaults to `0`.
-        safety: Factor under the predicted size. Defaults to `0.9`.
-        min_factor: The smallest change of one step to the next. Defaults to `0.2`.
-        max_factor: The largest. Defaults to `10`.
+        safety: The factor that multiplies the predicted size. Defaults to `0.9`.
+        min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
+        max_factor: The largest factor. Defaults to `10`.
+
+    Example:
+
+    >>> controller = keras_ode.controllers.PID(p=0.4, i=0.3)
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], controller=controller)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     References:
         Soderlind (2003), Digital filters in adaptive time-stepping, ACM TOMS 29(1).
@@ -238,17 +258,17 @@ class PID(Controller):
 
 
 class Predictive(Controller):
-    """Takes the smaller one of the classical size and of one that expects the error to go on changing as it did.
+    """Takes the smaller of the classical step size and one that assumes that the error continues to change at the same rate.
 
-    The factor from one step size to the next is `safety * e_n^(-1/k) * min(1, h_n / h_(n-1) * (e_(n-1) / e_n)^(1/k))`, with `k` the
-    order of the error estimate, `h` the sizes and `e` the scaled errors of the last accepted steps. So steps become shorter before
-    a stiff solution changes suddenly, where the classical controller has many of them rejected. A step whose stages were not
-    solved is tried again with half of its size. The step after a rejected one does not grow.
+    The factor from one step size to the next is `safety * e_n^(-1/k) * min(1, h_n / h_(n-1) * (e_(n-1) / e_n)^(1/k))`, with
+    `k` the order of the error estimate, `h` the sizes and `e` the scaled errors of the last accepted steps. So steps become
+    shorter before a stiff solution changes suddenly, where the classical controller has many steps rejected. If the stages
+    of a step did not converge, it is tried again with half of its size. The step after a rejected one does not grow.
 
     Args:
-        safety: Factor under the predicted size. Defaults to `0.9`.
-        min_factor: The smallest change of one step to the next. Defaults to `0.2`.
-        max_factor: The largest. Defaults to `10`.
+        safety: The factor that multiplies the predicted size. Defaults to `0.9`.
+        min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
+        max_factor: The largest factor. Defaults to `10`.
 
     Example:
 
@@ -294,7 +314,7 @@ def _check_factors(safety, min_factor, max_factor):
         raise ValueError(f"safety must lie in (0, 1]. Received: safety={safety}")
     if not 0 < min_factor < 1 < max_factor:
         raise ValueError(
-            "min_factor and max_factor must fulfil 0 < min_factor < 1 < max_factor. "
+            "min_factor and max_factor must fulfill 0 < min_factor < 1 < max_factor. "
             f"Received: min_factor={min_factor}, max_factor={max_factor}"
         )
 
@@ -303,7 +323,13 @@ CONTROLLERS = {"constant": Constant, "pid": PID, "predictive": Predictive, "step
 
 
 def get(identifier):
-    """The controller of a name (`"pid"`), a configuration or a `Controller` object."""
+    """The controller of a name (`"pid"`), a configuration or a `Controller` object.
+
+    Example:
+
+    >>> type(keras_ode.controllers.get("pid")).__name__
+    'PID'
+    """
     return configurable.get(identifier, "controller", Controller, CONTROLLERS)
 
 

@@ -47,7 +47,14 @@ def spirals(num_samples=1000, noise=0.1, seed=0):
 
 
 def moons(num_samples=1000, noise=0.1, seed=0):
-    """Two classes: two interlocking half circles. Arguments and results are as in `spirals`."""
+    """Two classes: two interlocking half circles. Arguments and results are as in `spirals`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.moons(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
+    """
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=num_samples)
     arcs = _circle(np.pi * (random.uniform(size=num_samples) + labels)) + labels[:, None] * [1.0, 0.5]
@@ -55,7 +62,14 @@ def moons(num_samples=1000, noise=0.1, seed=0):
 
 
 def circles(num_samples=1000, noise=0.08, seed=0):
-    """Two classes: two concentric circles, of radius 1 and 2. Arguments and results are as in `spirals`."""
+    """Two classes: two concentric circles, of radius 1 and 2. Arguments and results are as in `spirals`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.circles(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
+    """
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=num_samples)
     rings = _circle(random.uniform(0, 2 * np.pi, num_samples)) * (1 + labels)[:, None]
@@ -66,6 +80,12 @@ def pinwheel(num_samples=1000, noise=0.1, seed=0, num_arms=5):
     """One class for each arm: Gaussian clusters around the origin, stretched outward and sheared by a rotation.
 
     Arguments and results are as in `spirals`; `noise` is the width of an arm.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.pinwheel(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
 
     Reference: Johnson, Duvenaud, Wiltschko, Datta, Adams (2016), Composing graphical models with neural networks for
     structured representations and fast inference, NeurIPS.
@@ -87,6 +107,12 @@ def checkerboard(num_samples=1000, seed=0):
 
     Returns:
         `points`, float32 `[num_samples, 2]`.
+
+    Example:
+
+    >>> points = keras_ode.datasets.checkerboard(100)
+    >>> points.shape
+    (100, 2)
     """
     random = np.random.default_rng(seed)
     x = random.uniform(-2, 2, num_samples)
@@ -95,7 +121,14 @@ def checkerboard(num_samples=1000, seed=0):
 
 
 def eight_gaussians(num_samples=1000, noise=0.2, seed=0):
-    """Eight classes: eight Gaussians on a circle of radius 2. Arguments and results are as in `spirals`."""
+    """Eight classes: eight Gaussians on a circle of radius 2. Arguments and results are as in `spirals`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.eight_gaussians(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
+    """
     random = np.random.default_rng(seed)
     labels = random.integers(8, size=num_samples)
     centers = 2 * _circle(np.pi / 4 * labels)
@@ -104,6 +137,12 @@ def eight_gaussians(num_samples=1000, noise=0.2, seed=0):
 
 def swiss_roll(num_samples=1000, noise=0.0, seed=0):
     """Two classes: two spirals of two turns, side by side at a distance of 0.2. Arguments and results are as in `spirals`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.swiss_roll(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
 
     Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
     """
@@ -116,6 +155,12 @@ def swiss_roll(num_samples=1000, noise=0.0, seed=0):
 
 def ellipses(num_samples=1000, noise=0.1, seed=0):
     """Two classes: a filled ellipse within an elliptic ring. Arguments and results are as in `spirals`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.ellipses(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
 
     Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
     """
@@ -136,6 +181,12 @@ def peaks(num_samples=1000, seed=0):
 
     Returns:
         `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.peaks(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
 
     Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34.
     """
@@ -159,6 +210,12 @@ def spheres(num_samples=1000, dimension=2, seed=0):
 
     Returns:
         `points`, float32 `[num_samples, dimension]`, and `labels`, int32 `[num_samples]`.
+
+    Example:
+
+    >>> points, labels = keras_ode.datasets.spheres(100)
+    >>> points.shape, labels.shape
+    ((100, 2), (100,))
 
     Reference: Dupont, Doucet, Teh (2019), Augmented Neural ODEs, NeurIPS.
     """
@@ -185,6 +242,12 @@ def periodic(num_samples=1000, num_times=100, noise=0.1, seed=0, duration=5.0):
     Returns:
         `times`, float32 `[num_samples, num_times]`, increasing, and `values`, float32 `[num_samples, num_times, 1]`.
 
+    Example:
+
+    >>> times, values = keras_ode.datasets.periodic(8, num_times=10)
+    >>> times.shape, values.shape
+    ((8, 10), (8, 10, 1))
+
     Reference: Rubanova, Chen, Duvenaud (2019), Latent ODEs for irregularly-sampled time series, NeurIPS.
     """
     random = np.random.default_rng(seed)
@@ -210,6 +273,12 @@ def bidirectional_spirals(num_samples=1000, num_times=100, noise=0.1, seed=0):
     Returns:
         `times`, float32 `[num_times]` from 0 to 1; `observed`, float32 `[num_samples, num_times, 2]`; and `truth`, the
         same without noise.
+
+    Example:
+
+    >>> times, noisy, truth = keras_ode.datasets.bidirectional_spirals(8, num_times=30)
+    >>> times.shape, noisy.shape, truth.shape
+    ((30,), (8, 30, 2), (8, 30, 2))
 
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """

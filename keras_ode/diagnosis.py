@@ -113,14 +113,15 @@ def _cause(problem, outcome, step, sample):
     if _of_sample(method.tolerance.scaled(rounding, y, y, outcome.time), sample) > 1:
         rtol, atol = float(method.tolerance.rtol), float(method.tolerance.atol)
         return (
-            f"The tolerances rtol={rtol:g} and atol={atol:g} are finer than {dtype.name} resolves the state, to about "
+            f"The tolerances rtol={rtol:g} and atol={atol:g} are finer than {dtype.name} can represent the state, to about "
             f"{np.finfo(dtype.as_numpy_dtype).eps:.1g} of its size: loosen them, or solve in float64."
         )
     if stiff > STABILITY_LIMIT and not method.solver.is_implicit:
         return (
             f"The equation is stiff there: the step size times the spectral radius of the Jacobian is about {stiff:.2g}, the "
-            "limit of explicit methods, so that stability and not the tolerances keeps the steps small. Use an implicit solver, "
-            "solver='rodas5p', or 'auto', which changes to it where that is so; or slow down the fast components of the dynamics."
+            "limit of explicit methods, so stability, and not the tolerances, keeps the steps small. Use an implicit "
+            "solver, solver='rodas5p', or 'auto', which switches to it where that is needed; or slow down the fast "
+            "components of the dynamics."
         )
     return None
 
@@ -155,16 +156,16 @@ def _cause_in_given_steps(method, status, size, stiff):
     if method.solver.is_implicit and status != Status.MAX_STEPS:
         return None
     if status == Status.MAX_STEPS:
-        return "The steps that you ask for are more than that: raise max_steps, or ask for longer steps."
+        return "The steps that you asked for need more than that: raise max_steps, or use longer steps."
     if stiff <= STABILITY_LIMIT:
         return None
     step, remedy = f"constant step_size={size:.3g}", "Use a smaller step_size"
     if method.controller.has_times:
-        step, remedy = f"step of {size:.3g} to the next of the times", "Give more times"
+        step, remedy = f"step of {size:.3g} to the next of the times", "Pass more times"
     return (
-        f"The {step} is too large for the dynamics: times the spectral radius of its Jacobian it is about {stiff:.2g}, where "
-        f"an explicit method is unstable above about {STABILITY_LIMIT:g}. {remedy}, a solver that controls its "
-        "steps, such as 'tsit5', or an implicit one, 'rodas5p'."
+        f"The {step} is too large for the dynamics: multiplied by the spectral radius of its Jacobian it is about "
+        f"{stiff:.2g}, and an explicit method is unstable above about {STABILITY_LIMIT:g}. {remedy}, a solver that controls "
+        "its steps, such as 'tsit5', or an implicit one, 'rodas5p'."
     )
 
 
@@ -187,7 +188,7 @@ def _cause_in_norm(method, step, like):
         return None
     if np.isfinite(method.tolerance.scaled(step.error, step.start, step.y, like)).all():
         return None
-    return "The norm of the step's error is negative or not a number: let norm return a number that is zero or more."
+    return "The norm of the step's error is negative or not a number: norm must return a number that is zero or more."
 
 
 def _is_smallest(method, step_size):

@@ -72,8 +72,8 @@ def close(dynamics, t, y, args=(), training=None, penalties=None, mask=None, jac
         report.weights_of_functions += closure.weights_of_functions()
     elif losses:
         warnings.warn(
-            f"The dynamics '{call.name}' adds losses (by add_loss or activity_regularizer), which a solve does not return: they "
-            "are left out. An ODELayer adds them to its own.",
+            f"The dynamics '{call.name}' adds losses (by add_loss or activity_regularizer), which a solve does not return, "
+            "so they are discarded. An ODELayer adds them to its own losses.",
             stacklevel=4,
         )
     return field
@@ -175,7 +175,7 @@ class _Call:
             found = leaves_of(derivative, self._structure)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"The dynamics '{self.name}' must return a nest like the state's. State: "
+                f"The dynamics '{self.name}' must return the nested structure of the state. State: "
                 f"{describe(self._structure)}. Received: {describe(derivative)}.{how_to_stack(derivative)}"
             ) from error
         return as_reals(self._checked_leaf(d, y) for d, y in zip(found, leaves, strict=True))
@@ -183,7 +183,7 @@ class _Call:
     def _checked_leaf(self, derivative, y):
         if isinstance(derivative, (tf.SparseTensor, tf.RaggedTensor)) or dataclasses.is_dataclass(derivative):
             raise TypeError(
-                f"The dynamics '{self.name}' must return dense tensors, or a nest of them like the state."
+                f"The dynamics '{self.name}' must return dense tensors, or a nested structure of them like the state."
                 f"{about_dataclasses(derivative)} Received: {derivative!r}"
             )
         if derivative is None:
@@ -332,7 +332,8 @@ def _as_argument(value, dtype):
         return tf.constant(value, dtype) if isinstance(value, float) else tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"args must hold dense tensors, numbers, paths, or nests of them.{about_dataclasses(value)} Received: {value!r}"
+            f"args must contain dense tensors, numbers, paths, or nested structures of them.{about_dataclasses(value)} "
+            f"Received: {value!r}"
         ) from error
 
 

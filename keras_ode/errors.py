@@ -9,7 +9,14 @@ _BETWEEN = ("keras_ode", "tensorflow", "keras")
 
 
 class Status(enum.IntEnum):
-    """How a solve ended. `Solution.status` holds one of these values, one a sample with `per_sample=True`."""
+    """How a solve ended. `Solution.status` contains one of these values, or one for each sample with `per_sample=True`.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda y: y**2, tf.constant([1.0]), [0.0, 2.0], on_failure="nan")
+    >>> keras_ode.Status(int(solution.status)).name
+    'STEP_TOO_SMALL'
+    """
 
     SUCCESS = 0
     MAX_STEPS = 1
@@ -32,13 +39,21 @@ class EventTrouble(enum.IntEnum):
 
 
 class SolveError(RuntimeError):
-    """A solve failed in eager code.
+    """The error that a failed solve raises in eager code.
 
     Attributes:
         status: The `Status` of the (first) failed solve.
         time: The time that it reached.
         step_size: The last step size that it tried.
         sample: The index of the failed sample with `per_sample=True`, else `None`.
+
+    Example:
+
+    >>> try:
+    ...     solution = keras_ode.solve(lambda y: y**2, tf.constant([1.0]), [0.0, 2.0])
+    ... except keras_ode.SolveError as error:
+    ...     print(error.status.name, f"{error.time:.2f}")
+    STEP_TOO_SMALL 1.00
     """
 
     def __init__(self, message, status=None, time=None, step_size=None, sample=None):
@@ -90,7 +105,9 @@ _HAPPENED = {
     Status.MAX_STEPS: "max_steps={max_steps} was reached",
     Status.STEP_TOO_SMALL: "no step was accurate enough, down to {least}",
     Status.NON_FINITE: "the dynamics or the state became NaN or infinite there",
-    Status.NOT_CONVERGED: "the stages of the implicit method did not converge, or the two states of a reversible one came apart",
+    Status.NOT_CONVERGED: (
+        "the stages of the implicit method did not converge, or the two states of a reversible one drifted apart"
+    ),
     Status.STIFF: "max_steps={max_steps} was reached, and the equation is stiff",
     Status.INCONSISTENT: "the state does not fulfill the algebraic equations",
 }
@@ -98,40 +115,40 @@ _CAUSES = {
     Status.MAX_STEPS: "The tolerances need more steps than that: raise max_steps, or loosen rtol and atol.",
     Status.STEP_TOO_SMALL: (
         "Probably the solution grows without bound there, or the dynamics jumps: look at the dynamics near that time, "
-        "end the solve earlier (or with an event), give jump_times, or loosen rtol and atol."
+        "end the solve earlier (or with an event), pass jump_times, or loosen rtol and atol."
     ),
     Status.NON_FINITE: (
         "Check the dynamics at that time and state (logarithms, divisions, square roots, overflow), and the input for NaN."
     ),
     Status.NOT_CONVERGED: "Try a smaller step_size or another solver.",
     Status.STIFF: (
-        "Stability and not the tolerances keeps the steps of an explicit method small there: use an implicit one, "
-        "solver='rodas5p', or 'auto', which changes to it where the equation is stiff."
+        "Stability, and not the tolerances, keeps the steps of an explicit method small there: use an implicit method, "
+        "solver='rodas5p', or 'auto', which switches to it where the equation is stiff."
     ),
     Status.INCONSISTENT: "Let keras_ode.consistent_state(f, y0, t0, mass_matrix) solve them for the algebraic unknowns first.",
 }
 _OF_EVENTS = {
     EventTrouble.AGAIN: (
         "the event happened again where it had just been handled",
-        "Either events follow each other ever faster, as the bounces of a ball that comes to rest, and time does not resolve "
-        "them any more; or the reset gives a state from which the event's fn crosses zero at once. Let a smaller max_events "
-        "or a terminal event end the solve earlier, give the event a direction, or return a state that leaves the surface "
-        "fn = 0 to the side from which it came.",
+        "Either events follow each other faster and faster, like the bounces of a ball that comes to rest, until the time "
+        "between them is too short to be represented; or the reset returns a state from which the event's fn crosses zero "
+        "at once. End the solve earlier with a smaller max_events or a terminal event, set the direction of the event, or "
+        "return a state that leaves the surface fn = 0 on the side from which it came.",
     ),
     EventTrouble.NOT_A_NUMBER: (
         "the event's fn became NaN in the next step",
-        "The sign of NaN is not known, so that an event could be missed. Let fn return numbers wherever the solution goes: "
-        "look for logarithms, divisions and square roots in it.",
+        "NaN has no sign, so an event could be missed. Make sure that fn returns numbers wherever the solution goes: look "
+        "for logarithms, divisions and square roots in it.",
     ),
     EventTrouble.MISSED: (
         "no event had happened by then",
-        "The end of t is open, so that only an event ends the solve: check that the event's fn becomes zero along the solution, "
-        "in the event's direction, raise max_steps={max_steps}, or give t a finite end.",
+        "The end of t is infinite, so only an event can end the solve: check that the event's fn becomes zero along the "
+        "solution, in the event's direction, raise max_steps={max_steps}, or pass a finite end in t.",
     ),
     EventTrouble.NOT_STEADY: (
         "the state was not steady by then",
-        "SteadyState ends a solve only where the dynamics comes to rest: check that it has an equilibrium to which the solution "
-        "goes, loosen rtol and atol of SteadyState, or raise max_steps={max_steps}.",
+        "SteadyState ends a solve only where the dynamics comes to rest: check that it has an equilibrium that the solution "
+        "approaches, loosen rtol and atol of SteadyState, or raise max_steps={max_steps}.",
     ),
 }
 

@@ -18,6 +18,14 @@ class Estimate(NamedTuple):
         losses: The losses at all steps, or, for `"lbfgs"`, at all evaluations, an array.
         num_steps: The number of steps that the optimizer took.
         converged: Whether `"lbfgs"` has converged, and `None` for optimizers that do not tell.
+
+    Example:
+
+    >>> rate = tf.Variable(0.5)
+    >>> t = np.linspace(0.0, 2.0, 5)
+    >>> result = keras_ode.estimate(lambda t, y: -rate * y, np.exp(-t)[:, None], t, variables=[rate], num_steps=3)
+    >>> result.num_steps, result.losses.shape, result.converged
+    (3, (3,), None)
     """
 
     loss: float
@@ -301,8 +309,8 @@ def _checked_variables(dynamics, variables):
     variables = list(variables or ())
     if not variables:
         raise ValueError(
-            "Pass the variables to estimate, variables=[...]. A dynamics that is a function has none that are known, and a Keras "
-            f"layer has none before it is built. Received: variables={variables!r}"
+            "Pass the variables to estimate, variables=[...]. The variables that a function reads are not known, and a "
+            f"Keras layer has none before it is built. Received: variables={variables!r}"
         )
     wrong = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
     if wrong:

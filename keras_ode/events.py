@@ -11,22 +11,22 @@ from keras_ode.dynamics import PureFunction, close_map, close_scalar
 
 
 class Event:
-    """Something that happens where `fn(t, y)` becomes zero.
+    """An event, which occurs where `fn(t, y)` becomes zero.
 
     Args:
         fn: A function `fn(t, y)` or `fn(y)` that returns a float scalar, or `[B]` with `per_sample=True` (where `t` is
-            `[B]`). It may read variables and tensors: gradients reach them. It may also return a bool: the event is where
-            the condition changes, and its time has no gradient (NaN), as for other functions that jump.
-        direction: `1` for roots where `fn` rises as the solve goes on (forward or backward in time) or becomes true, `-1`
-            where it falls or becomes false, `0` (the default) for both. Where `fn` is zero at the start there is an event
-            only if `direction` is not `0` and `fn` leaves zero in that direction.
+            `[B]`). It may read variables and tensors, which have gradients. It may also return a bool: the event is where
+            the condition changes, and the gradient of its time is NaN, as for other functions that jump.
+        direction: `1` for roots at which `fn` rises (or becomes true) as the solve proceeds, forward or backward in time; `-1`
+            for roots at which it falls (or becomes false); `0`, the default, for both. If `fn` is zero at the start, this is
+            an event only if `direction` is not `0` and `fn` leaves zero in that direction.
         terminal: Whether the solve ends there. Defaults to `True`; `False` with `reset`.
-        reset: A function `reset(t, y)` or `reset(y)` that returns the state from which the solve goes on.
-        max_events: How many events that are not terminal are noted. With `reset`, the solve ends at the last of them.
-            Defaults to `16`. A solve that finds an event again where it has just been handled, as with a ball that
-            comes to rest, ends there with the status `STEP_TOO_SMALL`.
-        probes: At how many points within each step, besides its end, to look at `fn`: two roots between neighboring points
-            are not seen. Defaults to `10`.
+        reset: A function `reset(t, y)` or `reset(y)` that returns the state from which the solve continues.
+        max_events: The maximum number of events to record if they are not terminal. With `reset`, the solve ends at the last of
+            them. Defaults to `16`. If an event occurs again where it has just been handled, as for a ball that comes to rest,
+            the solve ends there with the status `STEP_TOO_SMALL`.
+        probes: The number of points within each step, besides its end, at which `fn` is evaluated. If two roots lie between
+            neighboring points, both are missed. Defaults to `10`.
 
     Example:
 
@@ -56,19 +56,19 @@ class Event:
 
 
 class SteadyState:
-    """The event that the state comes to rest: it ends a solve with an open end, `t=[t0, float("inf")]`.
+    """The event that the state comes to rest. It ends a solve with an infinite end time, `t=[t0, float("inf")]`.
 
     The solve ends where the derivative of the state is at most `atol + rtol * |y|` per unit of time, in the root mean square;
     with `per_sample=True`, in each row. The states at the end and `event_state` are then the steady state. If the state does not
     come to rest in `max_steps` steps, the status is `MAX_STEPS` and they are NaN.
 
-    The gradient is that of the implicit function theorem: the steady state depends on what the dynamics reads, and
-    neither on the state at the start nor on the times. It takes one more solve, of a linear equation with the transposed
-    Jacobian, and keeps nothing of the steps, so that memory is that of one state. Where the Jacobian is singular, as with a
-    quantity that the dynamics conserves, there is no such derivative, and gradients are NaN. `event_time` has no gradient.
+    The gradient follows from the implicit function theorem: the steady state depends on everything that the dynamics reads, but
+    neither on the initial state nor on the times. The backward pass solves one linear equation with the transposed
+    Jacobian and stores nothing of the steps, so it needs the memory of one state. If the Jacobian is singular, as with a
+    quantity that the dynamics conserves, the derivative does not exist, and gradients are NaN. `event_time` has no gradient.
 
     Args:
-        rtol, atol: See above; `None` are those of the solve. They also say how accurate the gradient is.
+        rtol, atol: The tolerances, see above. `None` selects those of the solve. They also determine the accuracy of the gradient.
 
     Example:
 
@@ -152,7 +152,7 @@ def close_events(event, t, y):
             f"event must be a keras_ode.Event, a list of them, or a keras_ode.SteadyState alone. Received: event={event!r}"
         )
     if len(events) > 1 and not all(e.terminal for e in events):
-        raise ValueError(f"Of several events, each must be terminal. Received: event={event!r}")
+        raise ValueError(f"If you pass several events, each of them must be terminal. Received: event={event!r}")
     only = events[0]
     return ClosedEvent(
         functions=tuple(close_scalar(e.fn, t, y) for e in events),

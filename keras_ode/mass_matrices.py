@@ -50,7 +50,7 @@ def check_is_whole(field):
     """Refuses a dynamics in two parts: the explicit one would have to be divided by the matrix."""
     if field.parts() is not None:
         raise ValueError(
-            "mass_matrix cannot be combined with a Split: give the sum of its parts as one function. Received: a dynamics that "
+            "mass_matrix cannot be combined with a Split: pass the sum of its parts as one function. Received: a dynamics that "
             "is a keras_ode.Split"
         )
 

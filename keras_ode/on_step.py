@@ -16,12 +16,19 @@ class StepInfo(NamedTuple):
     """One tried step: tensors, scalars or `[B]` with `per_sample=True`.
 
     Attributes:
-        t: The time where it started.
+        t: The time at which the step started.
         step_size: Its size, positive in either direction of time.
-        error: Its scaled error: an adaptive solve accepts at most one.
-        accepted: Whether it was accepted.
-        running: Whether the sample was still being solved, and so this is a step of it at all.
-        y: The state that it reached, a nest like `y0`.
+        error: Its scaled error; an adaptive solve accepts a step if this is at most one.
+        accepted: Whether the step was accepted.
+        running: Whether the sample was still being solved. If not, this is not a step of the sample.
+        y: The state at the end of the step, a nested structure like `y0`.
+
+    Example:
+
+    >>> count = tf.Variable(0)
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], on_step=lambda info: count.assign_add(1))
+    >>> int(count) == int(solution.stats["num_steps"])
+    True
     """
 
     t: tf.Tensor

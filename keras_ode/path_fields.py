@@ -44,8 +44,8 @@ def fields(times, values, kind):
     for name, x in (("times", times), ("values", values)):
         if isinstance(x, (tf.Variable, keras.Variable)):
             raise TypeError(
-                f"{name} must be numbers or a Keras tensor where the other is a Keras tensor, or the gradient by a variable would "
-                f"be lost. Make the path within the call of a layer of your own. Received: {name}={x!r}"
+                f"{name} must be numbers or a Keras tensor where the other is a Keras tensor, or the gradient with respect "
+                f"to a variable would be lost. Construct the path in the call of a layer of your own. Received: {name}={x!r}"
             )
     if is_symbolic[0]:
         return PathFields(kind)(values if is_symbolic[1] else tree.as_tensor(values), times)

@@ -33,6 +33,14 @@ class Path(_Fields):
     """A piecewise polynomial of time: what `LinearPath` and `CubicPath` have in common.
 
     Outside the knots, the first or the last value is held and the derivative is zero.
+
+    Example:
+
+    >>> path = keras_ode.paths.LinearPath([0.0, 1.0, 3.0], [0.0, 2.0, 4.0])
+    >>> isinstance(path, keras_ode.paths.Path)
+    True
+    >>> float(path.evaluate(2.0)), float(path.derivative(2.0))
+    (3.0, 1.0)
     """
 
     __slots__ = ()

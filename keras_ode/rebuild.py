@@ -240,7 +240,7 @@ class Rebuilder:
         if any(hidden for x, hidden in reached if id(x) not in within):
             raise ValueError(
                 "A function with a custom gradient in the dynamics (tf.custom_gradient, tf.recompute_grad, keras.remat) reads a "
-                "tensor from outside that its gradient does not know of, so that this part of the derivative would be lost. "
+                "tensor from outside that its gradient does not cover, so this part of the derivative would be lost. "
                 "Pass that tensor as an argument of the function, or wrap it in tf.stop_gradient if it needs no gradient."
             )
 

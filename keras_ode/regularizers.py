@@ -40,6 +40,17 @@ class Regularizer(configurable.Configurable):
         needs_noise: Whether the integrand takes random signs, which are drawn again for each solve.
         needs_error: Whether the solver must estimate its error.
         num_leaves: The number of leaves of the state, from the first, on which the integral depends. `None` means all.
+
+    Example:
+
+    >>> class Size(keras_ode.regularizers.Regularizer):
+    ...     # the integral of the squared state
+    ...     def integrand(self, y, derivative, noise, like):
+    ...         return tf.reduce_sum(y[0] ** 2, axis=1)
+    >>> layer = keras_ode.ODELayer(keras.layers.Dense(2), regularizer=Size(0.1))
+    >>> y = layer(tf.ones([4, 2]), training=True)
+    >>> len(layer.losses)
+    1
     """
 
     sums_steps = False
@@ -113,6 +124,13 @@ class JacobianFrobenius(Regularizer):
     Args:
         weight: The factor of the penalty. Defaults to `0.01`.
 
+    Example:
+
+    >>> layer = keras_ode.ODELayer(keras.layers.Dense(2), regularizer="jacobian_frobenius")
+    >>> y = layer(tf.ones([4, 2]), training=True)
+    >>> len(layer.losses)
+    1
+
     References:
         Hutchinson (1989), A stochastic estimator of the trace of the influence matrix, Commun. Stat. 18(3).
         Finlay, Jacobsen, Nurbekyan, Oberman (2020), How to train your neural ODE, ICML.
@@ -135,6 +153,14 @@ class ErrorEstimate(Regularizer):
     Args:
         weight: The factor of the penalty. Defaults to `100`.
 
+    Example:
+
+    >>> regularizer = keras_ode.regularizers.ErrorEstimate(10.0)
+    >>> layer = keras_ode.ODELayer(keras.layers.Dense(2), adjoint="checkpointed", regularizer=regularizer)
+    >>> y = layer(tf.ones([4, 2]), training=True)
+    >>> len(layer.losses)
+    1
+
     Reference: Pal, Ma, Shah, Rackauckas (2021), Opening the blackbox: accelerating neural differential equations by
     regularizing internal solver heuristics, ICML.
     """
@@ -156,6 +182,13 @@ class Stiffness(Regularizer):
 
     Args:
         weight: The factor of the penalty. Defaults to `0.01`.
+
+    Example:
+
+    >>> layer = keras_ode.ODELayer(keras.layers.Dense(2), adjoint="checkpointed", regularizer="stiffness")
+    >>> y = layer(tf.ones([4, 2]), training=True)
+    >>> len(layer.losses)
+    1
 
     Reference: Pal, Ma, Shah, Rackauckas (2021), Opening the blackbox: accelerating neural differential equations by
     regularizing internal solver heuristics, ICML.
@@ -252,7 +285,13 @@ TIMES = {"random_end_time": RandomEndTime}
 
 
 def get(identifier):
-    """Returns the regularizer for a name (`"kinetic"`), a configuration or a `Regularizer` object."""
+    """Returns the regularizer for a name (`"kinetic"`), a configuration or a `Regularizer` object.
+
+    Example:
+
+    >>> keras_ode.regularizers.get("kinetic").weight
+    0.01
+    """
     return configurable.get(identifier, "regularizer", Regularizer, REGULARIZERS)
 
 

@@ -46,8 +46,8 @@ def takes_time(dynamics, num_args=0, state=None):
     if required <= num_args + 1 and most >= num_args + 2:
         if not required and names and not timed:
             raise TypeError(
-                f"All arguments of the dynamics '{name_of(dynamics)}' have defaults, so it cannot be told whether the first "
-                f"is the time or the state. Give the state no default. Received a function with the arguments "
+                f"All arguments of the dynamics '{name_of(dynamics)}' have defaults, so it is unclear whether the first is "
+                f"the time or the state. Remove the default of the state. Received a function with the arguments "
                 f"({', '.join(p.name for p in parameters)})"
             )
         return not names or timed
@@ -241,7 +241,7 @@ def _check_order(dynamics, names):
     else:
         fix = f"Give `lambda {', '.join(ordered)}: {_callee(dynamics)}({', '.join(names)})` in its place"
     raise TypeError(
-        f"The dynamics '{name_of(dynamics)}' takes the time behind the state, ({', '.join(names)}), but is called with the "
+        f"The dynamics '{name_of(dynamics)}' takes the time after the state, ({', '.join(names)}), but is called with the "
         f"time first, f(t, y). {fix}, or rename '{late}' if it is not the time."
     )
 

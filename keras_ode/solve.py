@@ -54,85 +54,85 @@ def solve(
     mass_matrix=None,
     batch_size=None,
 ):
-    """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and gives the states at all times `t`.
+    """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and returns the states at all times `t`.
 
-    Differentiable by `y0`, `t`, `args`, and all variables and tensors that the dynamics reads.
+    The solution is differentiable with respect to `y0`, `t`, `args`, and all variables and tensors that the dynamics reads.
 
     Args:
-        dynamics: A Keras layer, a model or a function: `f(y)` or `f(t, y)`, told apart by the signature, with `args`
-            behind. `t` is a scalar of the state's dtype; with `per_sample`, `[B, 1, ..., 1]`, which broadcasts against
-            the (first leaf of the) state. Returns a nest like `y0`.
-        y0: The state at `t[0]`: a real or complex tensor of single or double precision, or a nest of them. A list of numbers
-            is one vector. Error control treats a complex number as its real and its imaginary part.
-        t: The times, shape `[T]`, strictly increasing or decreasing. One number is the end of a solve from zero; a list of
-            one is that start alone. Where an event ends the solve, the last time may be infinite: an open end.
-            Tensors, variables, and lists of them and numbers get gradients. Times may have a
-            higher precision than the state: they are subtracted before they are rounded. With `per_sample` also `[B, T]`:
-            every row has its own times, in either direction; a row that has fewer is padded by repeating its last.
-        args: A tuple of further arguments of the dynamics: nests of tensors, and paths, which are continuous inputs made from
-            data (see `keras_ode.paths`).
-        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`. Use `"auto"` where the equation may be
-            stiff: it changes to an implicit method there.
-        rtol, atol: Relative and absolute tolerance: the estimated error of a step is at most
+        dynamics: A Keras layer, a model or a function, `f(y)` or `f(t, y)`; the signature tells which. The `args` follow after the
+            state. `t` is a scalar of the state's dtype, or `[B, 1, ..., 1]` with `per_sample=True`, which broadcasts against the
+            (first tensor of the) state. It returns the derivative, in the nested structure of `y0`.
+        y0: The state at `t[0]`: a real or complex tensor of single or double precision, or a nested structure of them. A list of
+            numbers is one vector. Error control treats a complex number as its real and its imaginary part.
+        t: The times, shape `[T]`, strictly increasing or decreasing. One number is the end of a solve that starts at zero; a list
+            of one number is that start alone. If an event ends the solve, the last time may be infinite. Tensors, variables,
+            and lists of them and numbers have gradients. Times may have a higher precision than the state: the start is subtracted
+            before they are rounded. With `per_sample=True` also `[B, T]`: every row has its own times, in either direction. To pad
+            a row with fewer times, repeat its last time.
+        args: A tuple of further arguments of the dynamics: nested structures of tensors, and paths, which are continuous inputs
+            made from data (see `keras_ode.paths`).
+        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`. Use `"auto"` if the equation may be stiff: it
+            switches to an implicit method where that is needed.
+        rtol, atol: The relative and the absolute tolerance. The estimated error of a step is at most
             `atol + rtol * max(|y|, |y_new|)` in the `norm`. Numbers, or scalar tensors and variables, which have no gradient.
             Default to `1e-3` and `1e-6`.
-        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how gradients are computed. `None` is
-            `"interpolating"`, or `"checkpointed"` with `dense`, `save="steps"` and `mass_matrix`.
+        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`, which selects how gradients are computed. `None` selects
+            `"interpolating"`, or `"checkpointed"` with `dense`, `save="steps"` or `mass_matrix`.
         controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`,
-            whose steps end at these times. `None` is `"pid"`, or `"predictive"` for `"radau"`, where the solver estimates its
-            error, else `"constant"`.
+            whose steps end at these times. `None` selects `"pid"` (`"predictive"` for `"radau"`) if the solver estimates its
+            error, and otherwise `"constant"`.
         step_size: The first step of an adaptive solve (`None`: chosen from the dynamics), or every step of a constant
-            one. Positive, in the units of `t`, in either direction of time. With `per_sample` also `[B]`.
-        max_steps: The most steps to try. Defaults to `4096`.
-        max_step: The largest step that an adaptive solve may take, in the units of `t`, forward and backward. Give it where
-            something short, as a pulse, lies between long steps that do not see it.
-        min_step: The smallest step: a solve that would need a smaller one fails with the status `STEP_TOO_SMALL`. Only a step
+            one. It is positive, in the units of `t`, in either direction of time. With `per_sample=True` also `[B]`.
+        max_steps: The maximum number of steps to try. Defaults to `4096`.
+        max_step: The largest step that an adaptive solve may take, in the units of `t`, forward and backward. Set it if something
+            short, such as a pulse, could lie between two evaluations and be missed.
+        min_step: The smallest step. A solve that would need a smaller one fails with the status `STEP_TOO_SMALL`. Only a step
             that ends at the end of the interval, at a jump, or at an event may be shorter.
-        norm: How the errors of all elements, each divided by its tolerance, make one number, which is at most one: `"rms"`, the
-            root mean square; `"max"`, the largest magnitude; or a function `norm(errors)` of a nest like `y0` that gives a
-            float scalar, or `[B]` with `per_sample`. It measures the cotangent of the state too. Defaults to `"rms"`.
-        per_sample: Whether every sample, a row of the leaves' first axis, has its own step size, error, status and
-            statistics, so that its solution does not depend on the others. The dynamics must treat rows alone.
-            Defaults to `False`: all share their steps. A row that fails makes its own gradients NaN, and those of what
-            the rows share, which are sums over rows.
-        event: A `keras_ode.Event`, or a list of them, of which the earliest wins; or a `keras_ode.SteadyState`. The solution
-            then has `event_time` and `event_state`, which are differentiable, and `event_index`; states after a terminal event
-            are NaN.
-        jump_times: Times at which the dynamics is not continuous, shape `[J]`, in any order: a step ends right before each
-            and the next begins right after it. With `per_sample` also `[B, J]`. Differentiable.
-        dense: Whether the solution shall have `evaluate(t)` and `derivative(t)` anywhere in the interval. Room for
-            `max_steps` interpolants is kept, so set that as low as the solve allows. Defaults to `False`.
-        on_failure: What to do when the solve cannot go on: `"raise"` a `SolveError` (eager code only), or give `"nan"`
-            for the states that it did not reach. `"auto"` raises in eager code and gives NaN in graphs.
-        jit_compile: Whether to compile the solve with XLA where the surrounding program is not: `True`, `False`, or
-            `"auto"`, which starts without the wait for the compiler and compiles once solves of this kind and size have taken
-            10,000 steps. It never compiles where the dynamics holds convolutions, which XLA slows on CPUs, or operations that
-            XLA does not have, nor with `event`, `jump_times` or `on_step`. Where XLA fails in eager code all the same, the
+        norm: How the errors of all elements, each divided by its tolerance, are reduced to one number, which is at most one for an
+            accepted step: `"rms"`, the root mean square; `"max"`, the largest magnitude; or a function `norm(errors)` of a nested
+            structure like `y0` that returns a float scalar, or `[B]` with `per_sample=True`. It also measures the cotangent of
+            the state. Defaults to `"rms"`.
+        per_sample: Whether every sample, a row of the first axis of all tensors, has its own step size, error, status and
+            statistics, so that its solution does not depend on the others. The dynamics must treat rows independently.
+            If a row fails, its own gradients are NaN, and so are those of everything that the rows share, which are sums over
+            rows. Defaults to `False`: all rows share their steps.
+        event: A `keras_ode.Event`, or a list of them, of which the earliest ends the solve; or a `keras_ode.SteadyState`. The
+            solution then has `event_time` and `event_state`, which are differentiable, and `event_index`. States after a terminal
+            event are NaN.
+        jump_times: Times at which the dynamics is discontinuous, shape `[J]`, in any order. A step ends right before each of them,
+            and the next one begins right after it. With `per_sample=True` also `[B, J]`. Differentiable.
+        dense: Whether the solution has `evaluate(t)` and `derivative(t)` for any time in the interval. Memory is reserved for
+            `max_steps` interpolants, so set `max_steps` as low as the solve allows. Defaults to `False`.
+        on_failure: What to do if the solve cannot continue: `"raise"` a `SolveError` (eager code only), or return `"nan"`
+            for the states that it did not reach. `"auto"` raises in eager code and returns NaN in graphs.
+        jit_compile: Whether to compile the solve with XLA if the surrounding program is not compiled: `True`, `False`, or
+            `"auto"`, which starts without waiting for the compiler, and compiles once solves of this kind and size have taken
+            10,000 steps. `"auto"` never compiles a dynamics with convolutions, which XLA slows down on CPUs, or with operations
+            that XLA does not support, nor solves with `event`, `jump_times` or `on_step`. If XLA fails in eager code anyway, the
             plain graph is used from then on.
-        on_step: A function `on_step(info)` called with a `keras_ode.StepInfo` of tensors at each step that the forward
-            solve tries, accepted or not: for `tf.print`, summaries, or a `tf.Variable` that adds something up. It is
-            traced into the solve; use `tf.py_function` for Python code. Never called by a backward pass.
+        on_step: A function `on_step(info)` that is called with a `keras_ode.StepInfo` of tensors at each step that the forward
+            solve tries, accepted or not: for `tf.print`, summaries, or a `tf.Variable` that accumulates something. It is
+            traced into the solve; use `tf.py_function` for Python code. The backward pass never calls it.
         progress: Whether to show a progress bar, in eager code. Defaults to `False`.
-        save: `"times"`: the states at all times `t`; or `"steps"`: those at every accepted step from the first of two times `t`
-            to the last. There is room for `max_steps` of them, and behind the last the end is repeated: see `Solution`.
-        jacobian: For implicit solvers, a function like the dynamics, `jacobian(t, y, *args)`, which returns the Jacobian of the
-            dynamics by the state: `[D, D]` for a state `[D]`, and `[B, D, D]` for rows `[B, D]`, in which row `b` of the derivative
-            depends on row `b` of the state only. Defaults to `None`: automatic differentiation.
-
+        save: `"times"` saves the states at all times `t`. `"steps"` saves those at every accepted step from the first of two times
+            `t` to the last. There is room for `max_steps` of them; after the last one, the end is repeated: see `Solution`.
+        jacobian: For implicit solvers, a function `jacobian(t, y, *args)`, like the dynamics, that returns the Jacobian of the
+            dynamics with respect to the state: `[D, D]` for a state `[D]`, and `[B, D, D]` for rows `[B, D]`, whose derivatives
+            depend on their own row only. Defaults to `None`: automatic differentiation.
         mass_matrix: A constant matrix M, `[D, D]`, for an equation `M y' = f(t, y)` of a state `[..., D]`. If it is singular, some
             of the equations are algebraic: they must determine the algebraic unknowns (index 1) and hold at the start (see
             `keras_ode.consistent_state`). Only some implicit solvers solve this, such as `"rodas5p"`. The default `adjoint` is
             `"checkpointed"` then.
-        batch_size: With `per_sample=True`, the number of rows to solve at a time. The gradient solves them once more, so that
-            memory for it is needed for these rows only. `args` whose first axis is as long as the batch have one entry for each
+        batch_size: With `per_sample=True`, the number of rows to solve at a time. The gradient solves them once more, so it needs
+            the memory for these rows only. `args` whose first axis is as long as the batch have one entry for each
             row. Defaults to `None`: all rows at once.
 
     Returns:
         A `keras_ode.Solution`.
 
     Raises:
-        ValueError, TypeError: For arguments that make no sense; the message quotes them.
-        SolveError: In eager code, where the solve fails.
+        ValueError, TypeError: For invalid arguments; the message quotes them.
+        SolveError: In eager code, if the solve fails.
 
     Example:
 
@@ -148,16 +148,16 @@ def solve(
 
 @tf.autograph.experimental.do_not_convert
 def odeint(func, y0, t, **options):
-    """The states of `solve(func, y0, t, **options)`, each leaf of shape `[T, *leaf.shape]`.
+    """Returns the states of `solve(func, y0, t, **options)`, each tensor of shape `[T, *shape]`.
 
     Args:
         func: The dynamics `f(t, y)` or `f(y)`.
-        y0: The state at `t[0]`, a nest of float tensors.
+        y0: The state at `t[0]`, a tensor or a nested structure of tensors.
         t: The times, shape `[T]`.
-        **options: Those of `keras_ode.solve`.
+        **options: The options of `keras_ode.solve`.
 
     Returns:
-        The nest of `y0`.
+        The states, in the nested structure of `y0`.
 
     Example:
 
@@ -386,7 +386,7 @@ def _close(function, t, y0, leaves, method, penalties, options):
         if "numpy array" not in str(error):
             raise
         raise TypeError(
-            "The dynamics gives a tensor to NumPy, which cannot be traced: use the functions of TensorFlow or keras.ops, "
+            "The dynamics passes a tensor to NumPy, which cannot be traced: use the functions of TensorFlow or keras.ops, "
             f"tf.sin(y) for np.sin(y). Received: dynamics={function!r}"
         ) from error
     method.solver.check(field)

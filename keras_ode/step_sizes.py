@@ -98,8 +98,8 @@ def checked_grid(controller, asked):
         return asked._replace(times=times, elapsed=elapsed)
     if np.min(known) < grid[0] or np.max(known) > grid[-1]:
         raise ValueError(
-            f"The times of {name} must reach over the whole interval, from {np.min(known):g} to {np.max(known):g}: a step ends at "
-            f"each of those that lies within. Received: times from {exact[0]:g} to {exact[-1]:g}"
+            f"The times of {name} must cover the whole interval, from {np.min(known):g} to {np.max(known):g}: a step ends "
+            f"at each of them that lies within it. Received: times from {exact[0]:g} to {exact[-1]:g}"
         )
     return asked
 

@@ -54,7 +54,7 @@ def test_field_that_is_not_finite_is_named_with_the_component():
 
 def test_tolerance_finer_than_the_dtype_is_named():
     text = message(rotation, tf.constant([1e8, 0.0]), [0.0, 10.0], rtol=1e-12, atol=1e-6)
-    assert "rtol=1e-12 and atol=1e-06 are finer than float32 resolves" in text
+    assert "rtol=1e-12 and atol=1e-06 are finer than float32 can represent" in text
     assert "solve in float64" in text
 
 

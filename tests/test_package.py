@@ -129,3 +129,20 @@ def test_every_argument_is_documented(function):
 
 def test_version_is_a_number():
     assert all(part.isdigit() for part in keras_ode.__version__.split("."))
+
+
+def public_objects(module, prefix="keras_ode"):
+    """The classes and functions that a module declares, and those of the modules that it declares, by name."""
+    found = {}
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.ismodule(value):
+            found |= public_objects(value, f"{prefix}.{name}")
+        elif inspect.isclass(value) or inspect.isfunction(value):
+            found[f"{prefix}.{name}"] = value
+    return found
+
+
+def test_every_public_class_and_function_has_an_example():
+    without = [name for name, value in public_objects(keras_ode).items() if ">>> " not in (value.__doc__ or "")]
+    assert not without, f"No example in the docstrings of {without}"

@@ -226,7 +226,7 @@ def test_path_of_keras_tensors_is_read_in_the_dynamics_only():
 
 
 def test_variable_beside_keras_tensors_is_refused():
-    with pytest.raises(TypeError, match="gradient by a variable would be lost.*times=<tf.Variable"):
+    with pytest.raises(TypeError, match="gradient with respect to a variable would be lost.*times=<tf.Variable"):
         LinearPath(tf.Variable(KNOTS), keras.Input([5, 2]))
 
 

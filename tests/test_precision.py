@@ -47,7 +47,7 @@ def test_tolerance_is_raised_to_what_the_derivatives_resolve(wrap, policy, rtol,
 
 
 def test_low_precision_on_the_way_warns_and_keeps_the_tolerance():
-    with pytest.warns(UserWarning, match="bfloat16 on the way.*rtol=0.001.*Try rtol=0.016"):
+    with pytest.warns(UserWarning, match="bfloat16 internally.*rtol=0.001.*Try rtol=0.016"):
         solution = solve(network("mixed_bfloat16", "float32"))
     assert int(solution.stats["num_evaluations"]) > 40
 

@@ -32,14 +32,14 @@ def model_of(*shapes, names=None):
 
 
 REFUSED = [
-    (odeint_order, 0, "takes the time behind the state, \\(y, t\\).*`lambda t, y: odeint_order\\(y, t\\)` in its place"),
+    (odeint_order, 0, "takes the time after the state, \\(y, t\\).*`lambda t, y: odeint_order\\(y, t\\)` in its place"),
     (lambda x, time: x, 0, "`lambda time, x: f\\(x, time\\)`"),
     (lambda y, t=0.0: y, 0, "`lambda t, y: f\\(y, t\\)`"),
     (lambda y, t, k: y, 1, "`lambda t, y, k: f\\(y, t, k\\)`"),
     (lambda u, p, t: u, 1, "`lambda t, u, p: f\\(u, p, t\\)`"),
     (Bound().field, 0, "`lambda time, state: field\\(state, time\\)`"),
-    (functools.partial(lambda k, y, t: y, 1.0), 0, "takes the time behind the state"),
-    (tf.function(odeint_order), 0, "takes the time behind the state"),
+    (functools.partial(lambda k, y, t: y, 1.0), 0, "takes the time after the state"),
+    (tf.function(odeint_order), 0, "takes the time after the state"),
     (TimeBehind(), 0, "Define its call as call\\(self, t, y\\)"),
     (model_of([2], [1], names=["x", "t"]), 0, "keras.Model\\(\\[t, x\\], ...\\)"),
     (lambda t: tf.cos(t), 0, "depends on the time alone, take the state as well: \\(t, y\\)"),
@@ -85,13 +85,13 @@ def test_what_is_clear_is_taken(function, num_args, expected):
 
 def test_scipy_order_is_refused_by_solve_and_by_the_layer_alike():
     for make in (lambda: keras_ode.solve(odeint_order, tf.ones([1]), [0.0, 1.0]), lambda: keras_ode.ODELayer(TimeBehind())):
-        with pytest.raises(TypeError, match="behind the state"):
+        with pytest.raises(TypeError, match="after the state"):
             make()
 
 
 def test_layer_accepts_a_dynamics_whose_further_arguments_come_with_the_call():
     check_signature(lambda t, y, u, v: y)
-    with pytest.raises(TypeError, match="behind the state"):
+    with pytest.raises(TypeError, match="after the state"):
         check_signature(lambda y, t, u: y)
 
 
@@ -168,7 +168,7 @@ def test_list_stands_for_a_tuple_and_a_tuple_for_a_list(of_state, of_derivative)
     lambda y: [y[0], y[1]],
 ])
 def test_nest_of_another_kind_is_refused(derivative):
-    with pytest.raises(ValueError, match="must return a nest like the state's"):
+    with pytest.raises(ValueError, match="must return the nested structure of the state"):
         keras_ode.odeint(lambda t, y: derivative(y), tf.ones([2, 2]), [0.0, 1.0])
 
 
@@ -230,9 +230,9 @@ def test_other_dataclasses_are_refused_with_what_to_write():
     one, hint = tf.constant([1.0]), "The dataclass Plain is a nest for TensorFlow only if .* use a dict or a NamedTuple"
     with pytest.raises(TypeError, match=f"y0 must be .*{hint}"):
         keras_ode.solve(lambda y: y, Plain(one), [0.0, 1.0])
-    with pytest.raises(TypeError, match=f"args must hold .*{hint}"):
+    with pytest.raises(TypeError, match=f"args must contain .*{hint}"):
         keras_ode.solve(lambda y, k: -k.a * y, one, [0.0, 1.0], args=(Plain(one),))
     with pytest.raises(TypeError, match=f"must return dense tensors.*{hint}"):
         keras_ode.solve(lambda y: Plain(-y), one, [0.0, 1.0])
-    with pytest.raises(ValueError, match="must return a nest like the state's.*Received: Plain"):
+    with pytest.raises(ValueError, match="must return the nested structure of the state.*Received: Plain"):
         keras_ode.solve(lambda a, b: Plain(-b[0]), (one, one), [0.0, 1.0])

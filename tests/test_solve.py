@@ -883,7 +883,7 @@ def test_state_of_a_kind_that_is_no_tensor_is_refused_in_a_sentence(y0):
     [
         (lambda y: tf.sparse.from_dense(y), "must return dense tensors.*SparseTensor"),
         (lambda y: Pair(), "must return dense tensors.*Pair"),
-        (lambda y: np.sin(y), r"gives a tensor to NumPy.*tf.sin\(y\) for np.sin\(y\)"),
+        (lambda y: np.sin(y), r"passes a tensor to NumPy.*tf.sin\(y\) for np.sin\(y\)"),
     ],
 )
 def test_derivative_of_a_kind_that_is_no_tensor_is_refused_in_a_sentence(dynamics, words):
@@ -928,7 +928,7 @@ def test_bad_output_of_the_dynamics_is_refused_with_what_was_received(dynamics, 
 @pytest.mark.parametrize("y0", [{"a": ONE, "b": ONE}], ids=["dict"])
 @pytest.mark.parametrize("output", [lambda y: {"a": y["a"]}, lambda y: (y["a"], y["b"]), lambda y: y["a"]])
 def test_output_in_another_nest_than_the_state_is_refused(y0, output):
-    with pytest.raises(ValueError, match="(?s)must return a nest like the state's.*'a'.*'b'.*Received"):
+    with pytest.raises(ValueError, match="(?s)must return the nested structure of the state.*'a'.*'b'.*Received"):
         solve(lambda t, y: output(y), y0, [0.0, 1.0])
 
 

@@ -136,7 +136,7 @@ def test_losses_of_the_dynamics_are_those_at_the_start_and_have_gradients(how):
 
 
 def test_losses_of_a_solve_without_a_layer_are_left_out_with_a_warning():
-    with pytest.warns(UserWarning, match="'penalized.*' adds losses .* left out"):
+    with pytest.warns(UserWarning, match="'penalized.*' adds losses .* discarded"):
         solve(Penalized())
 
 
@@ -265,7 +265,7 @@ def test_two_dropouts_of_one_seed_have_different_masks():
     ids=["normal", "dropout in a function"],
 )
 def test_random_operations_that_cannot_stay_within_a_solve_are_refused(draw):
-    with pytest.raises(ValueError, match="draws other random numbers at each evaluation.*keras.random"):
+    with pytest.raises(ValueError, match="draws new random numbers at each evaluation.*keras.random"):
         solve(lambda t, y: draw(y))
 
 
@@ -300,7 +300,7 @@ def test_derivative_that_a_custom_gradient_would_lose_is_refused(what):
         hidden = k if what == "a tensor" else tf.sin(y)
         return tf.recompute_grad(lambda x: hidden * x)(tf.ones_like(y))
 
-    with tf.GradientTape() as tape, pytest.raises(ValueError, match="from outside that its gradient does not know of"):
+    with tf.GradientTape() as tape, pytest.raises(ValueError, match="from outside that its gradient does not cover"):
         tape.watch([k, Y])
         tape.gradient(solve(dynamics).ys[-1], [k, Y])
 

@@ -168,7 +168,7 @@ def test_derivative_that_is_not_finite_ends_the_solve_where_it_is():
 
 
 def test_steps_that_are_too_long_are_named():
-    with pytest.raises(keras_ode.SolveError, match="step of 100 to the next of the times.*Give more times"):
+    with pytest.raises(keras_ode.SolveError, match="step of 100 to the next of the times.*Pass more times"):
         solve(lambda t, y: -1e6 * y**3, ONE, [0.0, 1000.0], solver="euler", controller=StepTo(np.arange(0.0, 1001.0, 100.0)))
 
 
@@ -180,8 +180,8 @@ def test_steps_that_are_too_long_are_named():
         ([0.0, np.nan], "finite"),
         ("now", "times must be two or more numbers. Received: times='now'"),
         (None, "times must.*Received: times=None"),
-        ([0.0, 0.5], "must reach over the whole interval, from 0 to 1: .*Received: times from 0 to 0.5"),
-        (1e9 + np.linspace(-1, 1, 50), "must reach over the whole interval"),
+        ([0.0, 0.5], "must cover the whole interval, from 0 to 1: .*Received: times from 0 to 0.5"),
+        (1e9 + np.linspace(-1, 1, 50), "must cover the whole interval"),
     ],
 )
 def test_times_that_make_no_sense_are_refused(times, words):
@@ -202,7 +202,7 @@ def test_interval_that_only_the_graph_knows_and_the_times_do_not_cover_gives_no_
 
 
 def test_step_size_beside_times_is_refused():
-    with pytest.raises(ValueError, match="The times of StepTo are where steps end: leave step_size out. Received: step_size=0.1"):
+    with pytest.raises(ValueError, match="StepTo already says where steps end: leave step_size out. Received: step_size=0.1"):
         solve(decay, ONE, [0.0, 1.0], solver="euler", controller=StepTo(GRID), step_size=0.1)
 
 

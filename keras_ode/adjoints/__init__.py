@@ -29,5 +29,11 @@ ADJOINTS = {
 
 
 def get(identifier):
-    """The adjoint of a name (`"backsolve"`), a configuration or an `Adjoint` object."""
+    """The adjoint of a name (`"backsolve"`), a configuration or an `Adjoint` object.
+
+    Example:
+
+    >>> type(keras_ode.adjoints.get("backsolve")).__name__
+    'Backsolve'
+    """
     return configurable.get(identifier, "adjoint", Adjoint, ADJOINTS)

@@ -18,23 +18,33 @@ from keras_ode.solvers.base import Stage
 
 
 class Backsolve(ContinuousAdjoint):
-    """The continuous adjoint, with the state re-integrated backward: memory does not grow with the number of steps.
+    """The continuous adjoint, which integrates the state backward: memory does not grow with the number of steps.
 
-    Backward, `y` and its cotangent `a` solve `y' = f(t, y)`, `a' = -a^T df/dy` from the last time to the first.
-    Parameters are no part of that state: their cotangents `a^T df/dp` are summed by the method's weights, outside error
-    control.
+    The backward solve integrates the state `y` and its cotangent `a`, `y' = f(t, y)` and `a' = -a^T df/dy`, from the last
+    time to the first. The parameters are not a part of this state: their cotangents, the integrals of `a^T df/dp`, are
+    computed by quadrature over the same steps, without error control.
 
-    A solution that forgets its start cannot be integrated backward: `y` drifts from where it came. So it is reset
-    wherever a step ends on a stored state: the saved ones, and `checkpoints` of the forward steps. Where it still
-    arrives further away than the square root of the tolerance, relative to the largest size that each element has had,
-    while the cotangent matters, the gradient would be wrong by about as much: it is NaN.
+    If a solution forgets where it started, it cannot be integrated backward: `y` drifts away from the forward solution. So
+    `y` is reset to the forward solution wherever a step ends at a stored state. The saved states are stored, and
+    `checkpoints` of the forward steps. If `y` is nevertheless further away than the square root of the tolerance, relative
+    to the largest size that each element has had, and the cotangent is not negligible there, the gradient would be wrong
+    by about as much, so it is NaN.
 
     Args:
-        checkpoints: The number of states to keep besides the saved ones; `0` is the method of Chen et al. as published.
+        checkpoints: The number of states to store in addition to the saved ones; `0` is the method of Chen et al. as published.
             Defaults to `32`.
-        rtol, atol: Tolerances of the backward solve, for cotangents scaled to the size of the states, each row by itself
-            with `per_sample=True`. Default to those of the forward solve.
-        solver: Solver of the backward solve. Defaults to that of the forward solve.
+        rtol, atol: The tolerances of the backward solve. Cotangents are scaled to the size of the states, separately for each
+            row with `per_sample=True`. Default to those of the forward solve.
+        solver: The solver of the backward solve. Defaults to that of the forward solve.
+
+    Example:
+
+    >>> adjoint = keras_ode.adjoints.Backsolve(checkpoints=0, rtol=1e-5)
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint=adjoint)[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.

@@ -17,7 +17,7 @@ from keras_ode.vector_field import ScaledField
 
 
 class Adjoint(Configurable):
-    """How gradients go through a solve.
+    """A method that computes the gradients of a solve.
 
     Attributes:
         compiles_alone: Whether XLA can compile the solve where the program around it is not compiled.
@@ -26,8 +26,14 @@ class Adjoint(Configurable):
             gradients.
         has_forward_mode: Whether forward accumulators go through it.
         solves_back: Whether the state is integrated back in time.
-        takes_steps_back: Whether the steps are taken back, which only reversible solvers can.
+        takes_steps_back: Whether the steps are reversed, which only reversible solvers allow.
         solver: The solver of the backward solve, if the user chose one.
+
+    Example:
+
+    >>> adjoint = keras_ode.adjoints.get("checkpointed")
+    >>> isinstance(adjoint, keras_ode.adjoints.Adjoint), adjoint.differentiates_steps
+    (True, True)
     """
 
     compiles_alone = True

@@ -17,10 +17,19 @@ _WEIGHTS_PER_STATE = 2**12
 class Direct(Adjoint):
     """Automatic differentiation through the solver's own steps: second and higher derivatives work.
 
-    Memory grows with the number of steps tried. Under XLA, which needs to know it in advance, it is that of `max_steps`
-    steps: set that as low as the solve allows. The choice of the step sizes is not differentiated.
+    Memory grows with the number of tried steps. XLA reserves memory for `max_steps` steps, so set `max_steps` as low as the
+    solve allows. The choice of the step sizes is not differentiated.
 
-    With `jit_compile="auto"`, XLA compiles the single calls of dynamics that have many weights for the size of the state.
+    With `jit_compile="auto"`, XLA compiles the calls of a dynamics that has many weights compared to the size of the state.
+
+    Example:
+
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as outer, tf.GradientTape() as inner:
+    ...     end = keras_ode.odeint(lambda t, y: -(y**2), x, [0.0, 1.0], solver="rk4", step_size=0.1, adjoint="direct")[-1]
+    ...     first = inner.gradient(end, x)
+    >>> print(f"{float(outer.gradient(first, x)[0]):.3f}")
+    -0.250
     """
 
     compiles_alone = False

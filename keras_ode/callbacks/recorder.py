@@ -30,6 +30,17 @@ class SolveRecord(NamedTuple):
         dropped: The number of further tried steps that exceeded the `capacity` of the recorder.
         num_samples: The number of samples in the batch; those beyond the recorder's `samples` have no record. `1` if all
             share their steps.
+
+    Example:
+
+    >>> layer = keras_ode.ODELayer(keras.layers.Dense(2), name="flow")
+    >>> model = keras.Sequential([keras.Input([2]), layer])
+    >>> model.compile("sgd", "mse")
+    >>> recorder = keras_ode.callbacks.SolverStepRecorder()
+    >>> x = np.ones([4, 2])
+    >>> history = model.fit(x, x, callbacks=[recorder], verbose=0)
+    >>> [(record.layer, record.direction) for record in recorder.records]
+    [('flow', 'forward'), ('flow', 'backward')]
     """
 
     layer: str

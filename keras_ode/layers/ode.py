@@ -383,9 +383,9 @@ class ODELayer(HasTolerances, keras.Layer):
             self._warned = True
             warnings.warn(
                 f"The dynamics of '{self.name}' reads the trainable weights {unknown} from outside, as a function reads those of "
-                "a layer in its closure. The layer does not know them: they are missing in its trainable_weights and in its saved "
-                "file, and are trained only if your model holds them in another way. Pass the dynamics as a Keras layer or a "
-                "keras.Model subclass that has them as its own.",
+                "a layer in its closure. The layer cannot find them, so they are missing from its trainable_weights and "
+                "from its saved file, and they are trained only if your model holds them in another way. Pass the dynamics "
+                "as a Keras layer or a keras.Model subclass that has them as its own.",
                 stacklevel=2,
             )
 
@@ -428,8 +428,8 @@ def _checked_dynamics(dynamics):
 def _checked_times(t):
     if tree.holds_tensors(t):
         raise TypeError(
-            "The layer's t must be numbers, since a layer keeps no tensors: give times that are tensors or variables where "
-            f"you call it, layer(y, t=...), which also gives them gradients. Received: t={t!r}"
+            "The layer's t must be numbers, since a layer stores no tensors: pass times that are tensors or variables in "
+            f"the call, layer(y, t=...), which also gives them gradients. Received: t={t!r}"
         )
     try:
         times = np.asarray(t, dtype="float64")
@@ -438,7 +438,10 @@ def _checked_times(t):
     times = np.stack([0.0 * times, times]) if times.ndim == 0 else times
     check_times(times)
     if times[0] == times[-1]:
-        raise ValueError(f"t must be strictly increasing or decreasing: over no time a layer does nothing. Received: t={t!r}")
+        raise ValueError(
+            "t must be strictly increasing or decreasing: a layer over an interval of length zero does nothing. "
+            f"Received: t={t!r}"
+        )
     return times
 
 

@@ -207,7 +207,9 @@ class ODERNN(keras.Layer):
 
     def _checked_times(self, t, x):
         if t is None and self.t is None:
-            raise ValueError("ODERNN needs the times of the observations: call layer(x, t=times), or make ODERNN(..., t=times).")
+            raise ValueError(
+                "ODERNN needs the times of the observations: call layer(x, t=times), or create ODERNN(..., t=times)."
+            )
         t = self._as_times(self.t if t is None else t)
         if None not in (t.shape[-1], x.shape[1]) and t.shape[-1] != x.shape[1]:
             raise ValueError(f"There must be one time for each observation. Received: {t.shape[-1]} times for x of shape {x.shape}")
@@ -272,7 +274,7 @@ def _are_fine(outputs, t, direction):
 def _check_outputs(outputs, t, per_sample):
     if outputs.shape.rank not in ((1, 2) if per_sample else (1,)) or not outputs.shape[-1]:
         raise ValueError(
-            "output_times must be times of a known number, shape [K], or [B, K] with per_sample=True. Received: "
+            "The number of output_times must be known, shape [K], or [B, K] with per_sample=True. Received: "
             f"output_times of shape {outputs.shape}, per_sample={per_sample!r}"
         )
 
@@ -290,7 +292,7 @@ def _refuse(fine, outputs, t):
 def _checked_output_times(output_times):
     if tree.holds_tensors(output_times):
         raise TypeError(
-            "The layer's output_times must be numbers: give tensors where you call it, layer(x, t=times, output_times=...). "
+            "The layer's output_times must be numbers: pass tensors in the call, layer(x, t=times, output_times=...). "
             f"Received: output_times={output_times!r}"
         )
     try:

@@ -93,7 +93,7 @@ class HasTolerances:
             self._tolerances[name].assign(value)
         elif value is not None:
             raise ValueError(
-                f"The layer '{self.name}' was made without {name}, and what was traced would not see it: give it to the "
+                f"The layer '{self.name}' was created without {name}, and traced functions would ignore it: pass it to the "
                 f"constructor, {name}=... Received: {name}={value!r}"
             )
 

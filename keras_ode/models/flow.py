@@ -148,7 +148,7 @@ class ContinuousNormalizingFlow(keras.Model):
     def get_config(self):
         if self.base is not None and hasattr(self.base, "log_prob"):
             raise ValueError(
-                "A flow with a distribution as base cannot be saved. Give a function that makes it, registered with "
+                "A flow with a distribution as base cannot be saved. Pass a function that returns it, registered with "
                 f"keras.saving.register_keras_serializable. Received: base={self.base!r}"
             )
         return {
@@ -168,7 +168,8 @@ class ContinuousNormalizingFlow(keras.Model):
     def _check_built(self):
         if not self.built:
             raise ValueError(
-                "The flow does not know the shape of its points yet: call it on some first, or flow.build((None, 2))."
+                "The flow does not know the shape of its points yet: call it on some points first, or call "
+                "flow.build((None, 2))."
             )
 
 

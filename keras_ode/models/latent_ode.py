@@ -155,10 +155,10 @@ class LatentODE(keras.Model):
         values, times, mask = parts["values"], parts.get("times"), parts.get("mask")
         values = tf.cast(tf.convert_to_tensor(values), self.variable_dtype)
         if times is not None and not self.ode.per_sample:
-            raise ValueError("Series that bring their own times need LatentODE(..., per_sample=True).")
+            raise ValueError("Series with times of their own need LatentODE(..., per_sample=True).")
         if times is None and values.shape[1] != len(self.ode.t):
             raise ValueError(
-                f"The series must have as many values as there are times: give these as t to LatentODE, or as "
+                f"The series must have as many values as there are times: pass these as t to LatentODE, or as "
                 f"inputs['times']. Received: values of shape {values.shape} and {len(self.ode.t)} times"
             )
         mask = tf.ones(tf.shape(values)[:2], bool) if mask is None else tf.cast(mask, bool)

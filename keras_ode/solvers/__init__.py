@@ -97,5 +97,11 @@ SOLVERS = {
 
 
 def get(identifier):
-    """The solver of a name (`"tsit5"`), a configuration or a `Solver` object."""
+    """The solver of a name (`"tsit5"`), a configuration or a `Solver` object.
+
+    Example:
+
+    >>> keras_ode.solvers.get("tsit5").order
+    5
+    """
     return configurable.get(identifier, "solver", Solver, SOLVERS)

@@ -45,6 +45,13 @@ class Auto(Solver):
     Gradients by `"checkpointed"` and `"direct"` are those of the steps that were taken. `"interpolating"` solves the adjoint
     equation in the same way, by `Tsit5` and `KenCarp4`.
 
+    Example:
+
+    >>> stiff = lambda t, y: -1000.0 * (y - tf.cos(t))
+    >>> solution = keras_ode.solve(stiff, tf.constant([0.0]), [0.0, 1.0], solver="auto")
+    >>> print(f"{float(solution.ys[-1, 0]):.3f}", int(solution.stats["num_steps"]) < 100)
+    0.541 True
+
     References:
         Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2 (how stiffness shows).
         Petzold (1983), Automatic selection of methods for solving stiff and nonstiff systems of ordinary differential equations,

@@ -211,6 +211,12 @@ class Solver(Configurable):
         remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
         is_reversible: Whether it has `unstep`, which takes a step back.
         controller: The name of the controller of its steps, if no other one is asked for.
+
+    Example:
+
+    >>> solver = keras_ode.solvers.get("tsit5")
+    >>> isinstance(solver, keras_ode.solvers.Solver), solver.order
+    (True, 5)
     """
 
     order: int

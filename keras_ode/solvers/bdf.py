@@ -46,6 +46,13 @@ class BDF(Solver):
     changes, and size and order change only after `order + 1` equal steps. Each step solves one system of equations of the
     size of the state, whatever its order is. The order follows from estimated errors, so use an adaptive controller.
 
+    Example:
+
+    >>> stiff = lambda t, y: -1000.0 * (y - tf.cos(t))
+    >>> solution = keras_ode.solve(stiff, tf.constant([0.0]), [0.0, 1.0], solver="bdf")
+    >>> print(f"{float(solution.ys[-1, 0]):.3f}", int(solution.stats["num_steps"]) < 100)
+    0.541 True
+
     References:
         Shampine, Reichelt (1997), The MATLAB ODE suite, SIAM J. Sci. Comput. 18(1), 1-22.
         Byrne, Hindmarsh (1975), A polyalgorithm for the numerical solution of ordinary differential equations, ACM Trans. Math.

@@ -12,6 +12,12 @@ from keras_ode.solvers.tableau import ButcherTableau
 class Euler(ExplicitRungeKutta):
     """Euler's method: order 1, 1 stage, no error estimate.
 
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="euler", step_size=0.1)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3487
+
     Reference: Euler (1768), Institutionum calculi integralis I, sec. 2, ch. 7.
     """
 
@@ -23,6 +29,12 @@ class Euler(ExplicitRungeKutta):
 
 class Midpoint(ExplicitRungeKutta):
     """The midpoint method, with Euler's embedded: order 2(1), 2 stages.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="midpoint", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     Reference: Runge (1895), Math. Ann. 46, 167-178.
     """
@@ -36,6 +48,12 @@ class Midpoint(ExplicitRungeKutta):
 class Heun(ExplicitRungeKutta):
     """Heun's trapezoidal method, with Euler's embedded: order 2(1), 2 stages.
 
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="heun", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
+
     Reference: Heun (1900), Z. Math. Phys. 45, 23-38.
     """
 
@@ -48,6 +66,12 @@ class Heun(ExplicitRungeKutta):
 class Ralston(ExplicitRungeKutta):
     """Ralston's method, of least error bound, with Euler's embedded: order 2(1), 2 stages.
 
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="ralston", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
+
     Reference: Ralston (1962), Math. Comp. 16(80), 431-437.
     """
 
@@ -59,6 +83,12 @@ class Ralston(ExplicitRungeKutta):
 
 class RK4(ExplicitRungeKutta):
     """Kutta's classical method: order 4, 4 stages, no error estimate.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="rk4", step_size=0.1)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     Reference: Kutta (1901), Z. Math. Phys. 46, 435-453.
     """
@@ -76,6 +106,12 @@ class RK4(ExplicitRungeKutta):
 class Heun3(ExplicitRungeKutta):
     """Heun's third-order method: order 3, 3 stages, no error estimate.
 
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="heun3", step_size=0.1)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
+
     Reference: Heun (1900), Z. Math. Phys. 45, 23-38.
     """
 
@@ -86,6 +122,12 @@ class Heun3(ExplicitRungeKutta):
 
 class Bosh3(ExplicitRungeKutta):
     """Bogacki and Shampine's pair: order 3(2), 4 stages, first same as last.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="bosh3", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     Reference: Bogacki, Shampine (1989), Appl. Math. Lett. 2(4), 321-325.
     """
@@ -105,6 +147,12 @@ class Dopri5(ExplicitRungeKutta):
     """Dormand and Prince's pair: order 5(4), 7 stages, first same as last.
 
     Its interpolant is Shampine's, of order 4.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="dopri5", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     Reference:
         Dormand, Prince (1980), J. Comput. Appl. Math. 6(1), 19-26.
@@ -144,6 +192,12 @@ class Tsit5(ExplicitRungeKutta):
     The article prints about 16 digits; here are 40 decimals, which meet the order
     conditions to 1e-36. So does its interpolant of order 4, which they determine from
     the article's 0.1017 and 5/2.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="tsit5", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     Reference: Tsitouras (2011), Comput. Math. Appl. 62(2), 770-775.
     """
@@ -206,6 +260,12 @@ class Dopri8(ExplicitRungeKutta):
     Two embedded formulas of orders 5 and 3 together estimate the error; three
     further stages raise the interpolant to order 7.
 
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="dopri8", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
+
     Reference:
         Prince, Dormand (1981), J. Comput. Appl. Math. 7(1), 67-75.
         Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I,
@@ -231,6 +291,12 @@ class Dopri8(ExplicitRungeKutta):
 class Vern7(ExplicitRungeKutta):
     """Verner's method for tight tolerances in float64: order 7(6), 10 stages, with an interpolant of order 7.
 
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="vern7", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
+
     References:
         Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms 53, 383-396.
         Verner, coefficients of the "most efficient" pairs, https://www.sfu.ca/~jverner.
@@ -243,6 +309,12 @@ class Vern7(ExplicitRungeKutta):
 
 class Vern9(ExplicitRungeKutta):
     """Verner's method for the tightest tolerances in float64: order 9(8), 16 stages, with an interpolant of order 9.
+
+    Example:
+
+    >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="vern9", rtol=1e-5)
+    >>> print(f"{float(solution.ys[-1, 0]):.4f}")
+    0.3679
 
     References:
         Verner (2010), Numerically optimal Runge-Kutta pairs with interpolants, Numer. Algorithms 53, 383-396.

@@ -35,6 +35,13 @@ class Radau5(Solver):
     Its stages are the increments of the collocation polynomial at its nodes, divided by the size of the step. Newton's method
     solves one real and one complex system of the size of the state, and starts from the polynomial of the step before.
 
+    Example:
+
+    >>> stiff = lambda t, y: -1000.0 * (y - tf.cos(t))
+    >>> solution = keras_ode.solve(stiff, tf.constant([0.0]), [0.0, 1.0], solver="radau")
+    >>> print(f"{float(solution.ys[-1, 0]):.3f}", int(solution.stats["num_steps"]) < 100)
+    0.541 True
+
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.8.
     """
 

@@ -28,6 +28,14 @@ class AsynchronousLeapfrog(Solver):
             that is taken back multiplies rounding errors of the velocity by `1 / (2 eta - 1)`. More than `0.5`, at most `1`, which
             is the default.
 
+    Example:
+
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint="reversible", solver="asynchronous_leapfrog")[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
+
     References:
         Mutze (2013), An asynchronous leapfrog method II, arXiv:1311.6602.
         Zhuang, Dvornek, Tatikonda, Duncan (2021), MALI: A memory efficient and reverse accurate integrator for Neural ODEs, ICLR.
@@ -88,6 +96,14 @@ class ReversibleHeun(Solver):
 
     Beside the state it carries a second one, where it evaluates the dynamics. Half of the difference of the derivatives at the
     ends of a step estimates the error. It is stable for oscillations only: use short steps.
+
+    Example:
+
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint="reversible", solver="reversible_heun")[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
 
     Reference: Kidger, Foster, Li, Lyons (2021), Efficient and accurate gradients for neural SDEs, NeurIPS.
     """
@@ -151,6 +167,15 @@ class Reversible(Solver):
         solver: The method: a name or an `ExplicitRungeKutta`. Defaults to `"tsit5"`.
         coupling: How much of `y` is in the mean, more than `0`, at most `1`. With less the method is more stable, and each step
             that is taken back multiplies rounding errors by `1 / coupling`. Defaults to `0.999`.
+
+    Example:
+
+    >>> solver = keras_ode.solvers.Reversible("bosh3")
+    >>> x = tf.Variable([1.0])
+    >>> with tf.GradientTape() as tape:
+    ...     end = keras_ode.odeint(lambda t, y: -y, x, [0.0, 1.0], adjoint="reversible", solver=solver, rtol=1e-5)[-1]
+    >>> print(f"{float(tape.gradient(end, x)[0]):.3f}")
+    0.368
 
     Reference: McCallum, Foster (2024), Efficient, accurate and stable gradients for neural ODEs, arXiv:2410.11648.
     """

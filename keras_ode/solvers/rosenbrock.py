@@ -75,6 +75,13 @@ class Rosenbrock(Solver):
 class Rodas5P(Rosenbrock):
     """Steinebach's method for stiff equations: order 5(4), 8 stages, L-stable, with an interpolant of order 4.
 
+    Example:
+
+    >>> stiff = lambda t, y: -1000.0 * (y - tf.cos(t))
+    >>> solution = keras_ode.solve(stiff, tf.constant([0.0]), [0.0, 1.0], solver="rodas5p")
+    >>> print(f"{float(solution.ys[-1, 0]):.3f}", int(solution.stats["num_steps"]) < 100)
+    0.541 True
+
     Reference: Steinebach (2023), Construction of Rosenbrock-Wanner method Rodas5P and numerical benchmarks within the Julia
     Differential Equations package, BIT 63, article 27.
     """
@@ -85,6 +92,13 @@ class Rodas5P(Rosenbrock):
 
 class Rosenbrock23(Rosenbrock):
     """Shampine and Reichelt's method for stiff equations at loose tolerances: order 2(3), 3 stages, L-stable.
+
+    Example:
+
+    >>> stiff = lambda t, y: -1000.0 * (y - tf.cos(t))
+    >>> solution = keras_ode.solve(stiff, tf.constant([0.0]), [0.0, 1.0], solver="rosenbrock23")
+    >>> print(f"{float(solution.ys[-1, 0]):.3f}", int(solution.stats["num_steps"]) < 100)
+    0.541 True
 
     Reference: Shampine, Reichelt (1997), The MATLAB ODE suite, SIAM J. Sci. Comput. 18(1), 1-22.
     """

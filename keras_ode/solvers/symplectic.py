@@ -46,7 +46,7 @@ class Symplectic(Solver):
                 other = "p" if part == "q" else "q"
                 warn(
                     f"{type(self).__name__} is for dynamics where the derivative of {part} depends on {other} and the time only. "
-                    f"Here it depends on {part} too, so that the method has a lower order and the energy may drift: use another "
+                    f"Here it depends on {part} too, so the method has a lower order and the energy may drift: use another "
                     "solver, such as 'rk4'."
                 )
 
@@ -101,6 +101,15 @@ class Symplectic(Solver):
 class SemiImplicitEuler(Symplectic):
     """The symplectic Euler method: order 1.
 
+    Example:
+
+    >>> pendulum = lambda t, state: (state[1], -tf.sin(state[0]))
+    >>> start = (tf.constant([1.0]), tf.constant([0.0]))
+    >>> q, p = keras_ode.odeint(pendulum, start, [0.0, 20.0], solver="semi_implicit_euler", step_size=0.01)
+    >>> energy = p**2 / 2 - tf.cos(q)
+    >>> print(f"{float(energy[0, 0]):.2f} {float(energy[-1, 0]):.2f}")
+    -0.54 -0.54
+
     Reference: Hairer, Lubich, Wanner (2006), Geometric Numerical Integration, section I.1.2.
     """
 
@@ -110,6 +119,15 @@ class SemiImplicitEuler(Symplectic):
 
 class Leapfrog(Symplectic):
     """The method of Stormer and Verlet in its velocity form: order 2, reversible in time.
+
+    Example:
+
+    >>> pendulum = lambda t, state: (state[1], -tf.sin(state[0]))
+    >>> start = (tf.constant([1.0]), tf.constant([0.0]))
+    >>> q, p = keras_ode.odeint(pendulum, start, [0.0, 20.0], solver="leapfrog", step_size=0.1)
+    >>> energy = p**2 / 2 - tf.cos(q)
+    >>> print(f"{float(energy[0, 0]):.2f} {float(energy[-1, 0]):.2f}")
+    -0.54 -0.54
 
     Reference: Verlet (1967), Computer "experiments" on classical fluids I, Phys. Rev. 159(1), 98-103.
     """
@@ -126,6 +144,15 @@ class Yoshida4(Symplectic):
     """Three steps of `Leapfrog` in one, of which the middle one goes back: order 4, reversible in time.
 
     It evaluates the dynamics up to 0.36 steps outside of each step.
+
+    Example:
+
+    >>> pendulum = lambda t, state: (state[1], -tf.sin(state[0]))
+    >>> start = (tf.constant([1.0]), tf.constant([0.0]))
+    >>> q, p = keras_ode.odeint(pendulum, start, [0.0, 20.0], solver="yoshida4", step_size=0.1)
+    >>> energy = p**2 / 2 - tf.cos(q)
+    >>> print(f"{float(energy[0, 0]):.2f} {float(energy[-1, 0]):.2f}")
+    -0.54 -0.54
 
     Reference: Yoshida (1990), Construction of higher order symplectic integrators, Phys. Lett. A 150(5-7), 262-268.
     """

@@ -304,5 +304,5 @@ def test_output_times_of_a_wrong_kind_are_refused():
     for wrong in ([1.0, 0.5, 2.0], [], "soon"):
         with pytest.raises(ValueError, match="must be a list of strictly monotone numbers. Received"):
             linear(output_times=wrong)
-    with pytest.raises(TypeError, match="must be numbers: give tensors where you call it"):
+    with pytest.raises(TypeError, match="must be numbers: pass tensors in the call"):
         linear(output_times=tf.constant([0.0]))

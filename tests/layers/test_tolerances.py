@@ -97,7 +97,7 @@ def test_wrong_tolerances_are_refused_where_they_are_assigned(value):
 
 
 def test_inference_tolerance_that_was_not_given_cannot_be_set():
-    with pytest.raises(ValueError, match="give it to the constructor, inference_rtol=... Received: inference_rtol=0.1"):
+    with pytest.raises(ValueError, match="pass it to the constructor, inference_rtol=... Received: inference_rtol=0.1"):
         layer().inference_rtol = 0.1
 
 

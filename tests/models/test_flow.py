@@ -203,12 +203,12 @@ def test_flow_is_saved_and_loaded(base, tmp_path):
 
 
 def test_flow_with_a_distribution_as_base_says_how_to_save_it():
-    with pytest.raises(ValueError, match="Give a function that makes it"):
+    with pytest.raises(ValueError, match="Pass a function that returns it"):
         nonlinear(base=wide_base()).get_config()
 
 
 def test_sample_before_the_shape_is_known_says_what_to_do():
-    with pytest.raises(ValueError, match="call it on some first"):
+    with pytest.raises(ValueError, match="call it on some points first"):
         nonlinear().sample(3)
 
 
