@@ -62,7 +62,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
             all, and a number `n` records those of every `n`-th batch. Defaults to `"epoch"`.
         capacity: The maximum number of steps to store for a solve. Further steps are only counted. Defaults to `512`.
         layers: The `ODELayer`s to record, or their names. Defaults to all `ODELayer`s of the model.
-        log_dir: The directory in which to write the logs, and histograms of the step sizes, for TensorBoard.
+        log_dir: The directory in which `fit` writes the logs, and histograms of step sizes and errors, for TensorBoard.
         probe: An input of the model that is solved at the end of each epoch (backward from the sum of the outputs) and
             recorded instead of the batches, so that you can compare epochs.
         samples: The maximum number of rows of a batch to store for a `per_sample` layer. Defaults to `32`.

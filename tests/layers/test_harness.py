@@ -5,6 +5,7 @@ JSON, `.keras` files in a new process, exports that are served without the packa
 """
 
 import functools
+import inspect
 import json
 import pathlib
 import pickle
@@ -50,6 +51,13 @@ def test_layer_passes_the_checks_of_keras(name):
     # Keras' training step passes one argument; a dynamics of time has two, and trains in the next test.
     options = {"supports_masking": case.supports_masking, "run_training_check": not isinstance(case.shape, dict)}
     harness.run_layer_test(case.cls, case.arguments(), input_shape=case.shape, **options)
+
+
+@every()
+def test_config_has_every_argument_of_the_constructor(name):
+    made = CASES[name].make()
+    arguments = inspect.signature(type(made).__init__).parameters.values()
+    assert {a.name for a in arguments if a.kind is a.POSITIONAL_OR_KEYWORD} - {"self"} <= set(made.get_config())
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.shape, dict)])
@@ -185,11 +193,11 @@ def test_exported_model_is_served_without_the_package_at_any_batch_size(served, 
 def test_dynamics_in_mixed_precision_agrees_with_single(policy, make):
     """Both as the policy of all, and as that of the solve alone."""
     y = np.ones([3, 2], "float32")
-    single = keras_ode.ODELayer(make(), jit_compile=False)
+    single = keras_ode.ODELayer(make(), solver="bosh3", jit_compile=False)
     expected = single(y)
     keras.config.set_dtype_policy(policy)
     for dynamics in (make(), single.dynamics):
-        layer = keras_ode.ODELayer(dynamics, jit_compile=False)
+        layer = keras_ode.ODELayer(dynamics, solver="bosh3", jit_compile=False)
         layer.build((3, 2))
         layer.set_weights(single.get_weights())
         assert layer(y).dtype == policy.removeprefix("mixed_")
