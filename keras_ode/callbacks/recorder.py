@@ -147,7 +147,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self.means = self._own(logs)
         self.history.append({"epoch": epoch, **self.means})
         if self._summaries is not None:
-            self._summaries.write(epoch, self.means, self.records[self._num_written :])
+            self._summaries.write(epoch, self._by_tag(), self.records[self._num_written :])
             self._num_written = len(self.records)
 
     def on_train_end(self, logs=None):
@@ -209,6 +209,12 @@ class SolverStepRecorder(keras.callbacks.Callback):
         """The logs that are the recorder's."""
         names = {name for tape in self._tapes for name in tape.totals.names}
         return {name: value for name, value in (logs or {}).items() if name.removeprefix("val_") in names}
+
+    def _by_tag(self):
+        """The means by their tags in TensorBoard, which shows in one group what has the same name before the slash."""
+        tags = {name: (tape.label, name.removeprefix(f"{tape.label}_")) for tape in self._tapes for name in tape.totals.names}
+        tags = {f"{prefix}{name}": f"{label}/{prefix}{log}" for name, (label, log) in tags.items() for prefix in ("", "val_")}
+        return {tags[name]: value for name, value in self.means.items()}
 
     # Layers and their tapes.
 

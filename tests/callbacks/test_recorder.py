@@ -268,9 +268,9 @@ def events(log_dir):
 def test_tensorboard_gets_the_logs_of_each_epoch_as_scalars(two_epochs):
     _, recorder, path, _ = two_epochs
     found = {key: value for key, (plugin, value) in events(path / "logs").items() if plugin == "scalars"}
-    names = [f"{prefix}flow_{log}" for prefix in ("", "val_") for log in ("nfe", "nfe_backward", "rejected", "failures")]
-    assert set(found) == {(epoch, name) for epoch in (0, 1) for name in names}
-    assert all(value == np.float32(recorder.history[epoch][name]) for (epoch, name), value in found.items())
+    logs = [(prefix, log) for prefix in ("", "val_") for log in ("nfe", "nfe_backward", "rejected", "failures")]
+    expected = {(e, f"flow/{p}{log}"): np.float32(recorder.history[e][f"{p}flow_{log}"]) for e in (0, 1) for p, log in logs}
+    assert found == expected
 
 
 def test_tensorboard_gets_histograms_of_the_steps_of_each_epoch(two_epochs):
@@ -292,8 +292,8 @@ def test_tensorboard_itself_reads_what_is_written(two_epochs):
     loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     _, recorder, path, _ = two_epochs
     reader = loading.EventAccumulator(str(path / "logs")).Reload()
-    assert {"flow_nfe", "flow_failures", "flow/forward_step_size"} <= set(reader.Tags()["tensors"])
-    nfe = [tf.make_ndarray(event.tensor_proto) for event in reader.Tensors("flow_nfe")]
+    assert {"flow/nfe", "flow/failures", "flow/forward_step_size"} <= set(reader.Tags()["tensors"])
+    nfe = [tf.make_ndarray(event.tensor_proto) for event in reader.Tensors("flow/nfe")]
     assert nfe == [logs["flow_nfe"] for logs in recorder.history]
     assert reader.SummaryMetadata("flow/forward_step_size").plugin_data.plugin_name == "histograms"
 
@@ -440,7 +440,7 @@ def test_both_passes_of_a_failed_solve_are_one_failure(tmp_path):
     recorder = SolverStepRecorder(log_dir=tmp_path)
     fit(make_model(max_steps=2), recorder)
     assert recorder.means["flow_failures"] == 1
-    assert events(tmp_path)[0, "flow_failures"] == ("scalars", 1)
+    assert events(tmp_path)[0, "flow/failures"] == ("scalars", 1)
 
 
 def test_histograms_leave_out_what_is_not_a_number(tmp_path):
