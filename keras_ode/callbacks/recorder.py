@@ -73,7 +73,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
             all, and a number `n` records those of every `n`-th batch. Defaults to `"epoch"`.
         capacity: The maximum number of steps to store for a solve. Further steps are only counted. Defaults to `512`.
         layers: The `ODELayer`s to record, or their names. Defaults to all `ODELayer`s of the model.
-        log_dir: The directory in which to write the logs, and histograms of the step sizes, for TensorBoard.
+        log_dir: The directory in which `fit` writes the logs, and histograms of step sizes and errors, for TensorBoard.
         probe: An input of the model that is solved at the end of each epoch (backward from the sum of the outputs) and
             recorded instead of the batches, so that you can compare epochs.
         samples: The maximum number of rows of a batch to store for a `per_sample` layer. Defaults to `32`.
@@ -158,7 +158,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self.means = self._own(logs)
         self.history.append({"epoch": epoch, **self.means})
         if self._summaries is not None:
-            self._summaries.write(epoch, self.means, self.records[self._num_written :])
+            self._summaries.write(epoch, self._by_tag(), self.records[self._num_written :])
             self._num_written = len(self.records)
 
     def on_train_end(self, logs=None):
@@ -220,6 +220,12 @@ class SolverStepRecorder(keras.callbacks.Callback):
         """The logs that are the recorder's."""
         names = {name for tape in self._tapes for name in tape.totals.names}
         return {name: value for name, value in (logs or {}).items() if name.removeprefix("val_") in names}
+
+    def _by_tag(self):
+        """The means by their tags in TensorBoard, which shows in one group what has the same name before the slash."""
+        tags = {name: (tape.label, name.removeprefix(f"{tape.label}_")) for tape in self._tapes for name in tape.totals.names}
+        tags = {f"{prefix}{name}": f"{label}/{prefix}{log}" for name, (label, log) in tags.items() for prefix in ("", "val_")}
+        return {tags[name]: value for name, value in self.means.items()}
 
     # Layers and their tapes.
 

@@ -15,16 +15,26 @@ class Summaries:
         self._writer = tf.summary.create_file_writer(str(log_dir))
 
     def write(self, step, scalars, records):
-        """Writes scalars by name, and histograms of the step sizes of the records, for one step of training."""
+        """Writes scalars by name, and histograms of the step sizes and errors of the records, for one step of training."""
         with self._writer.as_default(step=step):
             for name, value in scalars.items():
                 tf.summary.write(name, tf.constant(value, tf.float32), metadata=_metadata("scalars"))
-            for name in sorted({(record.layer, record.direction) for record in records}):
-                sizes = np.abs(np.concatenate([r.step_size for r in records if (r.layer, r.direction) == name]))
-                counts, edges = np.histogram(sizes, bins=_BINS)
-                table = tf.constant(np.stack([edges[:-1], edges[1:], counts], axis=1))
-                tf.summary.write("/".join(name) + "_step_size", table, metadata=_metadata("histograms"))
+            for layer, direction in sorted({(record.layer, record.direction) for record in records}):
+                chosen = [r for r in records if (r.layer, r.direction) == (layer, direction)]
+                for what in ("step_size", "error"):
+                    values = np.abs(np.concatenate([getattr(record, what) for record in chosen]))
+                    _write_histogram(f"{layer}/{direction}_{what}", values)
         self._writer.flush()
+
+
+def _write_histogram(name, values):
+    """Writes the numbers of values in bins of equal width; nothing where all are NaN, like the errors that a solver does not
+    estimate."""
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        counts, edges = np.histogram(finite, bins=_BINS)
+        table = tf.constant(np.stack([edges[:-1], edges[1:], counts], axis=1))
+        tf.summary.write(name, table, metadata=_metadata("histograms"))
 
 
 def _metadata(plugin):

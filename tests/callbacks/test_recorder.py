@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
-from keras_ode.callbacks import SolverStepRecorder
+from keras_ode.callbacks import SolveRecord, SolverStepRecorder
+from keras_ode.callbacks.tensorboard import Summaries
 from tests.references import Counting
 from tests.seeds import seed
 
@@ -256,18 +257,45 @@ def contents(path):
     return config, found
 
 
-def test_tensorboard_gets_scalars_and_histograms(two_epochs):
+def events(log_dir):
+    """What TensorBoard reads: the name of the plugin that draws it, and the value, by step and tag."""
+    (file,) = log_dir.iterdir()
+    summaries = [(e.step, v) for e in tf.compat.v1.train.summary_iterator(str(file)) for v in e.summary.value]
+    plugins = {v.tag: v.metadata.plugin_data.plugin_name for _, v in summaries if v.metadata.plugin_data.plugin_name}
+    return {(step, v.tag): (plugins[v.tag], tf.make_ndarray(v.tensor)) for step, v in summaries}
+
+
+def test_tensorboard_gets_the_logs_of_each_epoch_as_scalars(two_epochs):
     _, recorder, path, _ = two_epochs
-    (file,) = (path / "logs").iterdir()
-    values = {
-        (event.step, value.tag): tf.make_ndarray(value.tensor)
-        for event in tf.compat.v1.train.summary_iterator(str(file))
-        for value in event.summary.value
-    }
-    for epoch, logs in enumerate(recorder.history):
-        assert values[epoch, "flow_nfe"] == logs["flow_nfe"]
-        steps = sum(r.t.size for r in only(recorder.records, epoch=epoch, direction="forward"))
-        assert values[epoch, "flow/forward_step_size"][:, 2].sum() == steps
+    found = {key: value for key, (plugin, value) in events(path / "logs").items() if plugin == "scalars"}
+    logs = [(prefix, log) for prefix in ("", "val_") for log in ("nfe", "nfe_backward", "rejected", "failures")]
+    expected = {(e, f"flow/{p}{log}"): np.float32(recorder.history[e][f"{p}flow_{log}"]) for e in (0, 1) for p, log in logs}
+    assert found == expected
+
+
+def test_tensorboard_gets_histograms_of_the_steps_of_each_epoch(two_epochs):
+    _, recorder, path, _ = two_epochs
+    found = {key: value for key, (plugin, value) in events(path / "logs").items() if plugin == "histograms"}
+    for epoch in (0, 1):
+        for direction in ("forward", "backward"):
+            records = only(recorder.records, epoch=epoch, direction=direction)
+            for what in ("step_size", "error"):
+                values = np.abs(np.concatenate([getattr(r, what) for r in records]))
+                left, right, count = found.pop((epoch, f"flow/{direction}_{what}")).T
+                np.testing.assert_allclose([left[0], right[-1]], [values.min(), values.max()])
+                np.testing.assert_array_equal(count, np.histogram(values, np.append(left, right[-1]))[0])
+    assert not found
+
+
+def test_tensorboard_itself_reads_what_is_written(two_epochs):
+    """Its reader tells scalars from histograms by their metadata."""
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, recorder, path, _ = two_epochs
+    reader = loading.EventAccumulator(str(path / "logs")).Reload()
+    assert {"flow/nfe", "flow/failures", "flow/forward_step_size"} <= set(reader.Tags()["tensors"])
+    nfe = [tf.make_ndarray(event.tensor_proto) for event in reader.Tensors("flow/nfe")]
+    assert nfe == [logs["flow_nfe"] for logs in recorder.history]
+    assert reader.SummaryMetadata("flow/forward_step_size").plugin_data.plugin_name == "histograms"
 
 
 def test_csv_has_a_line_for_each_step(two_epochs):
@@ -408,10 +436,20 @@ def test_layer_inside_a_recurrent_one_is_recorded():
     assert recorder.means["flow_nfe_backward"] > 0
 
 
-def test_both_passes_of_a_failed_solve_are_one_failure():
-    recorder = SolverStepRecorder()
+def test_both_passes_of_a_failed_solve_are_one_failure(tmp_path):
+    recorder = SolverStepRecorder(log_dir=tmp_path)
     fit(make_model(max_steps=2), recorder)
     assert recorder.means["flow_failures"] == 1
+    assert events(tmp_path)[0, "flow/failures"] == ("scalars", 1)
+
+
+def test_histograms_leave_out_what_is_not_a_number(tmp_path):
+    sizes, nothing = np.array([0.1, np.nan, 0.3]), np.full([3], np.nan)
+    record = SolveRecord("flow", 0, 0, "forward", None, nothing, sizes, nothing, nothing == 0, 0, 1)
+    Summaries(tmp_path).write(0, {}, [record])
+    found = events(tmp_path)
+    assert list(found) == [(0, "flow/forward_step_size")]
+    assert found[0, "flow/forward_step_size"][1][:, 2].sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_ode.layers import Augment
 
@@ -18,11 +17,6 @@ def test_channels_of_zeros_are_appended(shape):
 
 def test_output_shape_is_known_without_running():
     assert Augment(3)(keras.Input([7, 2])).shape == (None, 7, 5)
-
-
-def test_layer_is_made_again_from_its_config():
-    layer = Augment(3)
-    assert Augment.from_config(layer.get_config())(tf.ones([1, 1])).shape == (1, 4)
 
 
 def test_negative_number_of_channels_is_refused():

@@ -70,7 +70,7 @@ def test_numbers_of_observations_tell_missing_values_apart():
 
 
 @pytest.mark.slow
-def test_it_learns_in_fit_and_is_saved(tmp_path):
+def test_it_learns_in_fit():
     """The sign of the last increment, with one value in five missing."""
     random = np.random.default_rng(0)
     x = np.cumsum(random.normal(size=(64, 6, 1)), axis=1).astype("float32")
@@ -81,8 +81,6 @@ def test_it_learns_in_fit_and_is_saved(tmp_path):
     model.compile(keras.optimizers.Adam(0.03), "binary_crossentropy")
     losses = model.fit(x, labels, epochs=8, batch_size=32, verbose=0).history["loss"]
     assert losses[-1] < 0.7 * losses[0]
-    model.save(tmp_path / "model.keras")
-    np.testing.assert_allclose(keras.models.load_model(tmp_path / "model.keras")(x), model(x), rtol=1e-5)
 
 
 @pytest.mark.parametrize("call, message", [

@@ -91,17 +91,6 @@ def test_weights_at_a_time(kind, times, expected):
     np.testing.assert_allclose(layer(tf.reshape(times, [-1, 1]), rows)[:, 0], expected)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: ODELayer(DepthVarying(TimeDense(2), 3, kind="linear"), jit_compile=False),
-    lambda: ResidualBlocks(TimeDense(2), 3),
-    lambda: ResidualBlocks(matrix(), 3, shared=True),
-])
-def test_layers_are_saved_and_loaded(make, tmp_path):
-    model = keras.Sequential([keras.Input([2]), make()])
-    model.save(tmp_path / "model.keras")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(Y), model(Y))
-
-
 @pytest.mark.parametrize("make, message", [
     (lambda: DepthVarying(matrix(), 0), "num_pieces must be a positive whole number. Received: num_pieces=0"),
     (lambda: DepthVarying(matrix(), 2, kind="cubic"), "kind must be 'constant' or 'linear'. Received: kind='cubic'"),

@@ -87,17 +87,6 @@ def test_second_order_dynamics_is_a_forced_oscillator():
     np.testing.assert_allclose(layer(np.zeros([1, 2], "float32")), [[3 - np.sin(3), 1 - np.cos(3)]], rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: HamiltonianDynamics(small()), lambda: LagrangianDynamics(small(), kinetic=False),
-    lambda: SecondOrderDynamics(keras.layers.Dense(2)),
-])
-def test_they_are_saved_and_loaded(make, tmp_path):
-    layer = keras_ode.ODELayer(make(), solver="euler", step_size=0.5, jit_compile=False)
-    model = keras.Sequential([keras.Input([4]), layer])
-    model.save(tmp_path / "model.keras")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(Y), model(Y))
-
-
 def test_a_state_without_halves_is_refused():
     with pytest.raises(ValueError, match="needs a state .* of two halves.*Received: a state of shape"):
         HamiltonianDynamics(small())(tf.constant(0.0), tf.zeros([2, 3]))

@@ -51,12 +51,6 @@ def test_stochastic_blocks_keep_f_as_often_as_their_probability_says():
     np.testing.assert_allclose(shares, [1 / 8, 1 / 2, 3 / 8], atol=0.02)  # a standard deviation is 0.004 at most
 
 
-def test_they_are_saved_and_loaded(tmp_path):
-    model = keras.Sequential([keras.Input([2]), LinearMultistepBlocks(TimeDense(2), 3, survival=0.5, seed=1)])
-    model.save(tmp_path / "model.keras")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(Y), model(Y))
-
-
 def test_a_wrong_probability_is_refused():
     with pytest.raises(ValueError, match="survival must be a probability, above 0 and at most 1. Received: survival=0"):
         LinearMultistepBlocks(linear(1.0), 2, survival=0)

@@ -94,15 +94,6 @@ def test_symbolic_output_has_its_shape():
     assert layer(keras.Input([5, 2]), t=TIMES).shape == (None, 5, 4)
 
 
-def test_layer_is_made_again_from_its_config():
-    layer = ODERNN(keras.layers.GRUCell(3), TimeDense(3), go_backwards=True, rtol=1e-4, per_sample=True, jit_compile=False)
-    again = ODERNN.from_config(layer.get_config())
-    for one in (layer, again):
-        one.build((None, 5, 2))
-    again.set_weights(layer.get_weights())
-    np.testing.assert_array_equal(again(X, t=OWN_TIMES), layer(X, t=OWN_TIMES))
-
-
 def test_what_is_no_cell_is_refused():
     with pytest.raises(TypeError, match="cell must be a cell of a recurrent layer"):
         ODERNN(keras.layers.Dense(3), keras.layers.Dense(3))

@@ -95,15 +95,6 @@ def test_smoothness_is_a_loss_of_the_model():
     np.testing.assert_allclose(sum(blocks.losses), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: HamiltonianBlocks(3, 0.5, smoothness=0.1), lambda: LeapfrogBlocks(3, 0.5), lambda: AntisymmetricDynamics(0.1),
-])
-def test_they_are_saved_and_loaded(make, tmp_path):
-    model = keras.Sequential([keras.Input([3]), make()])
-    model.save(tmp_path / "model.keras")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(Y), model(Y))
-
-
 @pytest.mark.parametrize("make, message", [
     (lambda: HamiltonianBlocks(0), "num_blocks must be a positive whole number. Received: num_blocks=0"),
     (lambda: LeapfrogBlocks(2, step_size=-1.0), "step_size must be positive.*Received: step_size=-1.0"),

@@ -87,21 +87,6 @@ def test_linear_dynamics_in_time_has_its_closed_form(per_sample):
     np.testing.assert_allclose(layer(tf.ones([4, 1])), np.full([4, 1], expected), rtol=1e-5)
 
 
-def test_model_of_time_layers_is_saved_and_loaded(tmp_path):
-    model = keras.Sequential([keras.Input([3]), keras_ode.ODELayer(stack(), jit_compile=False)])
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded(Y), model(Y))
-
-
-def test_convolution_is_saved_and_loaded(tmp_path):
-    dynamics = TimeSequential([TimeConv2D(3, 3, padding="same", activation="silu")])
-    model = keras.Sequential([keras.Input([4, 4, 3]), keras_ode.ODELayer(dynamics)])
-    model.save(tmp_path / "model.keras")
-    picture = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(picture), model(picture))
-
-
 def test_layers_compute_in_half_precision_under_a_mixed_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
     assert stack()(tf.constant(0.5), Y).dtype == tf.bfloat16

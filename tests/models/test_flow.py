@@ -193,9 +193,8 @@ def wide_base():
     return tfp.distributions.MultivariateNormalDiag(tf.zeros(2), tf.fill([2], 3.0))
 
 
-@pytest.mark.parametrize("base", [None, wide_base])
-def test_flow_is_saved_and_loaded(base, tmp_path):
-    flow, points = nonlinear(base=base), POINTS.astype("float32")
+def test_flow_is_saved_and_loaded_with_the_function_that_makes_its_base(tmp_path):
+    flow, points = nonlinear(base=wide_base), POINTS.astype("float32")
     flow(points)
     flow.save(tmp_path / "flow.keras")
     loaded = keras.models.load_model(tmp_path / "flow.keras")

@@ -62,14 +62,6 @@ def test_size_of_images_need_not_be_known():
     assert ODENet(3, channels=4)(keras.Input((None, None, 1))).shape == (None, 3)
 
 
-def test_model_is_saved_and_loaded(model, tmp_path):
-    model(PICTURES)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded(PICTURES), model(PICTURES))
-    assert loaded.ode.rtol == 1e-2
-
-
 def test_dynamics_may_be_ones_own():
     model = ODENet(3, channels=4, dynamics=keras.layers.Conv2D(4, 1), solver="euler", step_size=0.5)
     assert model(PICTURES).shape == (32, 3)

@@ -53,20 +53,3 @@ def test_flow_gives_log_densities_in_single_precision():
     keras.config.set_dtype_policy("mixed_float16")
     flow = MODELS["flow"][0]()
     assert flow(keras.Input([2])).dtype == flow(X[:, 0]).dtype.name == "float32"
-
-
-@pytest.mark.slow
-def test_latent_ode_passes_the_checks_of_keras():
-    testing = pytest.importorskip("keras.src.testing")  # not public: Keras may move it
-    harness = testing.TestCase()
-    harness.setUp()
-    arguments = {
-        "encoder": keras.layers.GRU(4, go_backwards=True),
-        "dynamics": keras.layers.Dense(2, activation="tanh"),
-        "decoder": keras.layers.Dense(1),
-        "latent_dim": 2,
-        "t": (0.0, 0.5, 1.0),
-        **FAST,
-    }
-    # Keras' training step sums over outputs and gives no targets that a likelihood could take.
-    harness.run_layer_test(models.LatentODE, arguments, input_shape=(4, 3, 1), run_training_check=False)
