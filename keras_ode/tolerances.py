@@ -83,6 +83,6 @@ def _checked(label, given):
     static = value if tf.executing_eagerly() else tf.get_static_value(value)
     if static is None:
         return value, getattr(given, "latest", None)
-    number = float(static)
+    number = float(given if hasattr(given, "latest") else static)  # the decimal number of a layer's variable
     check_tolerance(label, number)
     return number, number

@@ -18,15 +18,16 @@ class ToleranceVariable(keras.Variable):
     Args:
         label: Its name.
         number: Its first value.
+        dtype: `"float64"`, or `"float32"`: a step that computes in single precision then has no type that TPUs must emulate.
     """
 
-    def __init__(self, label, number):
+    def __init__(self, label, number, dtype):
         check_tolerance(label, number)
         self.label, self.latest = label, float(number)
         super().__init__(
             lambda shape, dtype: tf.constant(number, dtype, shape=shape),
             shape=(),
-            dtype="float64",
+            dtype=dtype,
             trainable=False,
             autocast=False,  # that of the layer in which it is read
             aggregation="only_first_replica",
@@ -44,11 +45,16 @@ class ToleranceVariable(keras.Variable):
         return super().assign(value)
 
     def __float__(self):
-        return float(self.numpy())
+        """The shortest number that its type rounds to it: `1e-3`, and not `0.0010000000474974513`."""
+        return float(str(self.numpy()))
+
+    def is_rounded(self, number):
+        """Whether this is what its type makes of a number."""
+        return bool(self.numpy() == np.asarray(number, self.dtype))
 
     def __eq__(self, other):
-        """Keras would round a number that it is compared with to single precision."""
-        return float(self) == other if isinstance(other, numbers.Real) and tf.executing_eagerly() else super().__eq__(other)
+        """Keras would round a number that it is compared with to single precision, even if the variable is in double."""
+        return self.is_rounded(other) if isinstance(other, numbers.Real) and tf.executing_eagerly() else super().__eq__(other)
 
     __hash__ = keras.Variable.__hash__
 
@@ -68,7 +74,8 @@ class HasTolerances:
         given = {name: x for name, x in self._first_tolerances.items() if x is not None}
         # A layer that a function makes while it is traced lives no longer than that: it has numbers.
         if tf.executing_eagerly():
-            given = {name: ToleranceVariable(name, x) for name, x in given.items()}
+            dtype = "float64" if self.variable_dtype == "float64" else "float32"
+            given = {name: ToleranceVariable(name, x, dtype) for name, x in given.items()}
         # Keras would make weights of variables that are attributes of a layer.
         self._tolerances = _Untracked(given)
 
@@ -79,7 +86,7 @@ class HasTolerances:
     def save_own_variables(self, store):
         super().save_own_variables(store)
         for name, variable in self._tolerances.items():
-            if float(variable) != self._first_tolerances[name]:
+            if isinstance(variable, ToleranceVariable) and not variable.is_rounded(self._first_tolerances[name]):
                 store[name] = variable
 
     def load_own_variables(self, store):
