@@ -96,10 +96,10 @@ class Sampler(keras.Model):
         return ops.sum(ops.mean(y_pred["log_ratio"], axis=0))
 
 
-def learn(flow, steps, learning_rate):
+def learn(flow, steps):
     """Trains a flow: returns the divergences of its copies in nats, `[3, 3]`, points of them, and the number of their weights."""
     model = Sampler(flow)
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps)), jit_compile=True)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.03, steps)), jit_compile=True)
     model.fit(keras.random.normal((steps * BATCH, 2)), batch_size=BATCH, verbose=0)
     found = model.predict(keras.random.normal((50000, 2)), batch_size=2000, verbose=0)
     log_integral = np.log(densities(8, 800).sum(axis=(0, 1)) * (16 / 800) ** 2)
@@ -136,8 +136,8 @@ def main():
     print(f"Median of {COPIES[0]} seeds of KL(q || p) [nats]: {', '.join(NAMES)}; weights of a flow; CPU time so far")
     for kind, n in [flow for m in units for flow in (("continuous", m), ("planar", m), ("planar", round(1.4 * m)))]:
         keras.utils.set_random_seed(arguments.seed)
-        task = (ODELayer(GatedUnits(n), **ODE), steps, 3e-2) if kind == "continuous" else (PlanarLayers(n), 3 * steps, 1e-2)
-        divergences, _, weights = results[kind, n] = learn(*task)
+        flow, factor = (ODELayer(GatedUnits(n), **ODE), 1) if kind == "continuous" else (PlanarLayers(n), 3)
+        divergences, _, weights = results[kind, n] = learn(flow, factor * steps)
         medians = " ".join(f"{value:7.3f}" for value in np.median(divergences, axis=0))
         print(f"{kind:10} {n:4} {medians} {weights:5} {time.process_time():5.0f} s", flush=True)
     for words, ratio in (("units", 1), ("weights", 1.4)):
