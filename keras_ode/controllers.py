@@ -68,7 +68,7 @@ class Tolerance(NamedTuple):
         noise = _ROUNDING_ERRORS * np.finfo(size.dtype.as_numpy_dtype).eps * tf.reduce_max(size)
         ratios = sizes(error) / (self.atol + self.rtol * size + noise)
         # A leaf that is not finite shows that itself, and must not stop the solve of the others.
-        return tf.reduce_max(tf.where(tf.math.is_finite(ratios), ratios, 0))
+        return tf.reduce_max(tree.select(tf.math.is_finite(ratios), ratios, 0))
 
     def changed(self, rtol=None, atol=None):
         """The same with other numbers, where there are any."""
@@ -180,7 +180,7 @@ class StepTo(Controller):
 
     def judge(self, error, error_order, step_size, state):
         accept = tf.math.is_finite(error)
-        return Verdict(accept, tf.where(accept, state[0], step_size), state)
+        return Verdict(accept, tree.select(accept, state[0], step_size), state)
 
     def limit(self, clock, stops=None):
         """A function of a time since the start of a solve: where the step from there ends.
@@ -196,8 +196,8 @@ class StepTo(Controller):
         known = duration[None] if stops is None else tf.concat([stops, duration[None]], axis=0)
         distance = tf.abs(since[:, None] - known[None])
         nearest = tree.take_each(known, tf.argmin(distance, axis=1, output_type=tf.int32))
-        ends = tf.where(tf.reduce_min(distance, axis=1) <= rounding, nearest, tf.where(since > rounding, since, 0))
-        return lambda since: tf.minimum(tf.reduce_min(tf.where(ends > since, ends, duration), axis=0), duration)
+        ends = tree.select(tf.reduce_min(distance, axis=1) <= rounding, nearest, tree.select(since > rounding, since, 0))
+        return lambda since: tf.minimum(tf.reduce_min(tree.select(ends > since, ends, duration), axis=0), duration)
 
 
 class PID(Controller):
@@ -250,10 +250,10 @@ class PID(Controller):
         if self.d:
             accepted_factor *= before_last ** (-self.d / k)
         rejected_factor = tf.minimum(self.safety * error ** (-1 / k), self.safety)
-        factor = tf.clip_by_value(tf.where(accept, accepted_factor, rejected_factor), self.min_factor, self.max_factor)
-        factor = tf.where(may_grow, factor, tf.minimum(factor, 1))
-        factor = tf.where(finite, factor, tf.constant(self.min_factor, factor.dtype))
-        state = (tf.where(accept, error, last), tf.where(accept, last, before_last), accept)
+        factor = tf.clip_by_value(tree.select(accept, accepted_factor, rejected_factor), self.min_factor, self.max_factor)
+        factor = tree.select(may_grow, factor, tf.minimum(factor, 1))
+        factor = tree.select(finite, factor, tf.constant(self.min_factor, factor.dtype))
+        state = (tree.select(accept, error, last), tree.select(accept, last, before_last), accept)
         return Verdict(accept, factor * step_size, state)
 
 
@@ -296,16 +296,16 @@ class Predictive(Controller):
         accept = finite & (error <= 1)
         error = tf.maximum(error, tf.constant(_LEAST_ERROR, error.dtype))
         factor = self.safety * error ** (-1 / error_order)
-        ratio = step_size / tf.where(last_size > 0, last_size, step_size)
+        ratio = step_size / tree.select(last_size > 0, last_size, step_size)
         trend = ratio * (last / error) ** (1 / error_order)
-        factor = tf.where(accept & (last_size > 0), factor * tf.minimum(trend, 1), factor)
-        largest = tf.where(accept, tf.constant(self.max_factor, factor.dtype), self.safety)
+        factor = tree.select(accept & (last_size > 0), factor * tf.minimum(trend, 1), factor)
+        largest = tree.select(accept, tf.constant(self.max_factor, factor.dtype), self.safety)
         factor = tf.clip_by_value(tf.minimum(factor, largest), self.min_factor, self.max_factor)
-        factor = tf.where(may_grow, factor, tf.minimum(factor, 1))
-        factor = tf.where(finite, factor, tf.constant(_AFTER_FAILURE, factor.dtype))
+        factor = tree.select(may_grow, factor, tf.minimum(factor, 1))
+        factor = tree.select(finite, factor, tf.constant(_AFTER_FAILURE, factor.dtype))
         # A much smaller error tells no trend.
         kept = tf.maximum(error, tf.constant(_LEAST_OF_TREND, error.dtype))
-        state = (tf.where(accept, kept, last), tf.where(accept, step_size, last_size), accept)
+        state = (tree.select(accept, kept, last), tree.select(accept, step_size, last_size), accept)
         return Verdict(accept, factor * step_size, state)
 
 
@@ -341,7 +341,7 @@ def first_step(field, clock, y, derivative, order, tolerance):
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
     duration, dtype = clock.duration, clock.duration.dtype
-    duration = tf.where(tf.math.is_inf(duration), tf.ones_like(duration), duration)  # an open end tells nothing
+    duration = tree.select(tf.math.is_inf(duration), tf.ones_like(duration), duration)  # an open end tells nothing
     seen = field.controlled(y)
     scale = tolerance.scale(seen, seen)
 
@@ -352,18 +352,18 @@ def first_step(field, clock, y, derivative, order, tolerance):
     # The published numbers are for durations and time scales around one; longer ones are measured by themselves.
     least = tf.maximum(tf.constant(1e-6, dtype), 1e-6 * duration)
     flat = slope * tf.maximum(tf.ones_like(duration), duration) < 1e-5
-    trial = tf.where((size < 1e-5) | flat, least, 0.01 * size / slope)
-    trial = tf.where(tf.math.is_finite(trial), tf.minimum(trial, duration), 1e-6 * duration)
+    trial = tree.select((size < 1e-5) | flat, least, 0.01 * size / slope)
+    trial = tree.select(tf.math.is_finite(trial), tf.minimum(trial, duration), 1e-6 * duration)
     ahead = tree.add_scaled(y, clock.direction * trial, derivative)
     probe = field(clock.time(trial), ahead, with_integrand=False)
     change = tuple(b - a for a, b in zip(derivative, probe.derivative, strict=True))
     curvature = tf.math.divide_no_nan(measured(change), trial)
     unit = tf.maximum(tf.ones_like(trial), 0.1 * trial)
     largest = tf.maximum(slope * unit, curvature * unit * unit)
-    step = tf.where(
+    step = tree.select(
         largest <= 1e-15,
         tf.maximum(tf.constant(1e-6, dtype), trial * 1e-3),
         unit * (0.01 / largest) ** (1 / order),
     )
     step = tf.minimum(100 * trial, step)
-    return tf.where(tf.math.is_finite(step) & (step > 0), tf.minimum(step, duration), trial)
+    return tree.select(tf.math.is_finite(step) & (step > 0), tf.minimum(step, duration), trial)

@@ -72,10 +72,10 @@ class DenseOutput(NamedTuple):
         """`_at` for times since the start `[K]`, or `[K, B]`."""
         since = self._sign() * away
         n = tf.clip_by_value(self._steps_before(since), 0, tf.maximum(self.num_steps - 1, 0))
-        begin = tf.where(n > 0, tree.take_each(self.untils, tf.maximum(n - 1, 0)), 0)
+        begin = tree.select(n > 0, tree.take_each(self.untils, tf.maximum(n - 1, 0)), 0)
         reached = tree.take(self.untils, tf.maximum(self.num_steps - 1, 0))
         length = tree.take_each(self.untils, n) - begin
-        length = tf.where(length > 0, length, 1)
+        length = tree.select(length > 0, length, 1)
         values = read(tuple(tree.take_each(leaf, n) for leaf in self.polynomials), (since - begin) / length, length)
         steps = self.num_steps > 0
         inside = (since >= 0) & (since <= reached) & steps
@@ -83,7 +83,7 @@ class DenseOutput(NamedTuple):
         if start is not None:
             outside = tree.where(~steps & (away == 0), tuple(leaf[None] for leaf in start), outside)
             # There the state has no derivative by time.
-            change = tf.math.multiply_no_nan(tf.where(steps, tf.zeros_like(away), np.nan), away - tf.stop_gradient(away))
+            change = tf.math.multiply_no_nan(tree.select(steps, tf.zeros_like(away), np.nan), away - tf.stop_gradient(away))
             outside = tree.add_scaled(outside, change, [tf.ones_like(x) for x in outside])
         return tree.where(inside, values, outside)
 

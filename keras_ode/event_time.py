@@ -61,7 +61,7 @@ class EventOutcome(NamedTuple):
         here = (numbers == number) & handled
 
         def put(old, new):
-            return tf.where(tree.expand(here, old), new[None], old)
+            return tree.select(tree.expand(here, old), new[None], old)
 
         return EventOutcome(
             times=put(self.times, happened.event_time),
@@ -110,15 +110,15 @@ class EventFunction:
         value = side * self.value(*near[:2])
         smallest = 2 * epsilon * tf.maximum(tf.abs(near[0]), epsilon * self.clock.duration)
         guess = 2 * tf.abs(tf.math.divide_no_nan(value, self._rate(*near)[0]))
-        first = tf.maximum(tf.where(tf.math.is_finite(guess), guess, 0), smallest)
+        first = tf.maximum(tree.select(tf.math.is_finite(guess), guess, 0), smallest)
         strict = tf.zeros_like(found)
-        reaches = [tf.where(found, reach, 0) for reach in (reach_back, reach_ahead)]
+        reaches = [tree.select(found, reach, 0) for reach in (reach_back, reach_ahead)]
         is_near, bracket = roots.search(along, value, strict, first, *reaches)
         bracket = roots.narrow(along, bracket, strict, smallest / 2)
-        shift = tf.stop_gradient(tf.where(is_near & found, direction * bracket.late, 0))
+        shift = tf.stop_gradient(tree.select(is_near & found, direction * bracket.late, 0))
         time, y = time + shift, tree.add_scaled(y, shift, slope)
         rate, size = self._rate(*tf.nest.map_structure(tf.stop_gradient, (time, y)), near[2])
-        jump = tf.where(is_near, tf.abs(bracket.of_early) + tf.abs(bracket.of_late), tf.abs(value))
+        jump = tree.select(is_near, tf.abs(bracket.of_early) + tf.abs(bracket.of_late), tf.abs(value))
         noise = _ROUNDING * epsilon * size
         is_smooth = (rate != 0) & (jump <= tf.abs(rate) * np.sqrt(epsilon) * self.clock.duration + noise)
         noise, is_smooth = tf.stop_gradient(noise + 2 * jump), tf.stop_gradient(is_smooth)
@@ -132,11 +132,11 @@ class EventFunction:
         read = [tf.reduce_sum(tf.cast(p, time.dtype)) for p in self.parameters]
         everything = tree.dot(y, [tf.ones_like(leaf) for leaf in y], time) + time + sum(read)
         unknown = tf.fill(tf.shape(rate), tf.constant(np.nan, rate.dtype))
-        slope = tf.where(is_smooth, -1 / rate, 0) + _zero_with_slope(unknown, everything)
+        slope = tree.select(is_smooth, -1 / rate, 0) + _zero_with_slope(unknown, everything)
         change = _zero_with_slope(slope, self.value(time, y))
         # A function that jumps passes no derivative on, not even NaN.
-        change += _zero_with_slope(tf.where(is_smooth, tf.zeros_like(rate), np.nan), everything)
-        return tf.where(found, change, 0)
+        change += _zero_with_slope(tree.select(is_smooth, tf.zeros_like(rate), np.nan), everything)
+        return tree.select(found, change, 0)
 
     def _rate(self, time, y, slope):
         """The derivative of the function by time along a solution; and the size of what it is made of."""
@@ -166,8 +166,8 @@ class EventFunction:
         value = tf.stop_gradient(self.value(time, y))
         ahead = self.side(time, y, slope)
         on_surface = (tf.abs(value) <= happened.noise) & happened.is_smooth
-        sign = tf.where(on_surface, ahead, _sign(value))
-        return tf.where(sign == 0, -side, sign)
+        sign = tree.select(on_surface, ahead, _sign(value))
+        return tree.select(sign == 0, -side, sign)
 
 
 def _zero_with_slope(slope, value):
@@ -191,4 +191,4 @@ def _absolute(leaves):
 
 def _sign(x):
     """The sign; zero for NaN."""
-    return tf.where(tf.math.is_nan(x), tf.zeros_like(x), tf.sign(x))
+    return tree.select(tf.math.is_nan(x), tf.zeros_like(x), tf.sign(x))

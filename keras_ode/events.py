@@ -213,7 +213,7 @@ class RootFinder:
         is_nan = tf.math.is_nan(signs) & ~self.handled
         # Rounding may take a function across zero between two solves.
         crossed = self._crosses(self.sides, signs) & (signs != 0) & ~self.handled
-        sides = tf.where((self.sides == 0) | ((signs != 0) & ~self.handled), signs, self.sides)
+        sides = tree.select((self.sides == 0) | ((signs != 0) & ~self.handled), signs, self.sides)
         which = tf.argmax(crossed, axis=0, output_type=tf.int32)
         return Found(
             found=tf.reduce_any(crossed, axis=0),
@@ -233,11 +233,11 @@ class RootFinder:
         """Looks at the functions on the grid within an accepted step."""
         values = self._on_grid(trial)
         signs = tf.sign(values)
-        leading = (tf.math.cumprod(tf.cast(signs == 0, signs.dtype), axis=0) > 0) & state.at_zero
-        signs = tf.where(leading, state.sides, signs)
+        leading = tree.all_so_far(signs == 0) & state.at_zero
+        signs = tree.select(leading, state.sides, signs)
         before = tf.concat([state.sides[None], signs[:-1]], axis=0)
         is_nan = tf.reduce_any(tf.math.is_nan(values), axis=1)
-        known = tf.math.cumprod(tf.cast(~is_nan, signs.dtype), axis=0) > 0
+        known = tree.all_so_far(~is_nan)
         looks = trial.accept & ~state.found & ~state.broken
         crossed = self._crosses(before, signs) & known[:, None] & looks
         found = tf.reduce_any(crossed, axis=[0, 1])
@@ -251,11 +251,11 @@ class RootFinder:
         return Found(
             found=state.found | found,
             broken=state.broken | broken,
-            since=tf.where(found | broken, since + theta * (until - since), state.since),
-            which=tf.where(found, which, state.which),
-            side=tf.where(found, side, state.side),
-            sides=tf.where(looks & (signs[-1] != 0), signs[-1], state.sides),
-            at_zero=tf.where(looks, leading[-1], state.at_zero),
+            since=tree.select(found | broken, since + theta * (until - since), state.since),
+            which=tree.select(found, which, state.which),
+            side=tree.select(found, side, state.side),
+            sides=tree.select(looks & (signs[-1] != 0), signs[-1], state.sides),
+            at_zero=tree.select(looks, leading[-1], state.at_zero),
         )
 
     def _crosses(self, before, after):
@@ -282,7 +282,7 @@ class RootFinder:
         for function, fraction in zip(self.functions, fractions, strict=True):
             y = self.solver.interpolate(step.stages, interval.size, step.start, fraction)
             y = tree.where(fraction >= 1, step.y, y)
-            t = tf.where(fraction >= 1, interval.end, interval.start + fraction * interval.size)
+            t = tree.select(fraction >= 1, interval.end, interval.start + fraction * interval.size)
             values.append(function(t, y))
         return tf.stack(values)
 
@@ -292,16 +292,16 @@ class RootFinder:
         index = tf.argmax(crossed, axis=0, output_type=tf.int32)
 
         def at(rows, shift):
-            return tf.reduce_sum(tf.where(tf.one_hot(index + shift, rows.shape[0], True, False, axis=0), rows, 0), axis=0)
+            return tf.reduce_sum(tree.select(tf.one_hot(index + shift, rows.shape[0], True, False, axis=0), rows, 0), axis=0)
 
         grid = tf.reshape(theta, [-1] + [1] * index.shape.rank) + tf.zeros_like(values[:1])
         side = -at(before, 0)
         strict = at(tf.cast(tf.concat([state.at_zero[None], leading], axis=0), values.dtype), 0) > 0
-        of_early = tf.where(index == 0, self._each(trial, tf.zeros_like(side)), at(values, -1))
+        of_early = tree.select(index == 0, self._each(trial, tf.zeros_like(side)), at(values, -1))
         late = at(grid, 1)
         bracket = roots.Bracket(at(grid, 0), late, side * of_early, side * at(values, 0))
         epsilon = np.finfo(values.dtype.as_numpy_dtype).eps
         found = roots.narrow(lambda theta: side * self._each(trial, theta), bracket, strict, epsilon * late).late
-        found = tf.where(tf.reduce_any(crossed, axis=0), found, np.inf)
+        found = tree.select(tf.reduce_any(crossed, axis=0), found, np.inf)
         theta, which = tf.reduce_min(found, axis=0), tf.argmin(found, axis=0, output_type=tf.int32)
-        return tf.where(tf.math.is_finite(theta), theta, 0), which, tree.take(side, which)
+        return tree.select(tf.math.is_finite(theta), theta, 0), which, tree.take(side, which)

@@ -73,8 +73,8 @@ class Method(NamedTuple):
     def limited(self, size):
         """A step size, not above the largest nor below the smallest that are allowed; NaN stays."""
         if self.max_step is not None:
-            size = tf.where(size > self.max_step, self.max_step, size)
-        return size if self.min_step is None else tf.where(size < self.min_step, self.min_step, size)
+            size = tree.select(size > self.max_step, self.max_step, size)
+        return size if self.min_step is None else tree.select(size < self.min_step, self.min_step, size)
 
 
 class Trial(NamedTuple):
@@ -135,13 +135,13 @@ class Clock:
     def time(self, since):
         """Never beyond the end by rounding; and where the end is reached, exactly that."""
         time = tf.maximum(tf.minimum(self.start + self.direction * since, self._latest), self._earliest)
-        return tf.where(since >= self.duration, self.end, time)
+        return tree.select(since >= self.duration, self.end, time)
 
     def closed(self, time):
         """The same clock, which ends at `time` where its end is open."""
         is_open, clock = ~tf.math.is_finite(self.end), Clock(self.start, self.end)
-        clock._set_end(tf.where(is_open, time, self.end))
-        clock.duration = tf.where(is_open, tf.abs(time - self.start), self.duration)
+        clock._set_end(tree.select(is_open, time, self.end))
+        clock.duration = tree.select(is_open, tf.abs(time - self.start), self.duration)
         return clock
 
     def interval(self, since, until):
@@ -242,7 +242,7 @@ class _Run:
         # How long the solve is, or would be, for steps to be too small for it.
         self.scale = self.duration
         if self.halts is not None:
-            self.scale = tf.where(tf.math.is_inf(self.duration), step_size, self.duration)
+            self.scale = tree.select(tf.math.is_inf(self.duration), step_size, self.duration)
         count = tf.zeros_like(self.duration, dtype=tf.int32)
         return _Loop(
             since=zero,
@@ -275,7 +275,7 @@ class _Run:
         accept = verdict.accept & running
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands
-        step_size = method.limited(tf.where(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size))
+        step_size = method.limited(tree.select(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size))
         trial = Trial(interval, step, error, accept, running, loop.carry)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
@@ -283,19 +283,19 @@ class _Run:
         stuck = ~accept & (loop.since + (step_size - loop.lost) >= until)
         status = self._status(until, step_size, error, accept, num_steps, stuck, step.converged)
         if self.halts is not None:
-            status = tf.where(self.halts(observed[-1]), int(Status.EVENT), status)
+            status = tree.select(self.halts(observed[-1]), int(Status.EVENT), status)
         return _Loop(
-            since=tf.where(accept, until, loop.since),
-            lost=tf.where(accept, lost, loop.lost),
+            since=tree.select(accept, until, loop.since),
+            lost=tree.select(accept, lost, loop.lost),
             y=tree.where(accept, step.y, loop.y),
             integral=self.integrator.add(accept, loop.integral, increment),
             carry=tree.where_nest(accept, step.carry, loop.carry),
-            step_size=tf.where(running, step_size, loop.step_size),
+            step_size=tree.select(running, step_size, loop.step_size),
             control=tree.where_nest(running, verdict.state, loop.control),
-            status=tf.where(running, status, loop.status),
+            status=tree.select(running, status, loop.status),
             num_steps=num_steps,
             num_accepted=loop.num_accepted + tf.cast(accept, tf.int32),
-            num_evaluations=loop.num_evaluations + tf.where(running, step.evaluations + evaluations, 0),
+            num_evaluations=loop.num_evaluations + tree.select(running, step.evaluations + evaluations, 0),
             observed=observed,
         )
 
@@ -303,7 +303,7 @@ class _Run:
         return Result(
             y=loop.y,
             integral=loop.integral,
-            status=tf.where(loop.status == RUNNING, int(Status.MAX_STEPS), loop.status),
+            status=tree.select(loop.status == RUNNING, int(Status.MAX_STEPS), loop.status),
             time=self.clock.time(loop.since),
             step_size=loop.step_size,
             carry=loop.carry,
@@ -316,14 +316,14 @@ class _Run:
     def _first_status(self, y):
         """Nothing to do over no time; a time that is not finite cannot be reached; and algebraic equations must hold."""
         known = tf.math.is_finite(self.duration) if self.halts is None else ~tf.math.is_nan(self.duration)
-        idle = tf.where(known, int(Status.SUCCESS), int(Status.NON_FINITE))
-        status, method = tf.where(known & (self.duration > 0), RUNNING, idle), self.method
+        idle = tree.select(known, int(Status.SUCCESS), int(Status.NON_FINITE))
+        status, method = tree.select(known & (self.duration > 0), RUNNING, idle), self.method
         if method.mass is None or not method.mass.is_singular:
             return status
         finite = tree.is_finite((*y, *self.field(self.clock.start, y).derivative), self.duration)
         # Not the opposite, negated, which TensorFlow makes that: what is NaN is wrong.
         is_right = tf.stop_gradient(inconsistency(self.field, self.clock.start, y, method.tolerance)) <= 1
-        return tf.where(is_right | ~finite | (status != RUNNING), status, int(Status.INCONSISTENT))
+        return tree.select(is_right | ~finite | (status != RUNNING), status, int(Status.INCONSISTENT))
 
     def _reach(self, loop, running):
         """Where the step ends: the proposed size further, or on the stop that this reaches."""
@@ -332,14 +332,14 @@ class _Run:
         lands = proposal >= stop
         if self.stops is not None:
             worth = (self.stops <= proposal) & (self.stops - loop.since >= self.worth * loop.step_size)
-            last = tf.reduce_max(tf.where(worth, self.stops, 0), axis=0)
+            last = tf.reduce_max(tree.select(worth, self.stops, 0), axis=0)
             nearer = ~lands & (last > loop.since)
-            stop, lands = tf.where(nearer, last, stop), lands | nearer
+            stop, lands = tree.select(nearer, last, stop), lands | nearer
         increment = loop.step_size - loop.lost
         summed = loop.since + increment
-        until = tf.where(lands, stop, summed)
-        lost = tf.where(lands, tf.zeros_like(summed), (summed - loop.since) - increment)
-        until = tf.where(running, until, loop.since)
+        until = tree.select(lands, stop, summed)
+        lost = tree.select(lands, tf.zeros_like(summed), (summed - loop.since) - increment)
+        until = tree.select(running, until, loop.since)
         return self.clock.interval(loop.since, until), lost, lands
 
     def _longest(self, loop):
@@ -348,7 +348,7 @@ class _Run:
         if largest is None:
             return longest
         largest += SMALLEST_STEP_ULPS * self.epsilon * (loop.since + largest)
-        return tf.where(longest > largest, largest, longest)
+        return tree.select(longest > largest, largest, longest)
 
     def _scaled_error(self, step):
         """The error on the tolerance's scale; not finite where the step is not."""
@@ -363,20 +363,20 @@ class _Run:
             error = tolerance.scaled(seen.error, seen.start, seen.y, like)
         if step.converged is not None:
             finite &= step.converged
-        return tf.where(finite, error, tf.constant(np.inf, like.dtype))
+        return tree.select(finite, error, tf.constant(np.inf, like.dtype))
 
     def _status(self, until, step_size, error, accept, num_steps, stuck, converged):
         smallest = SMALLEST_STEP_ULPS * self.epsilon * tf.maximum(until, self.epsilon * self.scale)
         if not self.method.controller.adaptive:
             stuck |= ~accept
-        cause = tf.where(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
+        cause = tree.select(tf.math.is_finite(error), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         if converged is not None:
-            cause = tf.where(converged, cause, int(Status.NOT_CONVERGED))
-        status = tf.where(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
-        status = tf.where(stuck, cause, status)
+            cause = tree.select(converged, cause, int(Status.NOT_CONVERGED))
+        status = tree.select(num_steps >= self.method.max_steps, int(Status.MAX_STEPS), RUNNING)
+        status = tree.select(stuck, cause, status)
         # Not by `step_size < smallest`, nor by its opposite negated, which TensorFlow makes that: a size may be NaN.
-        status = tf.where(step_size >= smallest, status, cause)
-        return tf.where(accept & (until >= self.duration), int(Status.SUCCESS), status)
+        status = tree.select(step_size >= smallest, status, cause)
+        return tree.select(accept & (until >= self.duration), int(Status.SUCCESS), status)
 
 
 class _Integrator(NamedTuple):
@@ -395,7 +395,7 @@ class _Integrator(NamedTuple):
             increment, integral_error, evaluations = self.quadrature.over(interval, step, judged)
         if adaptive and self.weights and integral_error:
             of_integral = self.method.tolerance.scaled_integral(integral_error, integral, increment, self.weights)
-            error = tf.where(judged, tf.maximum(error, of_integral), error)
+            error = tree.select(judged, tf.maximum(error, of_integral), error)
         return error, increment, evaluations
 
     def add(self, accept, integral, increment):
@@ -406,8 +406,8 @@ class _Integrator(NamedTuple):
 
 def _grown(verdict, error, tried, growth):
     """The verdict, with the size that the solver asks for; a step that was not finite tells it nothing."""
-    asked = tried * tf.where(verdict.accept, growth, tf.minimum(growth, _OF_REJECTED))
-    return verdict._replace(step_size=tf.where(tf.math.is_finite(error), asked, verdict.step_size))
+    asked = tried * tree.select(verdict.accept, growth, tf.minimum(growth, _OF_REJECTED))
+    return verdict._replace(step_size=tree.select(tf.math.is_finite(error), asked, verdict.step_size))
 
 
 def first_step_size(field, clock, y, derivative, method):

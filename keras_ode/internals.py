@@ -154,7 +154,7 @@ def is_exporting():
     return False
 
 
-_EXPORTERS = "keras.src.export.", "tensorflow.python.saved_model.save", "tensorflow.lite."
+_EXPORTERS = "keras.src.export.", "tensorflow.python.saved_model.save", "tensorflow.lite.", "tf2onnx."
 
 
 def has_tangents(tensors):

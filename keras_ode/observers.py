@@ -69,7 +69,7 @@ class SaveAt:
             time, wanted = pending(index)
             states = self._interpolated(trial, time, wanted)
             if one_by_one:
-                slot, passed = tf.where(wanted, index, self.count), tf.cast(wanted, tf.int32)
+                slot, passed = tree.select(wanted, index, self.count), tf.cast(wanted, tf.int32)
             else:  # What is not wanted is written over later.
                 slot, passed = index, tf.reduce_sum(tf.cast(wanted, tf.int32))
             return index + passed, tuple(put(b, slot, leaf) for b, leaf in zip(buffers, states, strict=True))
@@ -94,8 +94,8 @@ class SaveAt:
     def _weights(self, interval, count, wanted):
         """How much the start of a step, its `count` stages, and what the interpolant misses its end by, count in the states at
         all times, and behind them in the interpolant's end: `[K + 1, ...]`, or `[K + 1, B, ...]`."""
-        length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
-        theta = tf.where(wanted, self.times - interval.since, 0) / length
+        length = tree.select(interval.until > interval.since, interval.until - interval.since, 1)
+        theta = tree.select(wanted, self.times - interval.since, 0) / length
         start, *stages = tf.unstack(tf.eye(1 + count, dtype=theta.dtype))
         if interval.size.shape.rank:
             start, *stages = (tree.repeat(x, tf.shape(interval.size)[0]) for x in (start, *stages))
@@ -107,15 +107,15 @@ class SaveAt:
     def _interpolated(self, trial, time, wanted):
         """The states at one time, scalar or `[B]`, or at several, `[C]` or `[C, B]`."""
         interval, step = trial.interval, trial.step
-        length = tf.where(interval.until > interval.since, interval.until - interval.since, 1)
+        length = tree.select(interval.until > interval.since, interval.until - interval.since, 1)
         # What is not wanted must stay finite too: its gradient is zero times its value.
-        theta = tf.where(wanted, time - interval.since, 0) / length
+        theta = tree.select(wanted, time - interval.since, 0) / length
         states = self.solver.interpolate(step.stages, interval.size, step.start, theta)
         ends = step.y if time.shape.rank == interval.until.shape.rank else tuple(leaf[None] for leaf in step.y)
         if self.differentiable:
             # At the end of a step, too, the state moves with its time.
             ends = tuple(x + tf.stop_gradient(end - x) for x, end in zip(states, ends, strict=True))
-        return tuple(tf.where(tree.expand(time >= interval.until, x), end, x) for x, end in zip(states, ends, strict=True))
+        return tuple(tree.select(tree.expand(time >= interval.until, x), end, x) for x, end in zip(states, ends, strict=True))
 
     def saved(self, state):
         """The states, leaves `[K, ...]`: NaN at times that were not reached."""
@@ -183,7 +183,7 @@ class SaveTogether:
 
     def see(self, state, trial):
         interval, step = trial.interval, trial.step
-        now = tf.where(trial.accept, interval.until, interval.since)
+        now = tree.select(trial.accept, interval.until, interval.since)
         passed = tf.reduce_sum(tf.cast(self.times <= now, tf.int32), axis=0)
         slot = state.number  # What is not kept is written over by the next.
         span = self._stacked([interval.since, interval.until, interval.size])
@@ -218,20 +218,20 @@ class SaveTogether:
                 tree.put_rows_in_place(buffer, first, leaf) for buffer, leaf in zip(buffers, states, strict=True)
             )
 
-        last = tf.reduce_max(tf.where(when, state.passed, 0))
+        last = tf.reduce_max(tree.select(when, state.passed, 0))
         start = tf.reduce_min(state.saved), state.buffers
         buffers = tree.while_loop(lambda first, _: first < last, save, start)[1]
-        saved, number = tf.where(when, state.passed, state.saved), tf.where(when, 0, state.number)
+        saved, number = tree.select(when, state.passed, state.saved), tree.select(when, 0, state.number)
         return state._replace(saved=saved, number=number, buffers=buffers)
 
     def _interpolated(self, state, time):
         """The states at times `[C]` or `[C, B]`; anything at those that lie in none of the steps."""
         slots = tree.expand(tf.range(self.capacity), state.spans[: self.capacity, ..., 1])
-        untils = tf.where(slots < state.number, state.spans[: self.capacity, ..., 1], tf.constant(np.inf, time.dtype))
+        untils = tree.select(slots < state.number, state.spans[: self.capacity, ..., 1], tf.constant(np.inf, time.dtype))
         slot = tf.reduce_sum(tf.cast(untils[None] < time[:, None], tf.int32), axis=1)
         slot = tf.minimum(slot, tf.maximum(state.number - 1, 0))
         since, until, size = tf.unstack(tree.take_each(state.spans, slot), num=3, axis=-1)
-        theta = (tf.minimum(time, until) - since) / tf.where(until > since, until - since, 1)
+        theta = (tf.minimum(time, until) - since) / tree.select(until > since, until - since, 1)
         axis = time.shape.rank
         points = (tf.unstack(tree.take_each(kept, slot), num=self.num_points, axis=axis) for kept in state.steps)
         start, end, *stages = zip(*points, strict=True)
@@ -250,7 +250,7 @@ def _contracted(weights, leaves, accept):
     """The states that `SaveAt._weights` make of the leaves of a step: its start, its stages and its end."""
     # A step that is rejected may hold what is not finite, and the gradient of a product with zero is one with it.
     leaves = tf.stack(leaves)
-    leaves = tf.where(tree.expand(accept[None], leaves) if accept.shape.rank else accept, leaves, 0)
+    leaves = tree.select(tree.expand(accept[None], leaves) if accept.shape.rank else accept, leaves, 0)
     points = tf.unstack(leaves, num=weights.shape[-1])
     at_end = tf.unstack(weights[-1], num=len(points), axis=-1)
     (end,) = tree.tensor_weighted_sum(at_end[:-1], [(x,) for x in points[:-1]])
@@ -299,7 +299,7 @@ class Stiffness:
         step = step._replace(neighbors=tf.nest.map_structure(tf.stop_gradient, step.neighbors))
         radius = spectral_radius(step, self.like)
         relative = tf.abs(tf.stop_gradient(trial.interval.size)) * radius
-        return tf.where(trial.accept, tf.maximum(largest, radius), largest), tf.where(trial.accept, relative, latest)
+        return tree.select(trial.accept, tf.maximum(largest, radius), largest), tree.select(trial.accept, relative, latest)
 
 
 def status_of_stiff(status, latest, solver, controller):
@@ -311,7 +311,7 @@ def status_of_stiff(status, latest, solver, controller):
     if solver.is_implicit or not controller.adaptive:
         return status
     stiff = (status == int(Status.MAX_STEPS)) & (latest > STABILITY_LIMIT)
-    return tf.where(stiff, int(Status.STIFF), status)
+    return tree.select(stiff, int(Status.STIFF), status)
 
 
 def spectral_radius(step, like):
@@ -346,10 +346,10 @@ class KeepDense:
         )
 
     def see(self, state, trial):
-        slot = tf.where(trial.accept, state.num_steps, self.capacity)
+        slot = tree.select(trial.accept, state.num_steps, self.capacity)
         new = self.solver.polynomials(trial.step, trial.interval.size)
         # The last entry is where writes go that are not wanted.
-        until = tf.where(trial.accept, trial.interval.until, self.clock.duration)
+        until = tree.select(trial.accept, trial.interval.until, self.clock.duration)
         return state._replace(
             num_steps=state.num_steps + tf.cast(trial.accept, tf.int32),
             untils=tree.put(state.untils, slot, until),
@@ -402,7 +402,7 @@ class RecordSteps:
         row = tf.stack([self._kept(x) for x in (time, size, error, tf.cast(trial.accept, error.dtype))], axis=-1)
         running = self._kept(trial.running)
         put = tree.put if self.differentiable else tree.put_in_place
-        slot = tf.where(running, tf.minimum(state.num_steps, self.capacity), self.capacity)
+        slot = tree.select(running, tf.minimum(state.num_steps, self.capacity), self.capacity)
         return StepRecord(state.num_steps + tf.cast(running, tf.int32), put(state.rows, slot, row))
 
     def _kept(self, scalar):

@@ -10,7 +10,7 @@ from keras_ode.closure import no_autocast
 
 def value_at(left, right, part, length):
     """The value at a part of a piece, from the value (and the slope) at both ends; held outside."""
-    part = tf.where(part < 0, tf.zeros_like(part), tf.where(part > 1, tf.ones_like(part), part))  # NaN stays
+    part = tree.select(part < 0, tf.zeros_like(part), tree.select(part > 1, tf.ones_like(part), part))  # NaN stays
     if len(left) == 1:
         return left[0] + part * (right[0] - left[0])
     rate = (right[0] - left[0]) / length
@@ -24,7 +24,7 @@ def slope_at(left, right, part, length):
     if len(left) == 2:
         second, third = _bends(left[1], right[1], slope)
         slope = left[1] + part * (2 * second + 3 * part * third)
-    return tf.where((part >= 0) & (part <= 1), slope, 0 * part)  # NaN stays
+    return tree.select((part >= 0) & (part <= 1), slope, 0 * part)  # NaN stays
 
 
 def _bends(left, right, rate):
@@ -87,7 +87,7 @@ def _computed(times, values, kind):
     by_row = tf.broadcast_to(times[..., None, :], tf.shape(rows))
     nodes = tf.stack(_at_knots(by_row, rows, kind), axis=-1)
     increasing = tf.reduce_all(times[..., 1:] > times[..., :-1], axis=-1)
-    nodes = tf.where(increasing[..., None, None, None], nodes, tf.constant(np.nan, nodes.dtype))
+    nodes = tree.select(increasing[..., None, None, None], nodes, tf.constant(np.nan, nodes.dtype))
     if values.shape.rank == 1:
         return times, nodes[0]
     axes = list(range(nodes.shape.rank - 3))
@@ -99,12 +99,12 @@ def _at_knots(times, values, kind):
     batch = values.shape.rank - 1
     values, observed = _with_ends(values)
     # The observed points first, in their order. What follows them takes part in nothing.
-    order = tf.argsort(tf.where(observed, 0, 1), axis=-1, stable=True)
+    order = tf.argsort(tree.select(observed, 0, 1), axis=-1, stable=True)
     place, count = tf.range(tf.shape(values)[-1]), tf.reduce_sum(tf.cast(observed, tf.int32), axis=-1, keepdims=True)
     start, value = (tf.gather(x, order, axis=-1, batch_dims=batch) for x in (times, values))
     is_piece = place < count - 1
-    length = tf.where(is_piece, _next(start) - start, 1)
-    rate = tf.where(is_piece, (_next(value) - value) / length, 0)
+    length = tree.select(is_piece, _next(start) - start, 1)
+    rate = tree.select(is_piece, (_next(value) - value) / length, 0)
     piece = tf.cumsum(tf.cast(observed, tf.int32), axis=-1) - 1
 
     def at_piece(x):
@@ -123,22 +123,22 @@ def _with_ends(values):
     """The values with zero where they are missing, and which are observed; the first and the last value take the place of a
     missing one at the ends."""
     observed = ~tf.math.is_nan(values)
-    known = tf.where(observed, values, 0)
+    known = tree.select(observed, values, 0)
     batch, place, last = values.shape.rank - 1, tf.range(tf.shape(values)[-1]), tf.shape(values)[-1] - 1
     marks = tf.cast(observed, tf.int32)
     first_seen, last_seen = (tf.argmax(x, axis=-1, output_type=tf.int32) for x in (marks, tf.reverse(marks, [-1])))
-    missing = tf.where(tf.reduce_any(observed, axis=-1, keepdims=True), tf.zeros([], values.dtype), np.nan)
+    missing = tree.select(tf.reduce_any(observed, axis=-1, keepdims=True), tf.zeros([], values.dtype), np.nan)
     for end, index in ((0, first_seen), (last, last - last_seen)):
         found = tf.gather(known, index[..., None], axis=-1, batch_dims=batch) + missing
-        known = tf.where((place == end) & ~observed, found, known)
+        known = tree.select((place == end) & ~observed, found, known)
     return known, observed | (place == 0) | (place == last)
 
 
 def _natural(length, rate, is_piece, is_point):
     """The slopes of natural splines at their points, from the lengths of their pieces and the slopes of the chords."""
-    weight = tf.where(is_piece, 1 / length, 0)
+    weight = tree.select(is_piece, 1 / length, 0)
     before = _previous(weight, tf.zeros_like(weight[..., :1]))
-    diagonal = 2 * (before + weight) + tf.where(is_point, tf.zeros([], weight.dtype), 1)
+    diagonal = 2 * (before + weight) + tree.select(is_point, tf.zeros([], weight.dtype), 1)
     moment = weight * rate
     right = 3 * (_previous(moment, tf.zeros_like(moment[..., :1])) + moment)
     matrix = tf.stack([weight, diagonal, before], axis=-2)

@@ -9,7 +9,8 @@ import functools
 
 import tensorflow as tf
 
-from keras_ode import internals
+from keras_ode import internals, tree
+from keras_ode.activation_gradients import FORMULAS
 from keras_ode.custom_gradient import custom_gradient
 from keras_ode.graphs import (
     BRANCHES,
@@ -132,6 +133,10 @@ class Rebuilder:
             return self._custom_gradient(op, inputs, env)
         if inputs and isinstance(inputs[0], Reference):
             return _use(op, *inputs)
+        if op.type in FORMULAS and tree.is_standard():
+            result = FORMULAS[op.type](op, *inputs)
+            env.operations[op] = result.op
+            return [result]
         copy = _copy(op, inputs)
         env.operations[op] = copy
         return copy.outputs
@@ -337,6 +342,14 @@ class Gradients:
             with self._surroundings():
                 self._found[op] = CustomGradient(op)
         return self._found[op]
+
+
+def rebuilt(graph, inputs):
+    """The results of a traced function without variables, built again in the default graph."""
+    env = Environment()
+    for old, new in (*zip(graph.inputs, inputs, strict=False), *((inside, outside) for outside, inside in graph.captures)):
+        env[old] = new
+    return Rebuilder(Gradients(), (), (), ()).run(graph, env)
 
 
 def _use(op, reference, *arguments):

@@ -32,7 +32,7 @@ class Bracket(NamedTuple):
 
 def is_past(value, strict):
     """Whether a value is one from behind the root: positive; or zero, unless `strict`."""
-    return tf.where(strict, value > 0, value >= 0)
+    return tree.select(strict, value > 0, value >= 0)
 
 
 def narrow(function, bracket, strict, resolution):
@@ -65,10 +65,10 @@ def narrow(function, bracket, strict, resolution):
         past = is_past(value, strict)
         return (
             i + 1,
-            tf.where(past, now.early, point),
-            tf.where(past, point, now.late),
-            tf.where(past, now.of_early, value),
-            tf.where(past, value, now.of_late),
+            tree.select(past, now.early, point),
+            tree.select(past, point, now.late),
+            tree.select(past, now.of_early, value),
+            tree.select(past, value, now.of_late),
         )
 
     return Bracket(*tree.while_loop(is_wide, step, (tf.constant(0), *bracket))[1:])
@@ -79,13 +79,13 @@ def _next_point(now, first_width, allowed):
     width = now.late - now.early
     middle = now.early + width / 2
     fraction = now.of_early / (now.of_early - now.of_late)
-    fraction = tf.where((fraction >= 0) & (fraction <= 1), fraction, 0.5)  # not so if it is NaN
+    fraction = tree.select((fraction >= 0) & (fraction <= 1), fraction, 0.5)  # not so if it is NaN
     secant = now.early + fraction * width
     moved = _TOWARD_MIDDLE * width * tf.math.divide_no_nan(width, first_width)
     side = tf.sign(middle - secant)
-    point = tf.where(moved <= tf.abs(middle - secant), secant + side * moved, middle)
+    point = tree.select(moved <= tf.abs(middle - secant), secant + side * moved, middle)
     radius = tf.maximum(allowed - width / 2, 0)
-    return tf.where(tf.abs(point - middle) <= radius, point, middle - side * radius)
+    return tree.select(tf.abs(point - middle) <= radius, point, middle - side * radius)
 
 
 def search(function, value, strict, first, reach_back, reach_ahead):
@@ -101,8 +101,8 @@ def search(function, value, strict, first, reach_back, reach_ahead):
         Whether there is one, and the `Bracket`.
     """
     passed = is_past(value, strict)
-    reach = tf.where(passed, reach_back, reach_ahead)
-    direction = tf.where(passed, -tf.ones_like(first), 1)
+    reach = tree.select(passed, reach_back, reach_ahead)
+    direction = tree.select(passed, -tf.ones_like(first), 1)
     limit = np.finfo(first.dtype.as_numpy_dtype).nmant
 
     def is_open(i, inner, outer, of_inner, of_outer):
@@ -111,17 +111,17 @@ def search(function, value, strict, first, reach_back, reach_ahead):
     def step(i, *now):
         goes_on = is_open(i, *now)
         _, outer, _, of_outer = now
-        further = tf.minimum(tf.where(outer > 0, outer * _GROWTH, first), reach)
+        further = tf.minimum(tree.select(outer > 0, outer * _GROWTH, first), reach)
         new = outer, further, of_outer, function(direction * further)
-        return i + 1, *(tf.where(goes_on, a, b) for a, b in zip(new, now, strict=True))
+        return i + 1, *(tree.select(goes_on, a, b) for a, b in zip(new, now, strict=True))
 
     start = (tf.constant(0), tf.zeros_like(first), tf.zeros_like(first), value, value)
     _, inner, outer, of_inner, of_outer = tree.while_loop(
         lambda i, *now: (i < limit) & tf.reduce_any(is_open(i, *now)), step, start
     )
     return is_past(of_outer, strict) != passed, Bracket(
-        early=tf.where(passed, -outer, inner),
-        late=tf.where(passed, -inner, outer),
-        of_early=tf.where(passed, of_outer, of_inner),
-        of_late=tf.where(passed, of_inner, of_outer),
+        early=tree.select(passed, -outer, inner),
+        late=tree.select(passed, -inner, outer),
+        of_early=tree.select(passed, of_outer, of_inner),
+        of_late=tree.select(passed, of_inner, of_outer),
     )

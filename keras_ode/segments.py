@@ -64,12 +64,12 @@ class _Root(NamedTuple):
 
     def stop(self):
         """Where the differentiable solve ends: NaN where there is nothing to solve, which makes its gradient NaN too."""
-        return tf.where(self.missed, tf.constant(np.nan, self.time.dtype), self.time)
+        return tree.select(self.missed, tf.constant(np.nan, self.time.dtype), self.time)
 
     def outcome(self, outcome):
         """That of the differentiable solve; of the search where the event was missed."""
         names = ("status", "time", "step_size", "num_steps", "num_accepted")
-        ours = {name: tf.where(self.missed, getattr(self.result, name), getattr(outcome, name)) for name in names}
+        ours = {name: tree.select(self.missed, getattr(self.result, name), getattr(outcome, name)) for name in names}
         return outcome._replace(**ours, y=tree.where(self.missed, self.result.y, outcome.y))
 
 
@@ -126,7 +126,7 @@ def solve_segments(adjoint, problem, event, event_parameters, jump_times, alone=
     else:
         for _ in range(bound):
             end = run.advance(end)
-    status = tf.where(end.active, int(Status.MAX_STEPS), end.status)
+    status = tree.select(end.active, int(Status.MAX_STEPS), end.status)
     num_steps, num_accepted, num_evaluations = end.counts
     outcome = Outcome(
         ys=end.ys,
@@ -223,7 +223,7 @@ class _Segments:
                 side = tf.constant(-direction, value.dtype)
             else:
                 side = EventFunction(function, (), self.clock).side(*point, derivative)
-            sides.append(tf.where(value == 0, side, tf.sign(value)))
+            sides.append(tree.select(value == 0, side, tf.sign(value)))
         return tf.stack(sides)
 
     def advance(self, progress):
@@ -231,8 +231,8 @@ class _Segments:
         target, from_jump, to_jump = self._next_target(progress.time)
         start = _shifted(progress.time, target, from_jump & progress.active)
         limit = _shifted(target, progress.time, to_jump & progress.active)
-        limit = tf.where(progress.active, limit, progress.time)
-        start = tf.where(progress.active, start, progress.time)
+        limit = tree.select(progress.active, limit, progress.time)
+        start = tree.select(progress.active, start, progress.time)
         root = None if self.event is None else self._find(progress, start, limit)
         stop = limit if root is None else root.stop()
         outcome = self.adjoint.solve(
@@ -243,7 +243,7 @@ class _Segments:
                 times_vary=True,
             )
         )
-        target = tf.where(progress.active, target, stop)
+        target = tree.select(progress.active, target, stop)
         if root is None:
             never = tf.zeros_like(progress.active)
             ended = _Ended(target, _last(outcome), never, never, outcome.status, 0, (), ())
@@ -258,22 +258,22 @@ class _Segments:
         failed, done = ended.status != int(Status.SUCCESS), self._since(time) >= self.clock.duration
         saved = self._since(self.problem.times)
         within = (saved > progress.saved) & (saved <= self._since(time)) & active
-        status = tf.where(ended.last & ~failed, int(Status.EVENT), ended.status)
+        status = tree.select(ended.last & ~failed, int(Status.EVENT), ended.status)
         counts = (outcome.num_steps, outcome.num_accepted, outcome.num_evaluations + ended.evaluations)
         return _Progress(
             time=time,
             y=tree.where(outcome.status != int(Status.SUCCESS), outcome.y, ended.y),
-            ys=tuple(tf.where(tree.expand(within, a), b, a) for a, b in zip(progress.ys, outcome.ys, strict=True)),
-            saved=tf.where(active, self._since(time), progress.saved),
-            status=tf.where(active, status, progress.status),
+            ys=tuple(tree.select(tree.expand(within, a), b, a) for a, b in zip(progress.ys, outcome.ys, strict=True)),
+            saved=tree.select(active, self._since(time), progress.saved),
+            status=tree.select(active, status, progress.status),
             active=active & ~failed & ~ended.last & ~done,
-            handled=tf.where(active, ended.handled, progress.handled),
+            handled=tree.select(active, ended.handled, progress.handled),
             sides=ended.sides,
-            counts=tuple(a + tf.where(active, b, 0) for a, b in zip(progress.counts, counts, strict=True)),
+            counts=tuple(a + tree.select(active, b, 0) for a, b in zip(progress.counts, counts, strict=True)),
             num_events=progress.num_events + tf.cast(ended.handled, tf.int32),
             events=ended.events,
-            reached=tf.where(active, outcome.time, progress.reached),
-            step_size=tf.where(active, outcome.step_size, progress.step_size),
+            reached=tree.select(active, outcome.time, progress.reached),
+            step_size=tree.select(active, outcome.step_size, progress.step_size),
             stiffness=tf.maximum(progress.stiffness, outcome.stiffness),
         )
 
@@ -292,9 +292,9 @@ class _Segments:
         jumps = self.jumps if self.jumps.shape.rank == 2 else tf.reshape(self.jumps, [-1] + [1] * time.shape.rank)
         since = self._since(jumps)
         ahead = (since > self._since(time)) & (since < self.clock.duration)
-        nearest = ahead & (since == tf.reduce_min(tf.where(ahead, since, np.inf), axis=0))
+        nearest = ahead & (since == tf.reduce_min(tree.select(ahead, since, np.inf), axis=0))
         to_jump = tf.reduce_any(ahead, axis=0)
-        target = tf.where(to_jump, tf.reduce_max(tf.where(nearest, jumps, -np.inf), axis=0), end)
+        target = tree.select(to_jump, tf.reduce_max(tree.select(nearest, jumps, -np.inf), axis=0), end)
         return target, tf.reduce_any(jumps == time, axis=0), to_jump
 
     def _saved_times(self, progress, target, start, stop):
@@ -303,7 +303,7 @@ class _Segments:
         times = self.problem.times[1:-1]
         since = self._since(times)
         within = (since > progress.saved) & (since <= self._since(target)) & progress.active
-        return tf.stop_gradient(_clip(times, start, stop)) + tf.where(within, times - tf.stop_gradient(times), 0)
+        return tf.stop_gradient(_clip(times, start, stop)) + tree.select(within, times - tf.stop_gradient(times), 0)
 
     def _find(self, progress, start, limit):
         """The `_Root` between two times, without a gradient."""
@@ -325,7 +325,7 @@ class _Segments:
         result = integrate(
             ForwardField(problem._replace(parameters=parameters)),
             start,
-            tf.where(detect, stop, start),
+            tree.select(detect, stop, start),
             y,
             self._method(progress),
             observers=(finder,),
@@ -336,14 +336,14 @@ class _Segments:
         found, broken = state.found & detect, state.broken & detect
         time = clock.time(state.since)
         # An event at the very end leaves the end its derivative.
-        time = tf.where((found | broken) & (time != stop), time, limit)
-        evaluations = tf.where(detect, result.num_evaluations, 0)
+        time = tree.select((found | broken) & (time != stop), time, limit)
+        evaluations = tree.select(detect, result.num_evaluations, 0)
         missed = tf.math.is_inf(time)
         # Over a time without end, steps can grow until they are infinite.
         endless = (result.status == int(Status.SUCCESS)) | tf.math.is_inf(result.step_size)
-        status = tf.where(endless, int(Status.MAX_STEPS), result.status)
+        status = tree.select(endless, int(Status.MAX_STEPS), result.status)
         result = tf.nest.map_structure(tf.stop_gradient, result._replace(status=status, observed=()))
-        time = tf.where(missed, result.time, time)
+        time = tree.select(missed, result.time, time)
         return _Root(found, broken, time, state.which, state.side, state.sides, evaluations, missed, result)
 
     def _handle(self, progress, outcome, root, start, limit, target):
@@ -359,33 +359,33 @@ class _Segments:
         reaches = (tf.minimum(tf.abs(stop - tf.stop_gradient(x)), reach) for x in (start, limit))
         # Where nothing happened, a derivative that is infinite at the end must not matter: there, the start serves as well.
         begin = tf.nest.map_structure(tf.stop_gradient, (progress.time, progress.y))
-        time, event_y = tf.where(root.found, root.time, begin[0]), tree.where(root.found, y, begin[1])
+        time, event_y = tree.select(root.found, root.time, begin[0]), tree.where(root.found, y, begin[1])
         slope = problem.field(time, event_y, problem.parameters)
         happened = function.happened(root.found, root.side, time, event_y, slope, *reaches)
         again = root.found & progress.handled & is_same_time(happened.time, progress.time)
         handled = root.found & ~again & ~failed
-        trouble = tf.where(again, int(EventTrouble.AGAIN), tf.where(root.broken, int(EventTrouble.NOT_A_NUMBER), 0))
+        trouble = tree.select(again, int(EventTrouble.AGAIN), tree.select(root.broken, int(EventTrouble.NOT_A_NUMBER), 0))
         late = root.missed & (outcome.status == int(Status.MAX_STEPS))
-        trouble = tf.where(late, int(EventTrouble.MISSED), tf.where(failed, 0, trouble))
-        status = tf.where(again, int(Status.STEP_TOO_SMALL), tf.where(root.broken, int(Status.NON_FINITE), outcome.status))
-        time, y = tf.where(root.found, happened.time, root.time), tree.where(root.found, happened.y, y)
+        trouble = tree.select(late, int(EventTrouble.MISSED), tree.select(failed, 0, trouble))
+        status = tree.select(again, int(Status.STEP_TOO_SMALL), tree.select(root.broken, int(Status.NON_FINITE), outcome.status))
+        time, y = tree.select(root.found, happened.time, root.time), tree.where(root.found, happened.y, y)
         side, evaluations = root.side, root.evaluations + 1
         if event.reset is not None:
-            time = tf.where(root.found, happened.event_time, root.time)
+            time = tree.select(root.found, happened.event_time, root.time)
             reset = event.reset(tree.expand(time, y[0]), happened.event_y, self.parameters[1])
             y = tree.where(handled, reset, y)
             slope = problem.field(time, y, problem.parameters)
             side, evaluations = function.side_after(happened, side, time, y, slope), evaluations + 1
         return _Ended(
-            time=tf.where(root.found | root.broken, time, target),
+            time=tree.select(root.found | root.broken, time, target),
             y=y,
             handled=handled,
             last=self._is_last(handled, progress.num_events),
-            status=tf.where(failed, outcome.status, status),
+            status=tree.select(failed, outcome.status, status),
             evaluations=evaluations,
-            sides=tf.where(root.found, side, root.sides),
+            sides=tree.select(root.found, side, root.sides),
             events=progress.events.noted(
-                handled, progress.num_events, happened, root.which, tf.where(progress.active, trouble, 0)
+                handled, progress.num_events, happened, root.which, tree.select(progress.active, trouble, 0)
             ),
         )
 
@@ -407,7 +407,7 @@ def _last(outcome):
 def _shifted(time, toward, shift):
     """The next float toward another time, where asked for: on this side of a jump."""
     moved = tf.math.nextafter(tf.stop_gradient(time), tf.stop_gradient(toward))
-    return time + tf.where(shift, moved - tf.stop_gradient(time), 0)
+    return time + tree.select(shift, moved - tf.stop_gradient(time), 0)
 
 
 def _clip(times, start, stop):

@@ -60,7 +60,7 @@ def solve_steady_state(problem, steady):
     )
     found = result.observed[-1] & (result.status == int(Status.EVENT))
     endless = (result.status == int(Status.SUCCESS)) | tf.math.is_inf(result.step_size)
-    status = tf.where(found, int(Status.EVENT), tf.where(endless, int(Status.MAX_STEPS), result.status))
+    status = tree.select(found, int(Status.EVENT), tree.select(endless, int(Status.MAX_STEPS), result.status))
     last = _implicit(problem, tolerance.rtol, found, result.time, nan_unless(found, result.y))
     outcome = Outcome(
         ys=tuple(tf.stack([first, end]) for first, end in zip(problem.y, last, strict=True)),
@@ -75,9 +75,9 @@ def solve_steady_state(problem, steady):
         y=result.y,
         output=(),
     )
-    trouble = tf.where(status == int(Status.MAX_STEPS), int(EventTrouble.NOT_STEADY), 0)
-    time = tf.where(found, result.time, tf.constant(np.nan, result.time.dtype))
-    return outcome, EventOutcome(time, last, tf.where(found, 0, -1), trouble)
+    trouble = tree.select(status == int(Status.MAX_STEPS), int(EventTrouble.NOT_STEADY), 0)
+    time = tree.select(found, result.time, tf.constant(np.nan, result.time.dtype))
+    return outcome, EventOutcome(time, last, tree.select(found, 0, -1), trouble)
 
 
 class _IsSteady(NamedTuple):
@@ -93,7 +93,7 @@ class _IsSteady(NamedTuple):
     def see(self, state, trial):
         y, derivative = trial.step.y, self.method.solver.first_derivative(trial.step.carry)
         size = self.tolerance.scaled(derivative, y, y, self.like)
-        return tf.where(trial.accept, size <= 1, state)
+        return tree.select(trial.accept, size <= 1, state)
 
 
 def _damped(method):
@@ -169,7 +169,7 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     unit = _or_one(tf.math.divide_no_nan(tree.rms(g, time), tree.rms(transposed(g), time)))
 
     # What attracts the solve as it goes back in time attracts the other there, too.
-    direction = tf.where(problem.clock().direction < 0, -tf.ones_like(unit), 1)
+    direction = tree.select(problem.clock().direction < 0, -tf.ones_like(unit), 1)
 
     field_of_a = _Autonomous(lambda a: tree.scale(direction, tree.add(tree.scale(unit, transposed(a)), g)))
     method = problem.method
@@ -179,7 +179,7 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     smallest = tf.constant(_SMALLEST_RESIDUAL * np.finfo(dtype.as_numpy_dtype).eps, dtype)
     residual = Tolerance(tf.zeros_like(rtol), tf.maximum(rtol, smallest))
     zero = tf.zeros_like(time)
-    end = tf.where(found, tf.constant(np.inf, dtype), zero)
+    end = tree.select(found, tf.constant(np.inf, dtype), zero)
     watch = _IsSteady(method, residual, time)
     result = integrate(field_of_a, zero, end, tree.zeros_like(g), method, observers=(watch,), halts=lambda is_steady: is_steady)
     ok = found & result.observed[-1]
@@ -214,4 +214,4 @@ def _solved(problem, time, y, cotangents):
 
 def _or_one(size):
     """A size to divide by: one where it is zero, or not finite."""
-    return tf.where((size > 0) & tf.math.is_finite(size), size, tf.ones_like(size))
+    return tree.select((size > 0) & tf.math.is_finite(size), size, tf.ones_like(size))

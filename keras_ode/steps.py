@@ -31,7 +31,7 @@ class KeepSteps:
     def see(self, state, trial):
         count, untils, kept = state
         put = tree.put if self.differentiable else tree.put_in_place
-        slot = tf.where(trial.accept, count, self.capacity)
+        slot = tree.select(trial.accept, count, self.capacity)
         ends = self._at_fixed_time(trial)
         return (
             count + tf.cast(trial.accept, tf.int32),
@@ -60,10 +60,10 @@ def at_steps(problem, outcome):
     numbers = tf.reshape(tf.range(1, untils.shape[0]), [-1] + [1] * outcome.num_accepted.shape.rank)
     # The end itself moves with its time.
     within = numbers <= outcome.num_accepted - tf.cast(outcome.status == int(Status.SUCCESS), tf.int32)
-    times = tf.where(within, tf.stop_gradient(clock.time(untils[:-1])), clock.end)
+    times = tree.select(within, tf.stop_gradient(clock.time(untils[:-1])), clock.end)
     times = tf.concat([clock.start[None], times], axis=0)
     ys = tuple(
-        tf.concat([ends[:1], tf.where(tree.expand(within, kept), kept[:-1], ends[-1:])], axis=0)
+        tf.concat([ends[:1], tree.select(tree.expand(within, kept), kept[:-1], ends[-1:])], axis=0)
         for ends, kept in zip(outcome.ys, outcome.dense, strict=True)
     )
     return (tf.transpose(times) if times.shape.rank == 2 else times), ys

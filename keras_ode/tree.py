@@ -7,6 +7,7 @@ takes another one as its template, `like`: the result has its shape and, if it i
 """
 
 import contextlib
+import itertools
 import threading
 
 import numpy as np
@@ -19,7 +20,7 @@ _FEW = 16
 # An operation on so many elements takes about as long as to start it.
 _MOST_SMALL = 4096
 
-_building = threading.local()
+_building = threading.local()  # conditions: by graph and condition, what `select` made of it; absent or `None` outside of exports
 
 
 def as_tensor(value):
@@ -142,23 +143,44 @@ def zeros_like(tree):
     return tuple(tf.zeros_like(leaf) for leaf in tree)
 
 
+def select(condition, a, b):
+    """`tf.where`, also where the value that is not selected is not finite and the graph is converted to ONNX.
+
+    tf2onnx makes `c * a + (1 - c) * b` of a `tf.where`, which is NaN if either is infinite or NaN: the rejected step of a solve
+    would be its end. It keeps those whose condition is one on NaN; so that is what the condition becomes.
+    """
+    return tf.where(_as_nan(condition) if is_standard() and _are_floats(a, b) else condition, a, b)
+
+
+def _are_floats(a, b):
+    return any(tf.as_dtype(x.dtype).is_floating if hasattr(x, "dtype") else isinstance(x, float) for x in (a, b))
+
+
+def _as_nan(condition):
+    """The same condition as that a number is NaN; one for all that use it in a graph."""
+    key = tf.compat.v1.get_default_graph(), condition.ref()
+    if key not in _building.conditions:
+        _building.conditions[key] = tf.math.is_nan(tf.where(condition, tf.constant(np.nan), 0.0))
+    return _building.conditions[key]
+
+
 def where(condition, tree, other):
     """Selects whole trees by a scalar condition, or rows of them by a `[B]` one."""
-    return tuple(tf.where(expand(condition, a), a, b) for a, b in zip(tree, other, strict=True))
+    return tuple(select(expand(condition, a), a, b) for a, b in zip(tree, other, strict=True))
 
 
 def where_nest(condition, nest, other):
     """Selects among nests of scalars, `[B]` tensors and leaves; what is `None` stays."""
 
-    def select(a, b):
-        return None if a is None else tf.where(expand(condition, a) if a.shape.rank else condition, a, b)
+    def chosen(a, b):
+        return None if a is None else select(expand(condition, a) if a.shape.rank else condition, a, b)
 
-    return tf.nest.map_structure(select, nest, other)
+    return tf.nest.map_structure(chosen, nest, other)
 
 
 def where_rows(condition, tree, other):
     """`where` for leaves that have the same shapes, which broadcasts the condition faster: for rows, a tenth of the time."""
-    if condition.shape.rank != 1 or is_compiled():
+    if condition.shape.rank != 1 or is_compiled() or is_standard():
         return where(condition, tree, other)
     return tuple(tf.raw_ops.Select(condition=condition, x=a, y=b) for a, b in zip(tree, other, strict=True))
 
@@ -175,16 +197,17 @@ def standard_operations():
     Buffers are not written in place, and contractions over a few stages are sums. Products of long vectors stay in double
     precision: on a GPU, single precision would cost digits.
     """
-    before, _building.standard = is_standard(), True
+    before = getattr(_building, "conditions", None)
+    _building.conditions = {} if before is None else before
     try:
         yield
     finally:
-        _building.standard = before
+        _building.conditions = before
 
 
 def is_standard():
     """Whether `standard_operations` is in effect."""
-    return getattr(_building, "standard", False)
+    return getattr(_building, "conditions", None) is not None
 
 
 def _writes_in_place():
@@ -260,6 +283,17 @@ def take_each(buffer, indices):
         return tf.gather(buffer, indices)
     samples = tf.broadcast_to(tf.range(tf.shape(indices)[1]), tf.shape(indices))
     return tf.gather_nd(buffer, tf.stack([indices, samples], axis=-1))
+
+
+def all_so_far(conditions, axis=0):
+    """Whether each of the conditions along an axis, and all before it, hold."""
+    return tf.cumsum(tf.cast(~conditions, tf.int32), axis=axis) == 0
+
+
+def running_products(x):
+    """The products of a few entries along the first axis up to each."""
+    # Not tf.math.cumprod, which other runtimes do not have.
+    return tf.stack([*itertools.accumulate(tf.unstack(x), lambda a, b: a * b)])
 
 
 def while_loop(condition, body, state, bound=None):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_ode import graphs, precision, tree
 from keras_ode.closure import no_autocast, spec, trace
 from keras_ode.custom_gradient import custom_gradient, differentiated_last, leave_out_names
+from keras_ode.rebuild import rebuilt
 from keras_ode.xla import why_not_compiled
 
 # Traced effects of evaluations in eager code, by what they compute; the oldest go first.
@@ -173,7 +174,7 @@ class VectorField(PureFunction):
     def by_time(self, t, y, parameters):
         """The derivative by time, leaves, or `None` where there is none."""
         if self._by_time is None:
-            self._by_time = trace(
+            self._by_time = _traced(
                 lambda t, *rest: _by_time(self._build(t, *rest), t), [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)]
             )
         return tuple(self._by_time(tree.expand(t, y[0]), *y, *parameters)) or None
@@ -190,7 +191,7 @@ class VectorField(PureFunction):
         The gradient of a call of a function in a loop keeps all that the function was given, weights too, for every call;
         that of operations only what their own gradients need.
         """
-        return self._as(_InlinedField)
+        return self if tree.is_standard() else self._as(_InlinedField)
 
     def shared(self):
         """The same field, whose calls are those of one traced function."""
@@ -226,7 +227,7 @@ class VectorField(PureFunction):
         def jacobian(t, *rest):
             return self._jacobian(t, rest[:num_leaves], rest[num_leaves:], rows, automatic)
 
-        return trace(jacobian, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)])
+        return _traced(jacobian, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters)])
 
     def _jacobian(self, t, y, parameters, rows, automatic=False):
         """The user's, or one product for each element of a row, or of the state, in the current graph: in a loop where there are
@@ -263,7 +264,13 @@ class VectorField(PureFunction):
             y, parameters, tangent = rest[:num_leaves], rest[num_leaves:-num_leaves], rest[-num_leaves:]
             return _forward(self._build(t, *y, *parameters), y, tangent)
 
-        return trace(jvp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
+        return _traced(jvp, [spec(x) for x in (tree.expand(t, y[0]), *y, *parameters, *y)])
+
+
+def _traced(function, specs):
+    """`trace`, for a function that differentiates: in a graph for an export, of operations that converters know."""
+    traced = trace(function, specs)
+    return trace(lambda *inputs: rebuilt(traced.graph, inputs), specs) if tree.is_standard() else traced
 
 
 def _forward(results, sources, tangents):

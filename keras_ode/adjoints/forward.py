@@ -60,7 +60,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
         if method.mass is not None:
             slope = derivative(field, times[-1], result.y)[0].derivative
-        slope = tuple(tf.where(tf.math.is_finite(x), x, 0) for x in slope)
+        slope = tuple(tree.select(tf.math.is_finite(x), x, 0) for x in slope)
         last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))

@@ -122,7 +122,7 @@ class ODERNN(keras.Layer):
         hidden = tf.transpose(hidden, [1, 0, 2])
         if slots is not None:
             hidden = tf.gather(hidden, slots, axis=1, batch_dims=slots.shape.rank - 1)
-            hidden = tf.where(fine[..., None], hidden, tf.constant(np.nan, hidden.dtype))
+            hidden = tree.select(fine[..., None], hidden, tf.constant(np.nan, hidden.dtype))
         output = hidden if self.return_sequences else hidden[:, -1]
         output, *last = (tf.cast(state, self.compute_dtype) for state in (output, *last))
         if slots is not None and self.return_sequences and given_mask is not None:
@@ -190,9 +190,9 @@ class ODERNN(keras.Layer):
 
     def _observe(self, states, x, mask, training):
         """Returns the states after the cell has processed an observation, in the rows that have one."""
-        x = tf.where(mask[:, None], x, tf.zeros_like(x))
+        x = tree.select(mask[:, None], x, tf.zeros_like(x))
         _, new = self.cell(x, states if len(states) > 1 else states[0], training=training)
-        return [tf.where(mask[:, None], tf.cast(b, a.dtype), a) for a, b in zip(states, tf.nest.flatten(new), strict=True)]
+        return [tree.select(mask[:, None], tf.cast(b, a.dtype), a) for a, b in zip(states, tf.nest.flatten(new), strict=True)]
 
     def _start(self, initial_state, x):
         """Returns the states before the first observation."""
@@ -243,13 +243,13 @@ def merged(x, t, mask, outputs, before, per_sample):
     if max(t.shape.rank, outputs.shape.rank) == 2:
         t, outputs = (s if s.shape.rank == 2 else tf.tile(s[None], [tf.shape(x)[0], 1]) for s in (t, outputs))
     direction = tf.sign(t[..., -1:] - t[..., :1])
-    direction = tf.where(direction == 0, tf.sign(outputs[..., -1:] - outputs[..., :1]), direction)
-    direction = tf.where(direction == 0, tf.ones_like(direction), direction)
+    direction = tree.select(direction == 0, tf.sign(outputs[..., -1:] - outputs[..., :1]), direction)
+    direction = tree.select(direction == 0, tf.ones_like(direction), direction)
     fine = _are_fine(outputs, t, direction)
     _refuse(fine, outputs, t)
     # Those that make no sense come last: so they do not change what the others are.
-    last = tf.reduce_max(tf.where(fine, direction * outputs, direction * t[..., -1:]), axis=-1, keepdims=True)
-    outputs = tf.where(fine, outputs, direction * tf.maximum(last, direction * t[..., -1:]))
+    last = tf.reduce_max(tree.select(fine, direction * outputs, direction * t[..., -1:]), axis=-1, keepdims=True)
+    outputs = tree.select(fine, outputs, direction * tf.maximum(last, direction * t[..., -1:]))
     ahead = (direction * outputs)[..., None, :] - (direction * t)[..., :, None]  # [T, K]
     later = ahead > 0 if before else ahead >= 0
     count, number = outputs.shape[-1], tf.shape(t)[-1]
@@ -268,7 +268,7 @@ def _are_fine(outputs, t, direction):
     """Tells which output times are strictly monotone and not before the first observation."""
     steps = direction[..., :1] * (outputs[..., 1:] - outputs[..., :-1])
     follows = tf.concat([direction * (outputs[..., :1] - t[..., :1]) >= 0, steps > 0], axis=-1)
-    return tf.math.cumprod(tf.cast(follows, tf.int32), axis=-1) > 0
+    return tree.all_so_far(follows, axis=-1)
 
 
 def _check_outputs(outputs, t, per_sample):

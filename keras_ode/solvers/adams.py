@@ -87,10 +87,10 @@ class Adams(Solver):
             stages=hermite_stages(interval, y, carry.slopes[0], *end),
             carry=Carry(
                 (end[1], *carry.slopes[:-1]),
-                tf.where(fits, tf.minimum(carry.count + 1, self.order), 2),
-                tf.stop_gradient(tf.where(fits, carry.size, interval.size)),
+                tree.select(fits, tf.minimum(carry.count + 1, self.order), 2),
+                tf.stop_gradient(tree.select(fits, carry.size, interval.size)),
             ),
-            evaluations=tf.where(is_full, 1 + int(self.corrects), len(self.starter.tableau.closed.c) - 1),
+            evaluations=tree.select(is_full, 1 + int(self.corrects), len(self.starter.tableau.closed.c) - 1),
             neighbors=(near, end),
         )
 

@@ -241,15 +241,15 @@ def _taken(is_stiff, size):
     if stiff.shape.rank == 0:
         return stiff
     done = tf.equal(size, 0)
-    return tf.where(done, tf.reduce_all(stiff | done) & ~tf.reduce_all(done), stiff)
+    return tree.select(done, tf.reduce_all(stiff | done) & ~tf.reduce_all(done), stiff)
 
 
 def _only(rows, interval):
     """The interval, without length for other rows: what is computed for these is finite."""
     return interval._replace(
-        end=tf.where(rows, interval.end, interval.start),
-        size=tf.where(rows, interval.size, tf.zeros_like(interval.size)),
-        until=tf.where(rows, interval.until, interval.since),
+        end=tree.select(rows, interval.end, interval.start),
+        size=tree.select(rows, interval.size, tf.zeros_like(interval.size)),
+        until=tree.select(rows, interval.until, interval.since),
     )
 
 
@@ -257,9 +257,9 @@ def _counted(carry, stage, stiff, relative):
     """The next carry, after a step whose size times the spectral radius is `relative`."""
     relative = tf.stop_gradient(relative)
     one, zero = tf.ones_like(relative), tf.zeros_like(relative)
-    at_limit = tf.where(relative > _STABLE, carry.count + 1, tf.maximum(carry.count - 1, 0))
-    below_limit = tf.where(relative <= _STABLE, carry.count + 1, 0)
-    count = tf.where(stiff, below_limit, at_limit)
-    switches = count >= tf.where(stiff, _MOST_BELOW_LIMIT * one, _MOST_AT_LIMIT * one)
-    is_stiff = tf.where(switches, 1 - carry.is_stiff, carry.is_stiff)
-    return Carry(stage, tf.stop_gradient(is_stiff), tf.stop_gradient(tf.where(switches, zero, count)))
+    at_limit = tree.select(relative > _STABLE, carry.count + 1, tf.maximum(carry.count - 1, 0))
+    below_limit = tree.select(relative <= _STABLE, carry.count + 1, 0)
+    count = tree.select(stiff, below_limit, at_limit)
+    switches = count >= tree.select(stiff, _MOST_BELOW_LIMIT * one, _MOST_AT_LIMIT * one)
+    is_stiff = tree.select(switches, 1 - carry.is_stiff, carry.is_stiff)
+    return Carry(stage, tf.stop_gradient(is_stiff), tf.stop_gradient(tree.select(switches, zero, count)))

@@ -146,7 +146,7 @@ class Interval(NamedTuple):
 
     def reciprocal(self):
         """One over its size; one where it has none."""
-        return 1 / tf.where(self.size == 0, tf.ones_like(self.size), self.size)
+        return 1 / tree.select(self.size == 0, tf.ones_like(self.size), self.size)
 
 
 class Step(NamedTuple):

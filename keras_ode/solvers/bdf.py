@@ -96,9 +96,9 @@ class BDF(Solver):
         end = tree.add(predicted, change)
         error = tree.scale(by_order(_ERROR), change)
         history = _with(change, differences, order)
-        reciprocal = tf.where(size == 0, tf.zeros_like(size), 1 / tf.where(size == 0, tf.ones_like(size), size))
+        reciprocal = tree.select(size == 0, tf.zeros_like(size), 1 / tree.select(size == 0, tf.ones_like(size), size))
         slope = tree.where(size == 0, carry.slope, tree.scale(reciprocal * by_order(_ALPHA), z))
-        num_equal = tf.where(fits, carry.num_equal, 0) + 1
+        num_equal = tree.select(fits, carry.num_equal, 0) + 1
         next_order, growth = _next(field, size, y, end, error, history, order, num_equal)
         return Step(
             start=y,
@@ -106,7 +106,7 @@ class BDF(Solver):
             error=error,
             integral=(),
             stages=tuple(tree.scale(reciprocal * u, leaves) for u, leaves in zip(used, history, strict=False)),
-            carry=Carry(history, slope, next_order, tf.where(next_order == order, num_equal, 0), tf.stop_gradient(size)),
+            carry=Carry(history, slope, next_order, tree.select(next_order == order, num_equal, 0), tf.stop_gradient(size)),
             evaluations=newton.evaluations,
             neighbors=((y, carry.slope), (end, slope)),
             converged=newton.converged,
@@ -159,11 +159,11 @@ def _at_distance(interval, carry, fits):
 
     def changed():
         dtype, rows = carry.size.dtype, [1] * carry.size.shape.rank
-        ratio = interval.size / tf.where(carry.size == 0, tf.ones_like(carry.size), carry.size)
+        ratio = interval.size / tree.select(carry.size == 0, tf.ones_like(carry.size), carry.size)
         number = tf.reshape(tf.range(1, _MOST + 1, dtype=dtype), [-1, *rows])
         i, j = number[:, None], number[None]
         # From the difference of order i to that of order k, with axes k, i and those of the size.
-        products = tf.math.cumprod((i - 1 - ratio * j) / i, axis=0)
+        products = tree.running_products((i - 1 - ratio * j) / i)
         matrix = tf.reduce_sum(products[None] * tf.constant(_UNIT.T.reshape([_MOST, 1, _MOST, *rows]), dtype), axis=2)
         matrix *= tf.cast(number <= carry.order, dtype)[None]
         stacked = contract(matrix, tuple(map(tf.stack, zip(*carry.differences[:_MOST], strict=True))))
@@ -200,9 +200,9 @@ def _next(field, size, y, end, error, history, order, num_equal):
     same = factor(error, y, order)
     lower = factor(tree.scale(by_order(_ERROR, -1), _pick(history, order)), end, order - 1)
     higher = factor(tree.scale(by_order(_ERROR, 1), _pick(history, order + 2)), end, order + 1)
-    lower, higher = tf.where(order > 1, lower, 0), tf.where(order < _MOST, higher, 0)
+    lower, higher = tree.select(order > 1, lower, 0), tree.select(order < _MOST, higher, 0)
     best = tf.maximum(same, tf.maximum(lower, higher))
-    chosen = tf.where(best == lower, order - 1, tf.where(best == same, order, order + 1))
+    chosen = tree.select(best == lower, order - 1, tree.select(best == same, order, order + 1))
     may_change, accurate = num_equal > order, same >= _SAFETY
-    growth = tf.where(accurate, tf.where(may_change, best, 1), same)
-    return tf.where(accurate & may_change, chosen, order), tf.clip_by_value(growth, *_GROWTH)
+    growth = tree.select(accurate, tree.select(may_change, best, 1), same)
+    return tree.select(accurate & may_change, chosen, order), tf.clip_by_value(growth, *_GROWTH)

@@ -70,7 +70,7 @@ class ESDIRK(Solver):
         stiff, other = (field, None) if parts is None else parts
         newton = Newton(stiff, interval, y, numbers.gamma)
         factor = tf.constant(numbers.gamma, size.dtype) * size
-        reciprocal = 1 / tf.where(size == 0, tf.ones_like(size), factor)
+        reciprocal = 1 / tree.select(size == 0, tf.ones_like(size), factor)
         points, times = [y], [interval.start]
         others = [] if other is None else [other(interval.start, y).derivative]
         slopes = [carry.derivative if other is None else tree.subtract(carry.derivative, others[0])]

@@ -103,7 +103,7 @@ class Newton:
         )
         loop = _Loop(*loop)
         self.evaluations, self._prepared, self.converged = loop.evaluations, loop.prepared, loop.converged
-        self._eta = tf.where(loop.converged, loop.eta, 1)
+        self._eta = tree.select(loop.converged, loop.eta, 1)
         return loop.z
 
     def _advance(self, t, base, loop, most):
@@ -113,7 +113,7 @@ class Newton:
         change = self._system.solve(loop.prepared, residual)
         size = self._size(change)
         rate = size / loop.before
-        eta = tf.where(loop.is_running & (loop.k > 0), rate / (1 - rate), loop.eta)
+        eta = tree.select(loop.is_running & (loop.k > 0), rate / (1 - rate), loop.eta)
         is_solved = (size <= self._least) | (eta * size <= self.kappa) & (eta >= 0)
         is_hopeless = ~tf.math.is_finite(size)
         if self._field.adaptive:
@@ -140,7 +140,7 @@ class Newton:
 
         def refresh():
             near = self._linearized(t, base, loop.z)
-            return tree.where(wanted, self._system.at(near), loop.prepared), tf.where(wanted, near.evaluations, 0)
+            return tree.where(wanted, self._system.at(near), loop.prepared), tree.select(wanted, near.evaluations, 0)
 
         prepared, count = tf.cond(tf.reduce_any(wanted), refresh, lambda: (loop.prepared, tf.zeros_like(loop.evaluations)))
         return loop._replace(prepared=prepared, evaluations=loop.evaluations + count)

@@ -62,7 +62,7 @@ class Operator(NamedTuple):
         vectors = tree.packed(scales, self.field.rows)
         largest = tf.reduce_max(vectors, axis=1, keepdims=True)
         vectors = tf.maximum(vectors, np.finfo(vectors.dtype.as_numpy_dtype).eps * largest)
-        vectors = tf.where(largest > 0, vectors, 1)
+        vectors = tree.select(largest > 0, vectors, 1)
         return 1 / vectors if self.is_transposed else vectors
 
     def _products(self, leaves):
@@ -147,7 +147,7 @@ def gmres(apply, vectors, tolerance):
 
     def cycle(n, x, residual, left, before):
         found = _in_subspace(apply, residual, left, wanted)
-        x = tf.where((left > wanted)[:, None], x + found, x)
+        x = tree.select((left > wanted)[:, None], x + found, x)
         residual = vectors - apply(x)
         return n + 1, x, residual, _norm(residual), left
 
@@ -158,7 +158,7 @@ def gmres(apply, vectors, tolerance):
     size = _norm(vectors)
     start = (tf.constant(0), tf.zeros_like(vectors), vectors, size, tf.constant(np.inf, size.dtype) + tf.zeros_like(size))
     _, x, _, left, _ = tree.while_loop(is_running, cycle, start)
-    return tf.where((left <= wanted)[:, None], x, tf.constant(np.nan, x.dtype))
+    return tree.select((left <= wanted)[:, None], x, tf.constant(np.nan, x.dtype))
 
 
 def _in_subspace(apply, residual, size, wanted):
@@ -185,8 +185,8 @@ def _in_subspace(apply, residual, size, wanted):
     triangle = tf.linalg.matrix_transpose(end.triangle)
     diagonal = tf.linalg.diag_part(triangle)
     is_there = diagonal != 0
-    triangle = tf.linalg.set_diag(triangle, tf.where(is_there, diagonal, 1))
-    weights = tf.linalg.triangular_solve(triangle, tf.where(is_there, right, 0)[..., None], lower=False)[..., 0]
+    triangle = tf.linalg.set_diag(triangle, tree.select(is_there, diagonal, 1))
+    weights = tf.linalg.triangular_solve(triangle, tree.select(is_there, right, 0)[..., None], lower=False)[..., 0]
     return tf.reduce_sum(tf.transpose(weights)[..., None] * end.basis[:most], axis=0)
 
 
@@ -201,26 +201,26 @@ def _extended(apply, size, cycle):
         column += tf.transpose(part)
     length = _norm(new)
     epsilon = np.finfo(new.dtype.as_numpy_dtype).eps
-    length = tf.where(length > 10 * epsilon * before, length, 0)
+    length = tree.select(length > 10 * epsilon * before, length, 0)
     here, there = (tf.one_hot(k + i, basis.shape[0], dtype=new.dtype) for i in (0, 1))
     basis += there[:, None, None] * tf.math.divide_no_nan(new, length[:, None])[None]
     column = tf.reduce_sum(rotations * column[:, None], axis=2)
     # The rotation that takes the length away.
     diagonal = tf.gather(column, k, axis=1)
     whole = tf.sqrt(diagonal**2 + length**2)
-    cos, sin = tf.where(whole > 0, tf.math.divide_no_nan(diagonal, whole), 1), tf.math.divide_no_nan(length, whole)
+    cos, sin = tree.select(whole > 0, tf.math.divide_no_nan(diagonal, whole), 1), tf.math.divide_no_nan(length, whole)
     upper, lower = (tf.gather(rotations, k + i, axis=1) for i in (0, 1))
     rotated = cos[:, None] * upper + sin[:, None] * lower, cos[:, None] * lower - sin[:, None] * upper
     rotations = _with_row(_with_row(rotations, here, rotated[0]), there, rotated[1])
     column += here * (whole - diagonal)[:, None]
-    column = tf.where(tf.range(basis.shape[0]) <= k, column, 0)
+    column = tree.select(tf.range(basis.shape[0]) <= k, column, 0)
     triangle = _with_row(triangle, here[:-1], column[:, :-1])
     return _Cycle(k + 1, basis, rotations, triangle, tf.abs(size * rotated[1][:, 0]))
 
 
 def _with_row(matrix, chosen, row):
     """Matrices `[R, n, n]` with a row replaced, which `chosen` points to."""
-    return tf.where(chosen[None, :, None] > 0, row[:, None], matrix)
+    return tree.select(chosen[None, :, None] > 0, row[:, None], matrix)
 
 
 def _norm(vectors):

@@ -113,13 +113,13 @@ def _eliminated(matrix):
     def eliminate(k, both):
         rows = tf.range(size)
         column = tf.gather(both, k, axis=-1)
-        pivot = tf.argmax(tf.where(rows >= k, tf.abs(column), -1), axis=-1, output_type=tf.int32)
+        pivot = tf.argmax(tree.select(rows >= k, tf.abs(column), -1), axis=-1, output_type=tf.int32)
         here, there = rows == k, rows == pivot[:, None]
         pivot_row, row = _row(both, there), _row(both, tf.broadcast_to(here, tf.shape(there)))
-        both = tf.where(there[..., None], row[:, None], both)
-        scaled = pivot_row / tf.reduce_sum(tf.where(there, column, 0), axis=-1)[:, None]
-        column = tf.where(there, tf.reduce_sum(tf.where(here, column, 0), axis=-1)[:, None], column)
-        return k + 1, tf.where(here[:, None], scaled[:, None], both - column[..., None] * scaled[:, None])
+        both = tree.select(there[..., None], row[:, None], both)
+        scaled = pivot_row / tf.reduce_sum(tree.select(there, column, 0), axis=-1)[:, None]
+        column = tree.select(there, tf.reduce_sum(tree.select(here, column, 0), axis=-1)[:, None], column)
+        return k + 1, tree.select(here[:, None], scaled[:, None], both - column[..., None] * scaled[:, None])
 
     if size <= _FEW:
         for k in range(size):
@@ -131,4 +131,4 @@ def _eliminated(matrix):
 
 def _row(both, chosen):
     """The row of each matrix that is chosen."""
-    return tf.reduce_sum(tf.where(chosen[..., None], both, 0), axis=1)
+    return tf.reduce_sum(tree.select(chosen[..., None], both, 0), axis=1)

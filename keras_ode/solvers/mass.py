@@ -126,7 +126,7 @@ def consistent(field, t, y):
     fixed = tuple(map(tf.stop_gradient, y))
     changes = correction(field, t, fixed, y)
     changes = (x - tf.stop_gradient(x) for x in changes)
-    return tree.add(fixed, tuple(tf.where(tf.math.is_finite(x), x, 0) for x in changes))
+    return tree.add(fixed, tuple(tree.select(tf.math.is_finite(x), x, 0) for x in changes))
 
 
 def inconsistency(field, t, y, tolerance):

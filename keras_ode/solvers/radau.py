@@ -86,7 +86,7 @@ class Radau5(Solver):
         if not field.adaptive:
             # From far away, a step that cannot be made smaller could find another root.
             return (tree.zeros_like(y),) * 3
-        ratio = size / tf.where(carry.size == 0, tf.ones_like(size), carry.size)
+        ratio = size / tree.select(carry.size == 0, tf.ones_like(size), carry.size)
         guess = []
         for node in _numbers().nodes:
             theta = 1 + tf.constant(node, size.dtype) * ratio

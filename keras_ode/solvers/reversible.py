@@ -244,7 +244,7 @@ class Reversible(Solver):
 
     def _drawn(self, size):
         """How much of the second state is in the mean: nothing where a step has no length, since that leaves a state as it is."""
-        return tf.where(size == 0, tf.zeros_like(size), tf.constant(1 - self.coupling, size.dtype))
+        return tree.select(size == 0, tf.zeros_like(size), tf.constant(1 - self.coupling, size.dtype))
 
 
 def _added(leaves, weight, increments):
