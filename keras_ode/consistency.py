@@ -17,24 +17,24 @@ _ROUNDING_ERRORS = 100
 
 @tf.autograph.experimental.do_not_convert
 def consistent_state(f, y0, t0, mass_matrix, *, args=(), per_sample=False):
-    """A state that fulfills the algebraic equations of `M y' = f(t, y)` at `t0`, found by Newton's method from `y0`.
+    """Returns a state that fulfills the algebraic equations of `M y' = f(t, y)` at `t0`, found by Newton's method from `y0`.
 
-    It has the same `M y`: where M is diagonal, only the elements change whose row is zero. Differentiable by `y0`, `t0`, `args`,
-    and all that the dynamics reads.
+    `M y` does not change: if M is diagonal, only those elements change whose row is zero. The state is differentiable with
+    respect to `y0`, `t0`, `args`, and everything that the dynamics reads.
 
     Args:
         f: The dynamics, as in `keras_ode.solve`.
-        y0: A state, `[..., D]`, near to one that is consistent.
+        y0: A state, `[..., D]`, close to a consistent one.
         t0: The time, a number or a scalar tensor.
         mass_matrix: M, a constant matrix `[D, D]`.
         args: A tuple of further arguments of the dynamics.
         per_sample: Whether the rows of `y0` are independent, as in `keras_ode.solve`.
 
     Returns:
-        A tensor like `y0`. In a graph, it is NaN where Newton's method does not converge.
+        A tensor like `y0`. In a graph, it is NaN if Newton's method does not converge.
 
     Raises:
-        ValueError: In eager code, where Newton's method does not converge.
+        ValueError: In eager code, if Newton's method does not converge.
 
     Example:
 

@@ -62,25 +62,26 @@ class GradientReport(NamedTuple):
 def check_gradients(
     dynamics, y0, t, *, args=(), loss=None, target=1e-2, adjoint=None, rtol=1e-3, atol=1e-6, max_steps=4096, **options
 ):
-    """Compares an adjoint's gradients on these dynamics with tight references, and finds the tolerances to use.
+    """Compares the gradients of an adjoint with accurate references on your dynamics, and finds the tolerances to use.
 
-    There are two references, of two kinds: the continuous adjoint (`"interpolating"`), and the derivative of the steps
-    taken (`"checkpointed"`), both by `"dopri8"` at tolerances ten thousand times tighter, as far as the dtype resolves
-    them. What they differ by is how well the gradients are known. Runs in eager code, once, with data like yours.
+    There are two references: the continuous adjoint (`"interpolating"`), and the derivative of the steps
+    (`"checkpointed"`), both with `"dopri8"` at tolerances that are ten thousand times tighter, as far as the dtype resolves
+    them. The difference of the two tells how accurately the gradients are known. Call it in eager code, with a batch of
+    your data.
 
     Args:
         dynamics, y0, t, args: As in `keras_ode.solve`.
-        loss: A function of the states that gives a scalar. Defaults to their sum with random weights, seeded.
+        loss: A function of the states that returns a scalar. Defaults to their sum with random weights, from a fixed seed.
         target: The relative error to find tolerances for. Defaults to `1e-2`, small beside the noise of a mini-batch.
-        adjoint, rtol, atol, max_steps: What is to be checked. Default to those of `keras_ode.solve`.
+        adjoint, rtol, atol, max_steps: The options to check. Default to those of `keras_ode.solve`.
         **options: Further options of `keras_ode.solve`.
 
     Returns:
-        A `GradientReport`. The error of a gradient is the norm of its difference from the reference over the norm of
-        that; where the reference is zero, the norm of the gradient.
+        A `GradientReport`. The error of a gradient is the norm of its difference from the reference, divided by
+        the norm of the reference; if this is zero, it is the norm of the gradient.
 
     Raises:
-        SolveError: Where the forward solve fails with the given tolerances, or with those of the references.
+        SolveError: If the forward solve fails with the given tolerances, or with those of the references.
 
     Example:
 

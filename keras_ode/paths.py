@@ -30,9 +30,9 @@ class _Fields(NamedTuple):
 
 
 class Path(_Fields):
-    """A piecewise polynomial of time: what `LinearPath` and `CubicPath` have in common.
+    """A piecewise polynomial in time, the base class of `LinearPath` and `CubicPath`.
 
-    Outside the knots, the first or the last value is held and the derivative is zero.
+    Before the first knot and after the last one, the path is constant and its derivative is zero.
 
     Example:
 
@@ -52,9 +52,9 @@ class Path(_Fields):
 
     @tf.autograph.experimental.do_not_convert
     def evaluate(self, t):
-        """The values at times `t`, in the dtype of `t` where it is a tensor.
+        """Returns the values at times `t`, in the dtype of `t` if this is a tensor.
 
-        At a knot it is the piece to the right that counts, and at the last knot the piece to the left.
+        At a knot, the piece after it is evaluated, and at the last knot the piece before it.
 
         Args:
             t: Times of any shape, such as the `t` that a dynamics gets. If the path was made from values `[B, T, C]`, `t`
@@ -70,7 +70,7 @@ class Path(_Fields):
 
     @tf.autograph.experimental.do_not_convert
     def derivative(self, t):
-        """The derivative of `evaluate` by time; arguments and shapes are the same."""
+        """Returns the derivative with respect to time; arguments and shapes are those of `evaluate`."""
         return self._read(t, slope_at)
 
     def _read(self, t, read):
@@ -120,19 +120,20 @@ class Path(_Fields):
 class LinearPath(Path):
     """Straight lines between observed values.
 
-    A nest of tensors: give it to a dynamics in the `args` of `keras_ode.solve` or of a call of `ODELayer`, or return it from a
-    `tf.function`. Differentiable by the values and the times. In a functional model these may be Keras tensors.
+    A path is a nested structure of tensors: pass it to a dynamics in the `args` of `keras_ode.solve` or of a call of
+    `ODELayer`, or return it from a `tf.function`. It is differentiable with respect to the values and the times. In a
+    functional model these may be Keras tensors.
 
     Args:
-        times: When the values were observed, shape `[T]`, or `[B, T]` where every row has its own. At least two, strictly
-            increasing. They are rounded to the dtype of the values.
-        values: What was observed, shape `[T]`, `[T, C]` or `[B, T, C]`. NaN where a channel was not observed: there the
-            path is the line between the neighboring observations of that channel. Before the first observation of a
-            channel its value is held, as is that of the last one afterwards.
+        times: The times at which the values were observed, shape `[T]`, or `[B, T]` if every row has its own. At least two,
+            strictly increasing. They are rounded to the dtype of the values.
+        values: The observed values, shape `[T]`, `[T, C]` or `[B, T, C]`. NaN marks a missing value: there the
+            path is the line between the neighboring observations of that channel. Before the first and after the last
+            observation of a channel, the nearest observed value is used.
 
     Raises:
-        ValueError, TypeError: For times and values that make no sense, and, in eager code, for a channel without any
-            observation. In a graph, where values are not known yet, the path is NaN there.
+        ValueError, TypeError: For invalid times and values, and, in eager code, for a channel without any observation. In a
+            graph the values of such a channel are NaN.
 
     Example:
 
@@ -150,19 +151,19 @@ class LinearPath(Path):
 class CubicPath(Path):
     """Cubic polynomials between observed values, with a continuous derivative.
 
-    A nest of tensors, as `LinearPath` is.
+    Like `LinearPath`, it is a nested structure of tensors.
 
     Args:
         times: See `LinearPath`.
-        values: See `LinearPath`. Each channel's curve is the one through its observed values alone. If a channel's first
-            value is missing, it takes that of its first observation; if its last one is missing, that of its last.
-        kind: `"natural"`, the default: the natural cubic spline, the smoothest curve through the values. It has a
-            continuous second derivative. All of it depends on every value. `"hermite"`: the slope at a value is that of
-            the line from the value before, and the first piece is straight. So the curve up to a value does not depend
-            on later ones.
+        values: See `LinearPath`. Each channel is interpolated through its observed values alone. If its first or last value is
+            missing, the nearest observed value takes its place.
+        kind: `"natural"`, the default: the natural cubic spline, the smoothest curve through the values, with a
+            continuous second derivative. The whole curve depends on every value. `"hermite"`: the slope at a value is that of
+            the line from the previous value, and the first piece is straight. So the curve up to a value does not depend
+            on later values.
 
     Raises:
-        ValueError, TypeError: As `LinearPath`.
+        ValueError, TypeError: See `LinearPath`.
 
     Example:
 

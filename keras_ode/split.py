@@ -7,15 +7,15 @@ from keras_ode.signature import arguments_of
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class Split(keras.Layer):
-    """A dynamics `stiff(t, y) + nonstiff(t, y)`, of which `solver="kencarp4"` treats the first part alone implicitly.
+    """A dynamics `stiff(t, y) + nonstiff(t, y)`, of which `solver="kencarp4"` treats only the first part implicitly.
 
     Use it where the stiff part is simple, such as diffusion or decay, and the rest is expensive and not stiff. Newton's method then
     needs the Jacobian of the stiff part only, and iterates with that part alone. All other solvers integrate the sum, and so does
     the backward solve of `adjoint="interpolating"`, whose equations are not split.
 
     Args:
-        stiff: A Keras layer, a model or a function `f(y)` or `f(t, y)`, with the `args` of the solve behind.
-        nonstiff: Another one. Both return the derivative of the state, in the state's shape.
+        stiff: A Keras layer, a model or a function `f(y)` or `f(t, y)`, followed by the `args` of the solve.
+        nonstiff: The same for the other part. Both return a derivative in the shape of the state.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
     Example:

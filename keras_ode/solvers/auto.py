@@ -35,7 +35,7 @@ class Carry(NamedTuple):
 
 
 class Auto(Solver):
-    """Tsitouras' explicit method, and Steinebach's `Rodas5P` wherever stability limits the explicit steps.
+    """Tsitouras' explicit method, which switches to Steinebach's `Rodas5P` where stability limits the explicit steps.
 
     The spectral radius of the Jacobian is estimated at each accepted step: from the last two stages of an explicit one, and from
     the Jacobian itself of an implicit one. If explicit steps are as long as stability allows in ten more steps than they are

@@ -42,7 +42,7 @@ class Carry(NamedTuple):
 class BDF(Solver):
     """Backward differentiation formulas for stiff equations: orders 1 to 5, chosen in each step with its size.
 
-    These are the numerical differentiation formulas (NDF). Their history is that of equal steps: it is interpolated where the size
+    These are the numerical differentiation formulas (NDF). They use a history of equal steps, which is interpolated if the size
     changes, and size and order change only after `order + 1` equal steps. Each step solves one system of equations of the
     size of the state, whatever its order is. The order follows from estimated errors, so use an adaptive controller.
 

@@ -28,7 +28,7 @@ class Euler(ExplicitRungeKutta):
 
 
 class Midpoint(ExplicitRungeKutta):
-    """The midpoint method, with Euler's embedded: order 2(1), 2 stages.
+    """The midpoint method, with Euler's method embedded: order 2(1), 2 stages.
 
     Example:
 
@@ -46,7 +46,7 @@ class Midpoint(ExplicitRungeKutta):
 
 
 class Heun(ExplicitRungeKutta):
-    """Heun's trapezoidal method, with Euler's embedded: order 2(1), 2 stages.
+    """Heun's trapezoidal method, with Euler's method embedded: order 2(1), 2 stages.
 
     Example:
 
@@ -64,7 +64,7 @@ class Heun(ExplicitRungeKutta):
 
 
 class Ralston(ExplicitRungeKutta):
-    """Ralston's method, of least error bound, with Euler's embedded: order 2(1), 2 stages.
+    """Ralston's method with the smallest error bound, and Euler's method embedded: order 2(1), 2 stages.
 
     Example:
 
@@ -189,9 +189,9 @@ class Dopri5(ExplicitRungeKutta):
 class Tsit5(ExplicitRungeKutta):
     """Tsitouras' pair: order 5(4), 7 stages, first same as last.
 
-    The article prints about 16 digits; here are 40 decimals, which meet the order
-    conditions to 1e-36. So does its interpolant of order 4, which they determine from
-    the article's 0.1017 and 5/2.
+    The article prints about 16 digits. The coefficients here have 40 decimals and fulfill the order
+    conditions to 1e-36. So do those of the interpolant of order 4, which follow from the
+    article's 0.1017 and 5/2.
 
     Example:
 

@@ -33,7 +33,7 @@ class Radau5(Solver):
     """The Radau IIA method for stiff equations: order 5, 3 stages, L-stable, with a collocation polynomial as interpolant.
 
     Its stages are the increments of the collocation polynomial at its nodes, divided by the size of the step. Newton's method
-    solves one real and one complex system of the size of the state, and starts from the polynomial of the step before.
+    solves one real and one complex system of the size of the state, and starts from the polynomial of the previous step.
 
     Example:
 

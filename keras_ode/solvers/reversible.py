@@ -18,15 +18,15 @@ _MOST_APART = 100
 
 
 class AsynchronousLeapfrog(Solver):
-    """The asynchronous leapfrog method: order 2, one evaluation a step, reversible.
+    """The asynchronous leapfrog method: order 2, one evaluation per step, reversible.
 
-    Beside the state it carries a velocity, which follows the derivative. The difference of the new derivative from the velocity
-    estimates the error.
+    In addition to the state it has a velocity, which follows the derivative. The difference between the new derivative and the
+    velocity estimates the error.
 
     Args:
-        eta: How much of that difference changes the velocity. Below `1` the method is more stable and has order 1, and each step
-            that is taken back multiplies rounding errors of the velocity by `1 / (2 eta - 1)`. More than `0.5`, at most `1`, which
-            is the default.
+        eta: The fraction of that difference that changes the velocity, more than `0.5` and at most `1`. Below `1` the method is
+            more stable but has order 1, and each reversed step multiplies rounding errors of the velocity by `1 / (2 eta - 1)`.
+            Defaults to `1`.
 
     Example:
 
@@ -92,10 +92,10 @@ class _HeunCarry(NamedTuple):
 
 
 class ReversibleHeun(Solver):
-    """The reversible Heun method: order 2, one evaluation a step.
+    """The reversible Heun method: order 2, one evaluation per step.
 
-    Beside the state it carries a second one, where it evaluates the dynamics. Half of the difference of the derivatives at the
-    ends of a step estimates the error. It is stable for oscillations only: use short steps.
+    In addition to the state it has a second state, at which it evaluates the dynamics. Half of the difference of the
+    derivatives at the ends of a step estimates the error. The method is stable for oscillations only: use short steps.
 
     Example:
 
@@ -157,16 +157,17 @@ class _Carry(NamedTuple):
 
 
 class Reversible(Solver):
-    """Makes an explicit Runge-Kutta method reversible: of the same order, with twice as many evaluations a step.
+    """Makes an explicit Runge-Kutta method reversible: it has the same order and twice as many evaluations per step.
 
-    Beside the state `y` it carries a second one, `z`, which is the same at the start. A step adds to a mean of both what the method
-    adds to `z`, and takes from `z` what the method adds to the new `y` on the way back. The error estimate is that of the method.
-    Where steps are controlled, one that leaves both further apart than a hundred tolerances is rejected.
+    In addition to the state `y` it has a second state, `z`, which is equal to `y` at the start. A step of the method from
+    `z` updates a mean of both states, which becomes the new `y`, and a step backward from the new `y` updates `z`. The
+    error estimate is that of the method. An adaptive solve rejects a step after which the two states differ by more than a
+    hundred tolerances.
 
     Args:
         solver: The method: a name or an `ExplicitRungeKutta`. Defaults to `"tsit5"`.
-        coupling: How much of `y` is in the mean, more than `0`, at most `1`. With less the method is more stable, and each step
-            that is taken back multiplies rounding errors by `1 / coupling`. Defaults to `0.999`.
+        coupling: The weight of `y` in the mean, more than `0` and at most `1`. With a smaller weight the method is more stable,
+            but each reversed step multiplies rounding errors by `1 / coupling`. Defaults to `0.999`.
 
     Example:
 

@@ -118,7 +118,7 @@ class SemiImplicitEuler(Symplectic):
 
 
 class Leapfrog(Symplectic):
-    """The method of Stormer and Verlet in its velocity form: order 2, reversible in time.
+    """The Störmer-Verlet method in its velocity form: order 2, reversible in time.
 
     Example:
 
@@ -141,7 +141,7 @@ _INNER = 1 - 2 * _OUTER
 
 
 class Yoshida4(Symplectic):
-    """Three steps of `Leapfrog` in one, of which the middle one goes back: order 4, reversible in time.
+    """A composition of three steps of `Leapfrog`, the second of which goes backward: order 4, reversible in time.
 
     It evaluates the dynamics up to 0.36 steps outside of each step.
 
