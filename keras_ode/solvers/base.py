@@ -73,12 +73,13 @@ class Field:
         """The errors of a state that are acceptable, leaves, or `None` where nothing says so."""
         return None if self.tolerance is None else self.tolerance.scale(y, y)
 
-    def scaled(self, change, y, like):
+    def scaled(self, change, y, like, end=None):
         """How large a change of the state `y` is in units of the tolerance, a number like `like`: of a tight tolerance, where the
-        field has none."""
+        field has none. Then the state `end`, if given, counts where it is larger than `y`, which may be zero."""
         if self.tolerance is not None:
             change, y = map(self.controlled, (change, y))
             return self.tolerance.scaled(change, y, y, like)
+        y = y if end is None else tuple(tf.maximum(tf.abs(a), tf.abs(b)) for a, b in zip(y, end, strict=True))
         size = tree.rms(y, like)
         ratios = []
         for a, b in zip(change, y, strict=True):

@@ -58,7 +58,7 @@ class Newton:
         self.evaluations = tf.zeros_like(interval.size, dtype=tf.int32) + near.evaluations
         self.converged = tf.ones_like(interval.size, dtype=tf.bool)
         epsilons = [_ROUNDING_ERRORS * np.finfo(leaf.dtype.as_numpy_dtype).eps for leaf in y]
-        self._least = self._size([e * leaf for e, leaf in zip(epsilons, self._y, strict=True)])
+        self._least = self._size([e * leaf for e, leaf in zip(epsilons, self._y, strict=True)], tree.zeros_like(self._y))
         # The last rate of convergence r, as r / (1 - r).
         self._eta = tf.ones_like(interval.size)
 
@@ -84,9 +84,10 @@ class Newton:
         slope = field(t, tree.add(base, z), with_integrand=False).derivative
         return tree.subtract(tree.scale(factor, slope), z if field.mass is None else field.mass.times(z))
 
-    def _size(self, change):
-        """How large a change is, in units of the tolerance: a scalar, or `[B]`."""
-        return tf.stop_gradient(self._field.scaled(tuple(change), self._y, self._factor))
+    def _size(self, change, z):
+        """How large a change is that gives the increment `z`, in units of the tolerance: a scalar, or `[B]`."""
+        end = None if self._field.adaptive else tree.add(self._y, z)
+        return tf.stop_gradient(self._field.scaled(tuple(change), self._y, self._factor, end))
 
     def _iterate(self, t, base, z):
         """Rows that are done change no more."""
@@ -111,7 +112,8 @@ class Newton:
         loop = loop if self._field.adaptive else self._refreshed(t, base, loop)
         residual = self._residual(self._constant, tf.stop_gradient(self._factor), t, base, loop.z)
         change = self._system.solve(loop.prepared, residual)
-        size = self._size(change)
+        z = tree.add(loop.z, change)
+        size = self._size(change, z)
         rate = size / loop.before
         eta = tree.select(loop.is_running & (loop.k > 0), rate / (1 - rate), loop.eta)
         is_solved = (size <= self._least) | (eta * size <= self.kappa) & (eta >= 0)
@@ -122,7 +124,7 @@ class Newton:
         return _Loop(
             k=loop.k + 1,
             evaluations=loop.evaluations + self.evaluations_each * tf.cast(loop.is_running, tf.int32),
-            z=tree.where(loop.is_running, tree.add(loop.z, change), loop.z),
+            z=tree.where(loop.is_running, z, loop.z),
             prepared=loop.prepared,
             before=size,
             eta=eta,

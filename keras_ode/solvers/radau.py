@@ -163,9 +163,10 @@ class _Collocation(Newton):
     def _linearized(self, t, base, z):
         return self._constant.linearize(t[2], tree.add(base, self._stages(z)[2]))
 
-    def _size(self, change):
-        parts = [change[i : i + self._count] for i in range(0, len(change), self._count)]
-        return tf.sqrt(tf.reduce_mean(tf.stack([tf.square(super(_Collocation, self)._size(x)) for x in parts]), axis=0))
+    def _size(self, change, z):
+        size, count = super()._size, self._count
+        parts = [tf.square(size(change[i : i + count], z[i : i + count])) for i in range(0, len(change), count)]
+        return tf.sqrt(tf.reduce_mean(tf.stack(parts), axis=0))
 
 
 class _Pair:

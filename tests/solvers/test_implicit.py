@@ -164,6 +164,14 @@ def test_step_whose_stages_do_not_converge_is_tried_again_with_a_smaller_size():
     np.testing.assert_allclose(solution.ys[-1], [1.0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_constant_steps_may_start_from_zero(name):
+    """y' = cos(t) - y from zero; the bound is the error of Euler's implicit method, half of the step size times |y''|."""
+    weights = (tf.constant([0.0, 1.0, 0.0], tf.float64),)
+    ys = solve(bell_or_slow, [0.0], [0.0, 10.0], args=weights, solver=name, controller="constant", step_size=0.1).ys
+    np.testing.assert_allclose(ys[-1, 0], (np.cos(10) + np.sin(10) - np.exp(-10)) / 2, atol=0.05)
+
+
 @pytest.mark.parametrize(
     "name, start, expected",
     [
