@@ -4,7 +4,7 @@ A planar flow is K units, one after the other. The dynamics of a continuous flow
 Both minimize the Kullback-Leibler divergence KL(q || p) of their density q from the known one, p. A gate has two weights, so planar
 flows of K = 7/5 M layers, with as many weights as the continuous flow, are trained too. Writes flows_width.png.
 
-    python examples/flows_width.py [--quick]    # about seven minutes of CPU time; quick: two units, a few steps
+    python examples/flows_width.py [--quick]    # some minutes of CPU time; quick: two units, a few steps
 
 Source: Chen et al. (2018), Neural Ordinary Differential Equations, NeurIPS, Figure 4: losses for K, M = 2, 8, 32, without numbers.
 After 10,000 steps of Adam, those of continuous flows are "generally" lower than those of planar flows after 500,000 of RMSprop.
