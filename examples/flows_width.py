@@ -4,7 +4,7 @@ A planar flow is K units, one after the other. The dynamics of a continuous flow
 Both minimize the Kullback-Leibler divergence KL(q || p) of their density q from the known one, p. A gate has two weights, so planar
 flows of K = 7/5 M layers, with as many weights as the continuous flow, are trained too. Writes flows_width.png.
 
-    python examples/flows_width.py [--quick]    # about seven minutes of CPU time; quick: two units, a few steps
+    python examples/flows_width.py [--quick]    # some minutes of CPU time; quick: two units, a few steps
 
 Source: Chen et al. (2018), Neural Ordinary Differential Equations, NeurIPS, Figure 4: losses for K, M = 2, 8, 32, without numbers.
 After 10,000 steps of Adam, those of continuous flows are "generally" lower than those of planar flows after 500,000 of RMSprop.
@@ -128,18 +128,18 @@ def draw(path, results, units):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two units, a few steps")
+    parser.add_argument("--units", nargs="+", type=int, default=[2, 8, 32], help="numbers M of units")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the points")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    units, steps, results = ((2,), 20, {}) if arguments.quick else ((2, 8, 32), 2000, {})
+    units, steps, results = ((2,), 20, {}) if arguments.quick else (arguments.units, 2000, {})
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"Median of {COPIES[0]} seeds of KL(q || p) [nats]: {', '.join(NAMES)}; weights of a flow; CPU time so far")
     for kind, n in [flow for m in units for flow in (("continuous", m), ("planar", m), ("planar", round(1.4 * m)))]:
         keras.utils.set_random_seed(arguments.seed)
         flow, factor = (ODELayer(GatedUnits(n), **ODE), 1) if kind == "continuous" else (PlanarLayers(n), 3)
         divergences, _, weights = results[kind, n] = learn(flow, factor * steps)
-        medians = " ".join(f"{value:7.3f}" for value in np.median(divergences, axis=0))
-        print(f"{kind:10} {n:4} {medians} {weights:5} {time.process_time():5.0f} s", flush=True)
+        print(f"{kind:10} {n:4} {np.median(divergences, axis=0).round(3)} {weights:5} {time.process_time():5.0f} s", flush=True)
     for words, ratio in (("units", 1), ("weights", 1.4)):
         lower = [results["continuous", n][0] < results["planar", round(ratio * n)][0] for n in units]
         print(f"The continuous flow is closer than a planar flow of as many {words} in {np.sum(lower)} of {np.size(lower)} cases.")
