@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
 # Those that train or compile, for five seconds to a minute.
 LONG = {
-    "batches", "callbacks", "coming_from", "events", "failures", "faq", "first", "gradients", "inputs", "layers", "models", "plotting",
-    "state", "systems", "what",
+    "batches", "callbacks", "coming_from", "distributed", "events", "failures", "faq", "first", "gradients", "inputs", "layers", "models",
+    "plotting", "state", "systems", "what",
 }  # fmt: skip
 
 
