@@ -115,12 +115,12 @@ def compare(arguments, steps):
         print(f"{name}: exit codes {killed}, and of the resumed run {launch(arguments, root / name, workers)}; see the logs")
     plt.style.use(plotting.STYLE)
     axes = plt.figure(layout="constrained").add_subplot(xlabel="training step", ylabel="cross entropy", title="Loss of a batch")
-    print(f"\n{'':22}{'last loss':>10}{'weights differ by':>19}{'step, ms':>10}{'bytes reduced':>15}")
+    print(f"\n{'':22}{'last loss':>10}{'weights differ by':>19}{'fastest, ms':>13}{'bytes reduced':>15}")
     for name, style in zip(runs, ("-", "--", ".", "x"), strict=False):
         number, loss, seconds = np.loadtxt(root / name / "worker_0" / "steps.txt").T
         result, first = (np.load(root / x / "worker_0/result.npz") for x in (name, runs[0]))
         distance = np.abs(result["weights"] - first["weights"]).max()
-        print(f"{name:22}{loss[-1]:10.6f}{distance:19.1e}{1e3 * min(seconds):10.1f}{int(result['reduced']):15,}")
+        print(f"{name:22}{loss[-1]:10.6f}{distance:19.1e}{1e3 * min(seconds):13.1f}{int(result['reduced']):15,}")
         axes.semilogy(number, loss, style, ms=4, label=f"{name}: weights differ by {distance:.0e}")
     axes.legend()
     axes.figure.savefig(arguments.output / "distributed.png")
