@@ -3,7 +3,7 @@
 What a training step does depends on its number alone, so every way to divide the work takes the same steps, also after a kill.
 Writes distributed.png, and the checkpoints of all runs to distributed/.
 
-    python examples/distributed.py            # all ways on this machine, compared: about two minutes on two CPU cores
+    python examples/distributed.py            # all ways on this machine, compared; three minutes of CPU time
     python examples/distributed.py --quick    # fewer steps, and only the workers are killed
     TF_CONFIG='{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}' \\
         python examples/distributed.py    # one of two workers, whose --output is one directory that both see
@@ -114,15 +114,15 @@ def compare(arguments, steps):
         killed = launch(arguments, root / name, workers, kill_at)  # where one worker is missing, the others end with an error
         print(f"{name}: exit codes {killed}, and of the resumed run {launch(arguments, root / name, workers)}; see the logs")
     plt.style.use(plotting.STYLE)
-    axes = plt.figure(layout="constrained").add_subplot(xlabel="training step", ylabel="cross entropy", title="Loss of a batch")
+    axes = plt.figure(figsize=(9, 5), layout="constrained").add_subplot(xlabel="training step", ylabel="loss of a batch")
     print(f"\n{'':22}{'last loss':>10}{'weights differ by':>19}{'fastest, ms':>13}{'bytes reduced':>15}")
     for name, style in zip(runs, ("-", "--", ".", "x"), strict=False):
         number, loss, seconds = np.loadtxt(root / name / "worker_0" / "steps.txt").T
         result, first = (np.load(root / x / "worker_0/result.npz") for x in (name, runs[0]))
         distance = np.abs(result["weights"] - first["weights"]).max()
         print(f"{name:22}{loss[-1]:10.6f}{distance:19.1e}{1e3 * min(seconds):13.1f}{int(result['reduced']):15,}")
-        axes.semilogy(number, loss, style, ms=4, label=f"{name}: weights differ by {distance:.0e}")
-    axes.legend()
+        axes.semilogy(number, loss, style, ms=3, lw=1, label=f"{name}: weights differ by {distance:.0e}")
+    axes.figure.legend(loc="outside upper center", ncols=2)
     axes.figure.savefig(arguments.output / "distributed.png")
 
 
