@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
 # Those that train or compile, for five seconds to a minute.
 LONG = {
-    "batches", "callbacks", "coming_from", "compiling", "estimation", "events", "failures", "faq", "first", "flows", "gradients",
-    "inputs", "latent", "layers", "models", "plotting", "precision", "reproducibility", "state", "stiff", "systems", "what",
+    "batches", "callbacks", "coming_from", "compiling", "distributed", "estimation", "events", "failures", "faq", "first", "flows",
+    "gradients", "inputs", "latent", "layers", "models", "plotting", "precision", "reproducibility", "state", "stiff", "systems", "what",
 }  # fmt: skip
 
 

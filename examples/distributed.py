@@ -1,0 +1,150 @@
+"""A neural ODE is trained by two devices and by two processes, killed in the middle, and resumed.
+
+What a training step does depends on its number alone, so every way to divide the work takes the same steps, also after a kill.
+Writes distributed.png, and the checkpoints of all runs to distributed/.
+
+    python examples/distributed.py            # all ways on this machine, compared; three minutes of CPU time
+    python examples/distributed.py --quick    # fewer steps, and only the workers are killed
+    TF_CONFIG='{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}' \\
+        python examples/distributed.py    # one of two workers, whose --output is one directory that both see
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from keras import layers, losses
+
+import keras_ode
+from keras_ode import datasets, plotting
+
+BATCH, SAVE_EVERY, CPUS = 64, 10, ["CPU:0", "CPU:1"]
+
+
+def build_model():
+    dynamics = keras.Sequential([layers.Dense(32, activation="tanh"), layers.Dense(5)])
+    ode = keras_ode.ODELayer(dynamics, per_sample=True, adjoint="checkpointed", jit_compile=False)  # each row alone
+    return keras.Sequential([layers.Input([2]), keras_ode.layers.Augment(3), ode, layers.Dense(2)])
+
+
+def make_step(strategy, model, optimizer):
+    def replica_step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(losses.sparse_categorical_crossentropy(y, model(x, training=True), from_logits=True)) / BATCH
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)  # sums over the replicas
+        return loss
+
+    return tf.function(lambda x, y: strategy.reduce("sum", strategy.run(replica_step, args=(x, y)), axis=None))
+
+
+def train(strategy, steps, seed, directory, kill_at=None):
+    """Trains from the last checkpoint on; writes the weights, the bytes reduced, and the loss and the seconds of each step."""
+    keras.config.set_floatx("float64")  # so that rounding is far below any other difference
+    keras.utils.set_random_seed(seed)
+    points, labels = datasets.spirals(2000, seed=seed)
+
+    def batch(i):  # of the rows of a step, the part of each replica of this process
+        rows = np.random.default_rng([seed, i]).choice(len(points), BATCH, replace=False)
+        return [strategy.experimental_distribute_values_from_function(lambda c, drawn=values[rows]: tf.constant(
+            drawn[c.replica_id_in_sync_group :: c.num_replicas_in_sync])) for values in (points, labels)]
+
+    with strategy.scope():
+        model, optimizer = build_model(), keras.optimizers.Adam(1e-2)
+        optimizer.build(model.trainable_variables)
+    # Workers save together, each to its own directory, and all of them read the files of the first one.
+    own = directory / f"worker_{strategy.cluster_resolver.task_id if 'TF_CONFIG' in os.environ else 0}"
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    manager = tf.train.CheckpointManager(checkpoint, own, max_to_keep=2)
+    checkpoint.restore(tf.train.latest_checkpoint(directory / "worker_0"))
+    step = make_step(strategy, model, optimizer)
+    own.mkdir(parents=True, exist_ok=True)
+    with open(own / "steps.txt", "a", buffering=1) as log:
+        for i in range(int(tf.convert_to_tensor(optimizer.iterations)), steps):
+            part, began = batch(i), time.perf_counter()
+            loss = float(step(*part))
+            print(i, loss, time.perf_counter() - began, file=log)
+            if i + 1 == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if (i + 1) % SAVE_EVERY == 0:
+                manager.save()
+    operations = step.get_concrete_function(*batch(0)).graph.get_operations()
+    sizes = [op.inputs[0].shape.num_elements() * op.inputs[0].dtype.size for op in operations if "CollectiveReduce" in op.type]
+    reduced = sum(sizes) // len(strategy.experimental_local_results(batch(0)[0]))  # of one replica
+    np.savez(own / "result.npz", weights=np.concatenate([np.ravel(w) for w in model.get_weights()]), reduced=reduced)
+
+
+def launch(arguments, directory, workers, kill_at=None):
+    """Runs this file in processes, as workers or alone, of which the last may kill itself, and returns their exit codes."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
+    cluster = {"cluster": {"worker": ["{}:{}".format(*s.getsockname()) for s in sockets]}}
+    processes = []
+    try:
+        for i, s in enumerate(sockets):
+            s.close()  # its port was free until now
+            command = [sys.executable, __file__, "--replicas=1", f"--seed={arguments.seed}", f"--output={directory}"]
+            command += ["--quick"] * arguments.quick + [f"--kill-at={kill_at}"] * (kill_at is not None and i == workers - 1)
+            config = {"TF_CONFIG": json.dumps(cluster | {"task": {"type": "worker", "index": i}})} if workers > 1 else {}
+            with open(f"{directory}_{i}.log", "a") as log:
+                processes.append(subprocess.Popen(command, env=os.environ | config, stdout=log, stderr=log))
+        return [process.wait(timeout=600) for process in processes]
+    finally:  # no process is left behind
+        for process in processes:
+            process.kill()
+
+
+def compare(arguments, steps):
+    """Trains in all ways and compares the weights with those of one device that nobody kills."""
+    root, kill_at = arguments.output / "distributed", steps // 2 + 5
+    runs = ["one device", "two mirrored devices", "two workers, killed"] + ["one device, killed"] * (not arguments.quick)
+    shutil.rmtree(root, ignore_errors=True)
+    train(tf.distribute.get_strategy(), steps, arguments.seed, root / runs[0])
+    train(tf.distribute.MirroredStrategy(CPUS), steps, arguments.seed, root / runs[1])
+    for name, workers in zip(runs[2:], (2, 1), strict=False):
+        killed = launch(arguments, root / name, workers, kill_at)  # where one worker is missing, the others end with an error
+        print(f"{name}: exit codes {killed}, and of the resumed run {launch(arguments, root / name, workers)}; see the logs")
+    plt.style.use(plotting.STYLE)
+    axes = plt.figure(figsize=(9, 5), layout="constrained").add_subplot(xlabel="training step", ylabel="loss of a batch")
+    print(f"\n{'':22}{'last loss':>10}{'weights differ by':>19}{'fastest, ms':>13}{'bytes reduced':>15}")
+    for name, style in zip(runs, ("-", "--", ".", "x"), strict=False):
+        number, loss, seconds = np.loadtxt(root / name / "worker_0" / "steps.txt").T
+        result, first = (np.load(root / x / "worker_0/result.npz") for x in (name, runs[0]))
+        distance = np.abs(result["weights"] - first["weights"]).max()
+        print(f"{name:22}{loss[-1]:10.6f}{distance:19.1e}{1e3 * min(seconds):13.1f}{int(result['reduced']):15,}")
+        axes.semilogy(number, loss, style, ms=3, lw=1, label=f"{name}: weights differ by {distance:.0e}")
+    axes.figure.legend(loc="outside upper center", ncols=2)
+    axes.figure.savefig(arguments.output / "distributed.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="60 steps in place of 600, and only the workers are killed")
+    parser.add_argument("--replicas", type=int, choices=(1, 2), help="train on so many devices of this process alone")
+    parser.add_argument("--kill-at", type=int, help="end this process by SIGKILL after a step")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
+    arguments = parser.parse_args()
+    steps = 60 if arguments.quick else 600
+    if "TF_CONFIG" in os.environ:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+        if arguments.replicas is None:
+            return compare(arguments, steps)
+        strategy = tf.distribute.get_strategy() if arguments.replicas == 1 else tf.distribute.MirroredStrategy(CPUS)
+    train(strategy, steps, arguments.seed, arguments.output, arguments.kill_at)
+
+
+if __name__ == "__main__":
+    main()
