@@ -44,7 +44,8 @@ def network(options):
 def saved_model(model, folder):
     """A function that runs the SavedModel, and the size of its graph in bytes."""
     model.export(str(folder), verbose=False)
-    return tf.saved_model.load(str(folder)).serve, (folder / "saved_model.pb").stat().st_size
+    loaded = tf.saved_model.load(str(folder))
+    return lambda x: loaded.serve(x), (folder / "saved_model.pb").stat().st_size
 
 
 def size_without(model, folder):
