@@ -9,7 +9,7 @@ from keras_ode import arguments, internals, tree
 from keras_ode.adjoints.fields import ForwardField
 from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.events import ClosedEvent, SteadyState
-from keras_ode.exports import is_exported, refuse_what_formats_lack
+from keras_ode.exports import check_format, is_exported
 from keras_ode.on_step import OnStep
 from keras_ode.programs import programs_of
 from keras_ode.progress import progress_bar
@@ -54,7 +54,7 @@ def _run(adjoint, problem, segments, jit_compile):
         _check_compiles(adjoint, problem, segments)
     in_parts, serves = not (is_compiled or segments is not None or problem.watchers), is_exported()
     if serves:
-        _check_exports(problem)
+        check_format(problem.method.solver, segments is not None and segments.event is not None)
     may_compile = in_parts and not serves and jit_compile == "auto" and not (field.is_convolutional or field.why_not_compiled)
     if may_compile:
         problem = adjoint.with_compiled_parts(problem)
@@ -97,14 +97,6 @@ def _key(adjoint, problem, segments, how, tensors):
         how,
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
-
-
-def _check_exports(problem):
-    """Refuses what the format of an export does not have."""
-    if problem.method.solver.has_complex_numbers:
-        refuse_what_formats_lack(
-            f"solver={problem.method.solver!r}", "Use another solver for stiff equations, such as 'kvaerno5' or 'rodas5p'."
-        )
 
 
 def _check_compiles(adjoint, problem, segments):

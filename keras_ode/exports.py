@@ -20,8 +20,19 @@ def standard_where_exported():
     return tree.standard_operations() if is_exported() else contextlib.nullcontext()
 
 
-def refuse_what_formats_lack(what, remedy):
-    """Refuses to trace complex numbers for a runtime that has none."""
+def check_format(solver, has_event):
+    """Refuses a solve that the format to which the model is converted cannot hold."""
     form = internals.exported_format()
-    if form is not None:
-        raise ValueError(f"{form} has no complex numbers, which {what} computes with. {remedy}")
+    if form is None:
+        return
+    if solver.has_complex_numbers:
+        raise ValueError(
+            f"{form} has no complex numbers, with which this solver computes: use another one for stiff equations, such as "
+            f"'kvaerno5' or 'rodas5p', or export a SavedModel. Received: solver={solver!r}"
+        )
+    if form == "ONNX" and (has_event or solver.has_branches):
+        what = "an event" if has_event else f"solver={solver!r}"
+        raise ValueError(
+            "tf2onnx cannot convert loops within branches, which solves with events and solvers that change their method have: "
+            f"export to LiteRT or as a SavedModel. Received: {what}"
+        )
