@@ -10,6 +10,9 @@ from keras_ode.exports import standard_where_exported
 from keras_ode.layers.ode import ODELayer
 from keras_ode.signature import mask_of
 
+# By which part rounding may change what lies between two times in an exported graph: far less than the tolerances of solves.
+_ROUNDED = 1e-5
+
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ODERNN(keras.Layer):
@@ -221,10 +224,17 @@ class ODERNN(keras.Layer):
     def _as_times(self, t):
         """Returns times as a tensor. Float64 is kept, because times are subtracted before they are rounded."""
         t = tree.as_tensor(t)
-        return t if t.dtype == tf.float64 else tf.cast(t, self.variable_dtype)
+        keeps = t.dtype == tf.float64 and not (tree.is_standard() and _may_be_rounded(t, self.variable_dtype))
+        return t if keeps else tf.cast(t, self.variable_dtype)
 
     def _sizes(self):
         return tf.nest.flatten(self.cell.state_size)
+
+
+def _may_be_rounded(times, dtype):
+    """Whether rounding changes what lies between times by little: not all runtimes have float64."""
+    known = tf.get_static_value(times)
+    return known is not None and np.allclose(np.diff(known.astype(dtype)), np.diff(known), rtol=_ROUNDED, atol=0)
 
 
 def _scan(advance, sequences, first):
