@@ -30,9 +30,13 @@ def check_format(solver, has_event):
             f"{form} has no complex numbers, with which this solver computes: use another one for stiff equations, such as "
             f"'kvaerno5' or 'rodas5p', or export a SavedModel. Received: solver={solver!r}"
         )
-    if form == "ONNX" and (has_event or solver.has_branches):
-        what = "an event" if has_event else f"solver={solver!r}"
+    if has_event:
         raise ValueError(
-            "tf2onnx cannot convert loops within branches, which solves with events and solvers that change their method have: "
-            f"export to LiteRT or as a SavedModel. Received: {what}"
+            f"{form} cannot hold a solve with an event, whose graph has gradients of the event's function, and loops within branches: "
+            "export a SavedModel. Received: an event"
+        )
+    if form == "ONNX" and solver.has_branches:
+        raise ValueError(
+            "tf2onnx cannot convert loops within branches, which a solver that changes its method has: use another solver, or export "
+            f"to LiteRT or as a SavedModel. Received: solver={solver!r}"
         )

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import keras_ode
 from keras_ode import ODELayer, layers, models
 from tests.layers.test_served import model
 
@@ -50,24 +49,6 @@ def flow():
     return keras.Model(x, models.ContinuousNormalizingFlow(dynamics, solver="bosh3")(x))
 
 
-class UntilEvent(keras.layers.Layer):
-    """The state where `y' = -y` has halved."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.ode = ODELayer(lambda y: -y, t=(0.0, 5.0), solver="bosh3")
-
-    def call(self, y):
-        first = tf.reduce_sum(y * y)
-        event = keras_ode.Event(lambda t, state: tf.reduce_sum(state * state) - 0.25 * first)
-        return self.ode.solve(y, event=event, on_failure="nan").event_state
-
-
-def with_event():
-    x = keras.Input([2])
-    return keras.Model(x, UntilEvent()(x))
-
-
 TIMES = {"t": (0.0, 0.3, 0.7, 1.0), "return_sequences": True}
 MODELS = {
     "constant": lambda: model(solver="rk4", step_size=0.25),
@@ -78,12 +59,11 @@ MODELS = {
     "reversible": lambda: model(solver="reversible_heun", adjoint="reversible"),
     "rodas5p": lambda: model(solver="rodas5p"),
     "kvaerno5": lambda: model(solver="kvaerno5"),
+    "bdf": lambda: model(solver="bdf"),
     "recurrent": recurrent,
     "controlled": controlled,
     "flow": flow,
 }
-# tf2onnx does not convert it.
-LITE_ALONE = {"event": with_event}
 # What the quick tests convert; the others take longer.
 QUICK = "exploding",
 
@@ -125,10 +105,10 @@ def cases(names):
     return [pytest.param(name, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", cases(MODELS | LITE_ALONE))
+@pytest.mark.parametrize("name", cases(MODELS))
 def test_litert_answers_as_keras_at_any_batch_size(name, tmp_path):
     """Converted without TensorFlow's own operations, which SELECT_TF_OPS would ask for."""
-    network = (MODELS | LITE_ALONE)[name]()
+    network = MODELS[name]()
     assert_answers_as_keras(lite(network, tmp_path), network)
 
 
