@@ -32,11 +32,11 @@ def check_format(solver, has_event):
         )
     if has_event:
         raise ValueError(
-            f"{form} cannot hold a solve with an event, whose graph has gradients of the event's function, and loops within branches: "
-            "export a SavedModel. Received: an event"
+            f"{form} cannot hold a solve with an event, whose graph has gradients of the event's function and loops within "
+            "branches: export a SavedModel. Received: an event"
         )
     if form == "ONNX" and solver.has_branches:
         raise ValueError(
-            "tf2onnx cannot convert loops within branches, which a solver that changes its method has: use another solver, or export "
-            f"to LiteRT or as a SavedModel. Received: solver={solver!r}"
+            "tf2onnx cannot convert loops within branches, which a solver that changes its method has: use another solver, or "
+            f"export to LiteRT or as a SavedModel. Received: solver={solver!r}"
         )
