@@ -9,6 +9,7 @@ from keras_ode import arguments, internals, tree
 from keras_ode.adjoints.fields import ForwardField
 from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.events import ClosedEvent, SteadyState
+from keras_ode.exports import check_format, is_exported
 from keras_ode.on_step import OnStep
 from keras_ode.programs import programs_of
 from keras_ode.progress import progress_bar
@@ -51,8 +52,9 @@ def _run(adjoint, problem, segments, jit_compile):
     is_compiled, field = jit_compile is True, problem.field
     if is_compiled:
         _check_compiles(adjoint, problem, segments)
-    in_parts = not (is_compiled or segments is not None or problem.watchers)
-    serves = _serves()
+    in_parts, serves = not (is_compiled or segments is not None or problem.watchers), is_exported()
+    if serves:
+        check_format(problem.method.solver, segments is not None and segments.event is not None)
     may_compile = in_parts and not serves and jit_compile == "auto" and not (field.is_convolutional or field.why_not_compiled)
     if may_compile:
         problem = adjoint.with_compiled_parts(problem)
@@ -67,8 +69,7 @@ def _run(adjoint, problem, segments, jit_compile):
         refuse_forward_mode(tf.nest.flatten(tensors))
     if not tf.executing_eagerly():
         if not is_compiled:
-            with tree.standard_operations() if serves else contextlib.nullcontext():
-                return _solve(adjoint, problem, segments, tensors)
+            return _solve(adjoint, problem, segments, tensors)
         return _function(adjoint, problem, segments, tensors, True)(tensors)
     key = (key, may_be_recorded)
     function = _compiled.get(key, lambda: _function(adjoint, problem, segments, tensors, is_compiled))
@@ -82,14 +83,6 @@ def _run(adjoint, problem, segments, jit_compile):
         function = _function(adjoint, problem._replace(may_compile=False), segments, tensors, False)
         _compiled.replace(key, function)  # from now on
         return function(tensors)
-
-
-def _serves():
-    """Whether a graph is traced for an export: it holds the forward solve alone, of operations that other runtimes know.
-
-    Its gradient, should somebody ask for it, runs the forward solve once more.
-    """
-    return not (tf.executing_eagerly() or tree.is_compiled() or internals.may_be_recorded()) and internals.is_exporting()
 
 
 def _key(adjoint, problem, segments, how, tensors):

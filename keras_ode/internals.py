@@ -146,14 +146,24 @@ def may_be_recorded():
 
 def is_exporting():
     """Whether this is called while Keras or TensorFlow exports a model. No public way: it is seen by who has called."""
+    return _is_called_from(_EXPORTERS)
+
+
+def exported_format():
+    """The format to which a model is converted while this is called; `None` where that is not known, or a SavedModel."""
+    return next((name for name, modules in _CONVERTERS.items() if _is_called_from(modules)), None)
+
+
+def _is_called_from(modules):
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
+        if frame.f_globals.get("__name__", "").startswith(modules):
             return True
         frame = frame.f_back
     return False
 
 
+_CONVERTERS = {"LiteRT": ("keras.src.export.litert", "tensorflow.lite."), "ONNX": ("keras.src.export.onnx", "tf2onnx.")}
 _EXPORTERS = "keras.src.export.", "tensorflow.python.saved_model.save", "tensorflow.lite.", "tf2onnx."
 
 

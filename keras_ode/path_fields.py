@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.closure import no_autocast
+from keras_ode.exports import standard_where_exported
 
 
 def value_at(left, right, part, length):
@@ -82,7 +83,11 @@ class PathFields(keras.layers.Layer):
 
 @tf.autograph.experimental.do_not_convert
 def _computed(times, values, kind):
-    times, values = _checked(times, values)
+    with standard_where_exported():
+        return _fields(*_checked(times, values), kind)
+
+
+def _fields(times, values, kind):
     rows = values[None] if values.shape.rank == 1 else tf.linalg.matrix_transpose(values)
     by_row = tf.broadcast_to(times[..., None, :], tf.shape(rows))
     nodes = tf.stack(_at_knots(by_row, rows, kind), axis=-1)
@@ -96,19 +101,18 @@ def _computed(times, values, kind):
 
 def _at_knots(times, values, kind):
     """The values, and the slopes of cubic paths, at all knots; times and values are `[..., T]`."""
-    batch = values.shape.rank - 1
     values, observed = _with_ends(values)
     # The observed points first, in their order. What follows them takes part in nothing.
     order = tf.argsort(tree.select(observed, 0, 1), axis=-1, stable=True)
     place, count = tf.range(tf.shape(values)[-1]), tf.reduce_sum(tf.cast(observed, tf.int32), axis=-1, keepdims=True)
-    start, value = (tf.gather(x, order, axis=-1, batch_dims=batch) for x in (times, values))
+    start, value = (_along(x, order) for x in (times, values))
     is_piece = place < count - 1
     length = tree.select(is_piece, _next(start) - start, 1)
     rate = tree.select(is_piece, (_next(value) - value) / length, 0)
     piece = tf.cumsum(tf.cast(observed, tf.int32), axis=-1) - 1
 
     def at_piece(x):
-        return tf.gather(x, piece, axis=-1, batch_dims=batch)
+        return _along(x, piece)
 
     length_there = at_piece(length)
     part = (times - at_piece(start)) / length_there
@@ -124,14 +128,25 @@ def _with_ends(values):
     missing one at the ends."""
     observed = ~tf.math.is_nan(values)
     known = tree.select(observed, values, 0)
-    batch, place, last = values.shape.rank - 1, tf.range(tf.shape(values)[-1]), tf.shape(values)[-1] - 1
+    place, last = tf.range(tf.shape(values)[-1]), tf.shape(values)[-1] - 1
     marks = tf.cast(observed, tf.int32)
     first_seen, last_seen = (tf.argmax(x, axis=-1, output_type=tf.int32) for x in (marks, tf.reverse(marks, [-1])))
     missing = tree.select(tf.reduce_any(observed, axis=-1, keepdims=True), tf.zeros([], values.dtype), np.nan)
     for end, index in ((0, first_seen), (last, last - last_seen)):
-        found = tf.gather(known, index[..., None], axis=-1, batch_dims=batch) + missing
+        found = _along(known, index[..., None]) + missing
         known = tree.select((place == end) & ~observed, found, known)
     return known, observed | (place == 0) | (place == last)
+
+
+def _along(x, index):
+    """The entries of each row, the last axis, at indices of its own."""
+    if not tree.is_standard():
+        return tf.gather(x, index, axis=-1, batch_dims=x.shape.rank - 1)
+    # One flat axis, as converters do not know several axes of rows.
+    length, width = tf.shape(x)[-1], tf.shape(index)[-1]
+    rows = tf.reshape(index, [-1, width])
+    places = rows + length * tf.range(tf.shape(rows)[0])[:, None]
+    return tf.reshape(tf.gather(tf.reshape(x, [-1]), places), tf.shape(index))
 
 
 def _natural(length, rate, is_piece, is_point):

@@ -229,7 +229,10 @@ def from_plain(nest):
 
 def _piece(times, asked):
     """The index of the piece in which each time lies: the nearest one where it lies in none."""
-    if times.shape.rank == 1:
+    if tree.is_standard():  # other runtimes do not search
+        known = times if times.shape.rank == 1 else times[:, None]
+        after = tf.reduce_sum(tf.cast(known <= asked[..., None], tf.int32), axis=-1)
+    elif times.shape.rank == 1:
         after = tf.reshape(tf.searchsorted(times, tf.reshape(asked, [-1]), side="right"), _sizes(asked))
     else:
         rows = tf.broadcast_to(asked, [_sizes(times)[0], _sizes(asked)[1]])

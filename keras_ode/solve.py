@@ -13,6 +13,7 @@ from keras_ode.diagnosis import raise_on_failure
 from keras_ode.errors import Status
 from keras_ode.events import SteadyState, close_events, ends_the_solve
 from keras_ode.execution import Segments, run_watched
+from keras_ode.exports import standard_where_exported
 from keras_ode.micro_batches import InMicroBatches, checked_rows, of_rows
 from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.norms import checked_norm
@@ -218,6 +219,11 @@ class Options(NamedTuple):
 
 def solve_with(function, y0, t, options):
     """The `Solution` of a solve with `Options`, and the values of regularizers, a tuple."""
+    with standard_where_exported():
+        return _solved(function, y0, t, options)
+
+
+def _solved(function, y0, t, options):
     refuse_symbolic((y0, t, options.args), "Call a layer there: keras_ode.ODELayer(dynamics, t=...)(y0).")
     y0 = arguments.checked_state(y0, options.per_sample)
     rows = checked_rows(options.batch_size, y0, options)

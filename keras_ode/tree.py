@@ -194,7 +194,8 @@ def is_compiled():
 def standard_operations():
     """Inside, this thread builds graphs of operations that converters for other runtimes know, such as that of LiteRT.
 
-    Buffers are not written in place, and contractions over a few stages are sums. Products of long vectors stay in double
+    Buffers are not written in place, nor by `tf.tensor_scatter_nd_update`, of which LiteRT's converter makes a product that is NaN
+    where what is replaced is not finite. Contractions over a few stages are sums. Products of long vectors stay in double
     precision: on a GPU, single precision would cost digits.
     """
     before = getattr(_building, "conditions", None)
@@ -253,6 +254,11 @@ def put_rows(buffer, index, values):
     """`buffer` with `buffer[index], buffer[index + 1], ...` replaced."""
     if 0 in buffer.shape:  # nothing to put: TensorFlow refuses empty updates
         return buffer
+    if is_standard():
+        places, last = tf.range(tf.shape(buffer)[0]) - index, tf.shape(values)[0] - 1
+        if values.shape[0] == 1:
+            return where(places == 0, (values,), (buffer,))[0]
+        return where((places >= 0) & (places <= last), (tf.gather(values, tf.clip_by_value(places, 0, last)),), (buffer,))[0]
     return tf.tensor_scatter_nd_update(buffer, tf.expand_dims(_places(index, values), 1), values)
 
 
@@ -267,6 +273,8 @@ def put(buffer, index, value):
         return put_rows(buffer, index, tf.expand_dims(value, 0))
     if 0 in buffer.shape:
         return buffer
+    if is_standard():
+        return where(tf.range(tf.shape(buffer)[0])[:, None] == index, (value[None],), (buffer,))[0]
     return tf.tensor_scatter_nd_update(buffer, tf.stack([index, tf.range(tf.shape(index)[0])], axis=1), value)
 
 

@@ -11,14 +11,21 @@ PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
 # Those that train or compile, for five seconds to a minute.
 LONG = {
     "batches", "callbacks", "coming_from", "compiling", "distributed", "estimation", "events", "failures", "faq", "first", "flows",
-    "gradients", "inputs", "latent", "layers", "models", "plotting", "precision", "reproducibility", "state", "stiff", "systems", "what",
+    "gradients", "inputs", "latent", "layers", "models", "plotting", "precision", "reproducibility", "serving", "state", "stiff",
+    "systems", "what",
 }  # fmt: skip
+
+
+# What a page needs besides the package.
+NEEDS = {"serving": ("tf2onnx", "onnxruntime")}
 
 
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem) for page in PAGES]
 )
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
+    for package in NEEDS.get(page.stem, ()):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "docs"}
     for block in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):

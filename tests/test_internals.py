@@ -370,12 +370,13 @@ def test_tape_that_may_record_is_known_where_a_function_is_traced():
 
 
 def test_exporters_are_seen_among_the_callers(tmp_path):
-    found = []
+    found, formats = [], []
 
     @keras.saving.register_keras_serializable()
     class Asks(keras.Layer):
         def call(self, x):
             found.append(internals.is_exporting())
+            formats.append(internals.exported_format())
             return x
 
     model = keras.Sequential([keras.Input([1]), Asks()])
@@ -383,3 +384,4 @@ def test_exporters_are_seen_among_the_callers(tmp_path):
     assert not any(found)
     model.export(str(tmp_path / "exported"), verbose=False)
     assert found[-1]
+    assert formats[-1] is None

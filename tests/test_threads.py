@@ -1,5 +1,7 @@
 """Solves in several threads share variables, layers and closures, and disturb nobody."""
 
+import subprocess
+import sys
 import threading
 
 import keras
@@ -107,3 +109,59 @@ def test_threads_that_train_one_model_each_share_the_dynamics():
         assert losses[-1] < losses[0]
 
     assert _run_in_threads([lambda model=model: train(model) for model in models]) == []
+
+
+def _answers(serve):
+    """What eight threads at once get for batches of different sizes, each several times, beside the answers to one thread."""
+    batches = [np.random.default_rng(rows).normal(size=[rows, 2]).astype("float32") for rows in (1, 2, 3, 5, 8, 13, 21, 300)]
+    found = {}
+
+    def ask(number):
+        found[number] = [np.asarray(serve(batches[number])) for _ in range(5)]
+
+    assert _run_in_threads([lambda number=number: ask(number) for number in range(len(batches))]) == []
+    return [(np.asarray(serve(x)), found[number]) for number, x in enumerate(batches)]
+
+
+@pytest.mark.parametrize("kind", ["Keras", "SavedModel"])
+def test_threads_that_ask_one_served_model_get_the_answers_of_a_single_thread(kind, tmp_path):
+    dense = keras.layers.Dense(2, activation="tanh")
+    model = keras.Sequential([keras.Input([2]), keras_ode.ODELayer(dense, solver="heun", step_size=0.25)])
+    if kind == "SavedModel":
+        model.export(str(tmp_path / "served"), verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / "served"))
+    for expected, answers in _answers(model if kind == "Keras" else loaded.serve):
+        for answer in answers:
+            # The same operations on the same numbers; products of matrices may be summed in another order.
+            np.testing.assert_allclose(answer, expected, rtol=1e-6, atol=1e-7)
+
+
+SERVE_IN_THREADS = """
+import sys, threading
+import numpy as np
+import tensorflow as tf
+
+model = tf.saved_model.load(sys.argv[1])
+batches = [np.full([rows, 2], 1 / rows, "float32") for rows in (1, 2, 3, 5, 8, 13, 21, 300)]
+found, barrier = {}, threading.Barrier(8)
+
+def ask(number):
+    barrier.wait()
+    found[number] = [model.serve(batches[number]).numpy() for _ in range(5)]
+
+threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+for number, x in enumerate(batches):
+    for answer in found[number]:
+        np.testing.assert_allclose(answer, model.serve(x).numpy(), rtol=1e-6, atol=1e-7)
+print("keras_ode" in sys.modules, len(found))
+"""
+
+
+@pytest.mark.slow
+def test_threads_of_a_process_without_the_package_get_the_answers_of_a_single_thread(tmp_path):
+    model = keras.Sequential([keras.Input([2]), keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"), solver="bosh3")])
+    model.export(str(tmp_path / "served"), verbose=False)
+    code = [sys.executable, "-c", SERVE_IN_THREADS, str(tmp_path / "served")]
+    served = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path)
+    assert served.stdout.splitlines() == ["False 8"], served.stderr

@@ -6,8 +6,12 @@ import tensorflow as tf
 from keras import ops
 
 from keras_ode import internals, tree
+from keras_ode.exports import standard_where_exported
 from keras_ode.layers.ode import ODELayer
 from keras_ode.signature import mask_of
+
+# By which part rounding may change what lies between two times in an exported graph: far less than the tolerances of solves.
+_ROUNDED = 1e-5
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -104,6 +108,10 @@ class ODERNN(keras.Layer):
         self.ode.build((x_shape[0], self._sizes()[0]))
 
     def call(self, x, t=None, mask=None, training=None, initial_state=None, output_times=None):
+        with standard_where_exported():
+            return self._outputs(x, t, mask, training, initial_state, output_times)
+
+    def _outputs(self, x, t, mask, training, initial_state, output_times):
         mask = given_mask = mask_of(x) if mask is None else mask
         x, t = tf.convert_to_tensor(x), self._checked_times(t, x)
         outputs = self.output_times if output_times is None else output_times
@@ -185,7 +193,7 @@ class ODERNN(keras.Layer):
 
         if x.shape[0] == 1:
             return shown, first
-        states, flowed = tf.scan(advance, (t[:-1], t[1:], x[1:], mask[1:]), (first, first[0]))
+        states, flowed = _scan(advance, (t[:-1], t[1:], x[1:], mask[1:]), (first, first[0]))
         return tf.concat([shown, flowed if self.return_before else states[0]], axis=0), [state[-1] for state in states]
 
     def _observe(self, states, x, mask, training):
@@ -218,10 +226,31 @@ class ODERNN(keras.Layer):
     def _as_times(self, t):
         """Returns times as a tensor. Float64 is kept, because times are subtracted before they are rounded."""
         t = tree.as_tensor(t)
-        return t if t.dtype == tf.float64 else tf.cast(t, self.variable_dtype)
+        keeps = t.dtype == tf.float64 and not (tree.is_standard() and _may_be_rounded(t, self.variable_dtype))
+        return t if keeps else tf.cast(t, self.variable_dtype)
 
     def _sizes(self):
         return tf.nest.flatten(self.cell.state_size)
+
+
+def _may_be_rounded(times, dtype):
+    """Whether rounding changes what lies between times by little: not all runtimes have float64."""
+    known = tf.get_static_value(times)
+    return known is not None and np.allclose(np.diff(known.astype(dtype)), np.diff(known), rtol=_ROUNDED, atol=0)
+
+
+def _scan(advance, sequences, first):
+    """`tf.scan`; in a graph for an export without lists of tensors, which other runtimes have with fixed shapes at most."""
+    if not tree.is_standard():
+        return tf.scan(advance, sequences, first)
+    count = tf.shape(sequences[0])[0] if sequences[0].shape[0] is None else sequences[0].shape[0]
+
+    def once_more(i, carry, buffers):
+        carry = advance(carry, tuple(tf.gather(x, i) for x in sequences))
+        return i + 1, carry, tf.nest.map_structure(lambda buffer, x: tree.put(buffer, i, x), buffers, carry)
+
+    room = tf.nest.map_structure(lambda x: tree.room(x, count), first)
+    return tree.while_loop(lambda i, *_: i < count, once_more, (0, first, room))[2]
 
 
 def merged(x, t, mask, outputs, before, per_sample):

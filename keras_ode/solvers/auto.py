@@ -62,7 +62,7 @@ class Auto(Solver):
 
     explicit, implicit = Tsit5(), Rodas5P()
     order, error_order = Tsit5.order, Tsit5.error_order
-    is_implicit = True
+    is_implicit = has_branches = True
     remembers = True
 
     @property

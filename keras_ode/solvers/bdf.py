@@ -174,7 +174,8 @@ def _at_distance(interval, carry, fits):
             for old, start, new in zip(carry.differences, first, moved, strict=False)
         )
 
-    moved = tf.cond(tf.reduce_all(fits), lambda: carry.differences[:_MOST], changed)
+    # Other runtimes know branches, but their converters lose those within a loop.
+    moved = changed() if tree.is_standard() else tf.cond(tf.reduce_all(fits), lambda: carry.differences[:_MOST], changed)
     return (*moved, *carry.differences[_MOST:])
 
 

@@ -47,7 +47,7 @@ class Radau5(Solver):
 
     order, error_order = 5, 4
     is_implicit = True
-    remembers = True
+    remembers = has_complex_numbers = True
     controller = "predictive"
     backward = KenCarp4()
 

@@ -1,10 +1,13 @@
 """What an exported graph holds: the forward solve alone, of operations that other runtimes know."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_ode
 from keras_ode import ODELayer
 
 # What has no counterpart outside of TensorFlow, or waits for a compiler.
@@ -66,30 +69,35 @@ def test_gradient_of_an_exported_graph_is_that_of_the_solve(tmp_path):
     np.testing.assert_allclose(tape.gradient(y, x), np.full([3, 1], np.exp(-1)), rtol=1e-4)
 
 
-LITE = {
-    "constant": {"solver": "rk4", "step_size": 0.25},
-    "adaptive": {"solver": "bosh3", "adjoint": "backsolve"},
-    "per_sample": {
-        "solver": "tsit5",
-        "per_sample": True,
-        "return_sequences": True,
-        "t": (0.0, 0.3, 0.7, 1.0),
-        "adjoint": "checkpointed",
-    },
-}
+def test_request_of_tensorflow_serving_fits_the_signature(tmp_path):
+    """The two forms of its predict API: https://www.tensorflow.org/tfx/serving/api_rest#predict_api."""
+    network = keras.Sequential([keras.Input([2], name="x"), ODELayer(keras.layers.Dense(2), solver="heun", step_size=0.5)])
+    signature = exported(network, tmp_path).signatures["serving_default"]
+    ((name, spec),) = signature.structured_input_signature[1].items()
+    assert (name, spec.dtype, spec.shape.as_list()) == ("x", tf.float32, [None, 2])
+    (output,) = signature.structured_outputs.values()
+    assert (output.dtype, output.shape.as_list()) == (tf.float32, [None, 2])
+    rows = json.loads('{"signature_name": "serving_default", "instances": [[0.5, -1.0], [2.0, 0.1]]}')["instances"]
+    columns = json.loads('{"signature_name": "serving_default", "inputs": {"x": [[0.5, -1.0], [2.0, 0.1]]}}')["inputs"]
+    assert set(columns) == {name}
+    for x in (rows, columns[name]):
+        (answer,) = signature(**{name: tf.constant(x, spec.dtype)}).values()
+        np.testing.assert_allclose(answer, network(np.array(rows, "float32")), rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", LITE.values(), ids=LITE)
-def test_litert_answers_as_keras_at_any_batch_size(options, tmp_path):
-    """Converted without TensorFlow's own operations, which SELECT_TF_OPS would ask for."""
-    network = model(**options)
-    network.export(str(tmp_path / "exported"), verbose=False)
-    converted = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "exported")).convert()
-    interpreter = tf.lite.Interpreter(model_content=converted)
-    runner = interpreter.get_signature_runner()
-    (name,) = runner.get_input_details()
-    for rows in (1, 7, 300):
-        x = np.random.default_rng(rows).normal(size=[rows, 2]).astype("float32")
-        (y,) = runner(**{name: x}).values()
-        np.testing.assert_allclose(y, network(x, training=False), rtol=1e-4, atol=1e-4)
+def test_solver_with_complex_numbers_is_refused_by_formats_that_have_none(tmp_path):
+    network = model(solver="radau")
+    network(np.zeros([1, 2], "float32"))
+    pytest.importorskip("tf2onnx")
+    with pytest.raises(ValueError, match="ONNX has no complex numbers.*'kvaerno5'.*Received: solver=Radau5"):
+        network.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
+
+
+@pytest.mark.parametrize("options", [{"solver": "auto"}, {"event": keras_ode.Event(lambda t, y: tf.reduce_sum(y) - 9)}])
+def test_solves_with_loops_within_branches_are_refused_by_onnx(options):
+    """Seen from a module that is named like the converter's: no graph is needed for the refusal."""
+    pytest.importorskip("tf2onnx")
+    namespace = {"__name__": "tf2onnx.convert", "solve": keras_ode.solve, "tf": tf, "options": options}
+    exec("def convert(y):\n    return solve(lambda y: -y, y, 1.0, **options).ys", namespace)
+    with pytest.raises(ValueError, match="loops within branches.*SavedModel. Received"):
+        tf.function(namespace["convert"], autograph=False).get_concrete_function(tf.TensorSpec([None, 2]))
