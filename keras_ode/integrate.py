@@ -144,10 +144,6 @@ class Clock:
         clock.duration = tf.where(is_open, tf.abs(time - self.start), self.duration)
         return clock
 
-    def of_first(self, count):
-        """The clock of the first samples, where each has its own times."""
-        return Clock(self.start[:count], self.end[:count], (self.direction * self.duration)[:count])
-
     def interval(self, since, until):
         begin, end = tf.unstack(self.time(tf.stack([since, until])), num=2)
         return Interval(begin, end, self.direction * (until - since), since, until)

@@ -366,25 +366,26 @@ class StepRecord(NamedTuple):
         rows: `[capacity + 1, 4]` or `[capacity + 1, S, 4]`: where each step starts, its signed size, its scaled error (NaN
             where the method estimates none), and 1 where it was accepted, 0 where it was rejected, and -1 where the sample
             tried no step. Neither the last row nor those from `num_rows` on are read.
+        clock: `()`, or the first and the last time of a clock, and how much later the last is, `[3]` or `[S, 3]`: then the rows
+            have the time since its start, which is to be converted when they are read.
     """
 
     num_steps: tf.Tensor | tuple
     num_rows: tf.Tensor
     rows: tf.Tensor
+    clock: tf.Tensor | tuple = ()
 
     def on_clock(self, clock):
-        """The same steps, of a loop whose time is that since the start of `clock`, in the time that this shows."""
-        start, size, error, outcome = tf.unstack(self.rows, num=4, axis=-1)
-        if clock.start.shape.rank:
-            clock = clock.of_first(tf.shape(self.num_steps)[0])
-        return self._replace(rows=tf.stack([clock.time(start), clock.direction * size, error, outcome], axis=-1))
+        """The steps of a loop whose time is that since the start of a `Clock`."""
+        times = tf.stack([clock.start, clock.end, clock.direction * clock.duration], axis=-1)
+        return self._replace(clock=times[: tf.shape(self.num_steps)[0]] if times.shape.rank == 2 else times)
 
 
 class RecordSteps:
     """Observes the steps that are tried: a `StepRecord` of the first `capacity` iterations.
 
     The loop runs each operation of `see` in every step, so there are as few as possible: the rows of all samples are written
-    together, in place, and `StepRecord.on_clock` converts all times at once.
+    together, in place, and times are converted when they are read.
 
     Args:
         recorder: What asks for them: of the first `recorder.samples` samples in the first `recorder.capacity` iterations.

@@ -280,10 +280,9 @@ class SolverStepRecorder(keras.callbacks.Callback):
         return self.every in ("batch", "epoch") or (batch + 1) % self.every == 0
 
     def _records(self, tape, direction, batch, counts, rows):
-        for sample, (count, num_samples, num_rows) in enumerate(counts.tolist()):
+        for sample, (count, num_samples, _) in enumerate(counts.tolist()):
             if count >= 0:
-                tried = rows[:num_rows, sample]
-                t, step_size, error, outcome = tried[tried[:, 3] >= 0].T
+                t, step_size, error, outcome = rows[rows[:, sample, 3] >= 0, sample].T
                 yield SolveRecord(
                     layer=tape.label,
                     epoch=self._epoch,

@@ -56,7 +56,7 @@ class Tape:
             ring.calls.assign(0)
 
     def read(self):
-        """Returns for each direction the number of solves since `rewind`, and counts and rows of the last ones (see `_Ring`)."""
+        """Returns for each direction the number of solves since `rewind`, and counts and rows of the last ones: see `_Ring`."""
         return {direction: ring.read() for direction, ring in self._rings.items()}
 
 
@@ -107,8 +107,8 @@ class _TotalsHandle:
 class _Ring:
     """The records of the last solves: call `n` is in slot `n % slots`.
 
-    Each has the rows of a `StepRecord` and its counts: of each sample that is kept the number of steps tried (-1 where there is
-    none), the number of samples in the batch, and the number of rows.
+    Each has the rows of a `StepRecord`, its clock (zeros where it has none), and its counts: of each sample that is kept the
+    number of steps tried (-1 where there is none), the number of samples in the batch, and the number of rows.
     """
 
     def __init__(self, capacity, samples, slots, dtype):
@@ -116,23 +116,27 @@ class _Ring:
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.calls = _variable(np.zeros([], "int32"), first)
         self.counts = _variable(np.zeros([slots, samples, 3], "int32"), first)
+        self.clock = _variable(np.zeros([slots, samples, 3], dtype), first)
         self.rows = _variable(np.zeros([slots, capacity + 1, samples, 4], dtype), first)
 
     def handle(self):
-        return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.rows)))
+        return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.clock, self.rows)))
 
     def read(self):
-        calls, counts, rows = (tf.convert_to_tensor(v).numpy() for v in (self.calls, self.counts, self.rows))
+        variables = (self.calls, self.counts, self.clock, self.rows)
+        calls, counts, clock, rows = (tf.convert_to_tensor(v).numpy() for v in variables)
         slots = [n % self.slots for n in range(max(0, calls - self.slots), calls)]
-        return int(calls), [(counts[slot], rows[slot, :-1]) for slot in slots]
+        written = np.minimum(counts[:, 0, 2], rows.shape[1] - 1)
+        return int(calls), [(counts[slot], _on_clock(clock[slot], rows[slot, : written[slot]])) for slot in slots]
 
 
 class _RingHandle:
-    def __init__(self, ring, calls, counts, rows):
-        self._ring, self._calls, self._counts, self._rows = ring, calls, counts, rows
+    def __init__(self, ring, calls, *variables):
+        self._ring, self._calls, self._variables = ring, calls, variables
 
     def put(self, record, status):
-        pairs = zip((self._counts, self._rows), self._by_sample(record, status), strict=True)
+        values = zip(self._variables, self._by_sample(record, status), strict=True)
+        pairs = [(variable, value) for variable, value in values if tf.is_tensor(value)]
         if self._ring.slots == 1:
             before = []
             put = [tf.raw_ops.AssignVariableOp(resource=r, value=value[None]) for r, value in pairs]
@@ -144,13 +148,30 @@ class _RingHandle:
             return [*put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
 
     def _by_sample(self, record, status):
-        """The counts and the rows of as many samples as the ring keeps."""
+        """The counts, the clock and the rows of as many samples as the ring keeps."""
+        has_clock = tf.is_tensor(record.clock)
         if not status.shape.rank:
-            return tf.stack([record.num_rows, 1, record.num_rows])[None], record.rows[:, None]
+            counts = tf.stack([record.num_rows, 1, record.num_rows])[None]
+            return counts, record.clock[None] if has_clock else (), record.rows[:, None]
         missing = self._ring.samples - tf.shape(record.num_steps)[0]
         num_steps = tf.pad(record.num_steps, [[0, missing]], constant_values=-1)
         shared = [tf.fill([self._ring.samples], n) for n in (tf.size(status), record.num_rows)]
-        return tf.stack([num_steps, *shared], axis=-1), tf.pad(record.rows, [[0, 0], [0, missing], [0, 0]])
+        clock = ()
+        if has_clock:
+            ones = tf.ones([self._ring.samples, 1], record.clock.dtype)
+            clock = tf.pad(record.clock, [[0, missing], [0, 0]]) if record.clock.shape.rank == 2 else ones * record.clock
+        return tf.stack([num_steps, *shared], axis=-1), clock, tf.pad(record.rows, [[0, 0], [0, missing], [0, 0]])
+
+
+def _on_clock(clock, rows):
+    """Rows whose times since the start of a clock are converted, as `integrate.Clock` does, to the time that it shows."""
+    start, end, span = clock.T
+    direction, since = np.sign(span), rows[..., 0]
+    if not direction.any():
+        return rows
+    time = np.clip(start + direction * since, np.minimum(start, end), np.maximum(start, end))
+    time = np.where(since >= np.abs(span), end, time)
+    return np.concatenate([time[..., None], (direction * rows[..., 1])[..., None], rows[..., 2:]], axis=-1)
 
 
 def _variable(value, aggregation):
