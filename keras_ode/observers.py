@@ -358,55 +358,71 @@ class KeepDense:
 
 
 class StepRecord(NamedTuple):
-    """The steps that were tried.
+    """The steps that were tried: a row for each iteration of the loop.
 
     Attributes:
-        num_steps: How many, a scalar, or `[S]` for the samples that are kept.
+        num_steps: How many, `[S]` for the samples that are kept; `()` where all samples share their steps, one each iteration.
+        num_rows: The number of iterations, a scalar.
         rows: `[capacity + 1, 4]` or `[capacity + 1, S, 4]`: where each step starts, its signed size, its scaled error (NaN
-            where the method estimates none), and 1 where it was accepted, else 0. The last row is never read.
+            where the method estimates none), and 1 where it was accepted, 0 where it was rejected, and -1 where the sample
+            tried no step. Neither the last row nor those from `num_rows` on are read.
+        clock: `()`, or the first and the last time of a clock, and how much later the last is, `[3]` or `[S, 3]`: then the rows
+            have the time since its start, which is to be converted when they are read.
     """
 
-    num_steps: tf.Tensor
+    num_steps: tf.Tensor | tuple
+    num_rows: tf.Tensor
     rows: tf.Tensor
+    clock: tf.Tensor | tuple = ()
+
+    def on_clock(self, clock):
+        """The steps of a loop whose time is that since the start of a `Clock`."""
+        times = tf.stack([clock.start, clock.end, clock.direction * clock.duration], axis=-1)
+        return self._replace(clock=times[: tf.shape(self.num_steps)[0]] if times.shape.rank == 2 else times)
 
 
 class RecordSteps:
-    """Observes the steps that are tried: a `StepRecord` of the first `capacity`, and the number of all.
+    """Observes the steps that are tried: a `StepRecord` of the first `capacity` iterations.
+
+    The loop runs each operation of `see` in every step, so there are as few as possible: the rows of all samples are written
+    together, in place, and times are converted when they are read.
 
     Args:
-        recorder: What asks for them: of the first `recorder.samples` samples the first `recorder.capacity` steps.
+        recorder: What asks for them: of the first `recorder.samples` samples in the first `recorder.capacity` iterations.
         like: A scalar of the solve, or `[B]`.
-        clock: What turns the loop's time into that of the problem, where they differ: the forward solve's `Clock`.
         before: A `StepRecord` to go on from.
         differentiable: Whether the loop is differentiated.
     """
 
-    def __init__(self, recorder, like, clock=None, before=(), differentiable=False):
+    def __init__(self, recorder, like, before=(), differentiable=False):
         self.capacity, self.samples = recorder.capacity, recorder.samples
-        self.clock, self.before, self.like = clock, before, self._kept(like)
-        self.differentiable = differentiable
+        self.before, self.differentiable = before, differentiable
+        self.per_sample = like.shape.rank > 0
+        self.like = self._kept(like)
 
     def start(self):
         if self.before:
             return self.before
         row = tf.zeros_like(self.like)[..., None] + tf.zeros([4], self.like.dtype)
         room = tree.repeat if self.differentiable else tree.room
-        return StepRecord(tf.zeros_like(self.like, dtype=tf.int32), room(row, self.capacity + 1))
+        num_steps = tf.zeros_like(self.like, dtype=tf.int32) if self.per_sample else ()
+        return StepRecord(num_steps, tf.constant(0), room(row, self.capacity + 1))
 
     def see(self, state, trial):
-        time, size, error = trial.interval.start, trial.interval.size, trial.error
-        if self.clock is not None:
-            time, size = self.clock.time(time), self.clock.direction * size
+        error, outcome, num_steps = trial.error, tf.cast(trial.accept, trial.error.dtype), state.num_steps
         if trial.step.error is None:
             error = tf.fill(tf.shape(error), tf.constant(np.nan, error.dtype))
-        row = tf.stack([self._kept(x) for x in (time, size, error, tf.cast(trial.accept, error.dtype))], axis=-1)
-        running = self._kept(trial.running)
+        if self.per_sample:  # else the loop only goes on while the one solve runs
+            outcome = tree.select(trial.running, outcome, -1)
+            num_steps = num_steps + tf.cast(self._kept(trial.running), tf.int32)
+        row = self._kept(tf.stack([trial.interval.start, trial.interval.size, error, outcome], axis=-1))
         put = tree.put if self.differentiable else tree.put_in_place
-        slot = tree.select(running, tf.minimum(state.num_steps, self.capacity), self.capacity)
-        return StepRecord(state.num_steps + tf.cast(running, tf.int32), put(state.rows, slot, row))
+        rows = put(state.rows, tf.minimum(state.num_rows, self.capacity), row)
+        return StepRecord(num_steps, state.num_rows + 1, rows)
 
-    def _kept(self, scalar):
-        return scalar[: self.samples] if scalar.shape.rank else scalar
+    def _kept(self, values):
+        """Those of the samples that are kept, of values of all samples; what all samples share as it is."""
+        return values[: self.samples] if self.per_sample else values
 
 
 def step_observers(recorder, like, **options):

@@ -260,9 +260,12 @@ class Replay:
         n = count - 1 - tree.expand(tf.range(recorder.capacity + 1), untils)
         until = tree.take_each(untils, tf.maximum(n, 0))
         since = tf.where(n > 0, tree.take_each(untils, tf.maximum(n - 1, 0)), 0)
-        columns = (self.clock.time(until), self.clock.direction * (since - until), np.nan, 1.0)
+        outcome = tf.cast(tf.where(n >= 0, 1, -1), until.dtype)
+        columns = (self.clock.time(until), self.clock.direction * (since - until), np.nan, outcome)
         rows = tf.stack([tf.zeros_like(until) + column for column in columns], axis=-1)
-        return StepRecord(count[: recorder.samples], rows[:, : recorder.samples]) if count.shape.rank else StepRecord(count, rows)
+        if not count.shape.rank:
+            return StepRecord((), count, rows)
+        return StepRecord(count[: recorder.samples], tf.reduce_max(count), rows[:, : recorder.samples])
 
     def checkpoint(self, n):
         """The last step not after `n` whose first state was kept, that state, and the carry if the solver remembers."""

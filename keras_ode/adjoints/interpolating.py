@@ -81,7 +81,8 @@ class Interpolating(ContinuousAdjoint):
             return tuple(_Block(problem, history, memory.trajectory, cotangents, method, _Progress(*progress)).reverse())
 
         end = _Progress(*tree.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
-        return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *end.record)
+        record = (steps.on_clock(problem.clock()) for steps in end.record)
+        return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *record)
 
 
 class _Progress(NamedTuple):
@@ -173,9 +174,7 @@ class _Block:
         quadrature = None
         if method.per_sample:  # a step that only some samples accept adds to their parameters' cotangents alone
             quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locate)
-        recording = [
-            step_observers(problem.recorder, early, clock=self.replay.clock, before=before)[0] for before in progress.record
-        ]
+        recording = [step_observers(problem.recorder, early, before=before)[0] for before in progress.record]
         result = integrate(
             equation,
             late,

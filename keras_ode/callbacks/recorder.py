@@ -27,7 +27,7 @@ class SolveRecord(NamedTuple):
         error: The scaled error of each tried step. A step is accepted if it is at most 1, unless steps are constant. NaN if
             the solver does not estimate its error.
         accepted: Whether each step was accepted.
-        dropped: The number of further tried steps that exceeded the `capacity` of the recorder.
+        dropped: The number of further tried steps, beyond the `capacity` of the recorder.
         num_samples: The number of samples in the batch; those beyond the recorder's `samples` have no record. `1` if all
             share their steps.
 
@@ -71,7 +71,8 @@ class SolverStepRecorder(keras.callbacks.Callback):
     Args:
         every: The solves to record step by step: `"epoch"` records those of the last batch of an epoch, `"batch"` records
             all, and a number `n` records those of every `n`-th batch. Defaults to `"epoch"`.
-        capacity: The maximum number of steps to store for a solve. Further steps are only counted. Defaults to `512`.
+        capacity: The maximum number of steps to store for a solve. Further steps are only counted. Where every sample has its
+            own steps, those of all samples that are tried at once count as one. Defaults to `512`.
         layers: The `ODELayer`s to record, or their names. Defaults to all `ODELayer`s of the model.
         log_dir: The directory in which `fit` writes the logs, and histograms of step sizes and errors, for TensorBoard.
         probe: An input of the model that is solved at the end of each epoch (backward from the sum of the outputs) and
@@ -290,10 +291,9 @@ class SolverStepRecorder(keras.callbacks.Callback):
         return self.every in ("batch", "epoch") or (batch + 1) % self.every == 0
 
     def _records(self, tape, direction, batch, counts, rows):
-        *counts, num_samples = counts.tolist()
-        for sample, count in enumerate(counts):
+        for sample, (count, num_samples, _) in enumerate(counts.tolist()):
             if count >= 0:
-                t, step_size, error, accepted = rows[:count, sample].T
+                t, step_size, error, outcome = rows[rows[:, sample, 3] >= 0, sample].T
                 yield SolveRecord(
                     layer=tape.label,
                     epoch=self._epoch,
@@ -303,8 +303,8 @@ class SolverStepRecorder(keras.callbacks.Callback):
                     t=t,
                     step_size=step_size,
                     error=error,
-                    accepted=accepted > 0,
-                    dropped=max(0, count - self.capacity),
+                    accepted=outcome > 0,
+                    dropped=count - t.size,
                     num_samples=num_samples,
                 )
 

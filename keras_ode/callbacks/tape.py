@@ -32,7 +32,7 @@ class Tape:
 
     def forward(self, result, record):
         rejected = result.num_steps - result.num_accepted
-        self.totals.handle().add("forward", result.num_evaluations, result.status, rejected)
+        self.totals.handle().add("forward", result.num_evaluations, ~_is_fine(result.status), rejected)
         if record:
             self._rings["forward"].handle().put(record, result.status)
 
@@ -42,7 +42,7 @@ class Tape:
 
         def report(outcome, cotangents):
             # A backward solve that has no forward solve to start from is no second failure.
-            failed = tf.where(_is_fine(outcome.status), cotangents.status, int(Status.SUCCESS))
+            failed = _is_fine(outcome.status) & ~_is_fine(cotangents.status)
             operations = [totals.add("backward", cotangents.num_evaluations, failed)]
             if ring is not None and cotangents.record:
                 operations += ring.put(cotangents.record, cotangents.status)
@@ -56,7 +56,7 @@ class Tape:
             ring.calls.assign(0)
 
     def read(self):
-        """Returns for each direction the number of solves since `rewind`, and counts and rows of the last ones, oldest first."""
+        """Returns for each direction the number of solves since `rewind`, and counts and rows of the last ones: see `_Ring`."""
         return {direction: ring.read() for direction, ring in self._rings.items()}
 
 
@@ -88,9 +88,9 @@ class _TotalsHandle:
     def __init__(self, handle):
         self._handle = handle
 
-    def add(self, direction, evaluations, status, rejected=0):
-        failures = tf.cast(~_is_fine(status), tf.int32)
-        if status.shape.rank:
+    def add(self, direction, evaluations, failed, rejected=0):
+        failures = tf.cast(failed, tf.int32)
+        if failed.shape.rank:
             # The dynamics is called until the last sample is done.
             evaluations, failures = tf.reduce_max(evaluations), tf.reduce_sum(failures)
             rejected = tf.reduce_mean(tf.cast(rejected, tf.float64))
@@ -99,55 +99,79 @@ class _TotalsHandle:
             sums, counts = [evaluations, 0, rejected, failures], [1, 0, 1, 1]
         else:
             sums, counts = [0, evaluations, 0, failures], [0, 1, 0, 0]
-        value = tf.stack([tf.cast(x, tf.float64) for x in sums + counts])
+        dtype = tf.convert_to_tensor(rejected).dtype
+        value = tf.cast(tf.stack([tf.cast(x, dtype) if tf.is_tensor(x) else x for x in sums + counts]), tf.float64)
         return tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=value)
 
 
 class _Ring:
     """The records of the last solves: call `n` is in slot `n % slots`.
 
-    A slot holds the rows of a `StepRecord`, and in its last one, of each sample that is kept, the number of steps tried (-1
-    where there is none) and how many samples there were.
+    Each has the rows of a `StepRecord`, its clock (zeros where it has none), and its counts: of each sample that is kept the
+    number of steps tried (-1 where there is none), the number of samples in the batch, and the number of rows.
     """
 
     def __init__(self, capacity, samples, slots, dtype):
         self.slots, self.samples = slots, samples
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.calls = _variable(np.zeros([], "int32"), first)
+        self.counts = _variable(np.zeros([slots, samples, 3], "int32"), first)
+        self.clock = _variable(np.zeros([slots, samples, 3], dtype), first)
         self.rows = _variable(np.zeros([slots, capacity + 1, samples, 4], dtype), first)
 
     def handle(self):
-        return _RingHandle(self, _local(self.calls), _local(self.rows))
+        return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.clock, self.rows)))
 
     def read(self):
-        calls, slots = (tf.convert_to_tensor(v).numpy() for v in (self.calls, self.rows))
-        kept = [slots[n % self.slots] for n in range(max(0, calls - self.slots), calls)]
-        counts = [np.append(rows[-1, :, 0], rows[-1, 0, 1]).astype(int) for rows in kept]
-        return int(calls), [(count, rows[:-1]) for count, rows in zip(counts, kept, strict=True)]
+        variables = (self.calls, self.counts, self.clock, self.rows)
+        calls, counts, clock, rows = (tf.convert_to_tensor(v).numpy() for v in variables)
+        slots = [n % self.slots for n in range(max(0, calls - self.slots), calls)]
+        written = np.minimum(counts[:, 0, 2], rows.shape[1] - 1)
+        return int(calls), [(counts[slot], _on_clock(clock[slot], rows[slot, : written[slot]])) for slot in slots]
 
 
 class _RingHandle:
-    def __init__(self, ring, calls, rows):
-        self._ring, self._calls, self._rows = ring, calls, rows
+    def __init__(self, ring, calls, *variables):
+        self._ring, self._calls, self._variables = ring, calls, variables
 
     def put(self, record, status):
-        num_steps, rows = record.num_steps, record.rows[:-1]
-        if num_steps.shape.rank == 0:
-            num_steps, rows = num_steps[None], rows[:, None]
-        missing = self._ring.samples - tf.shape(num_steps)[0]
-        if self._ring.samples > 1:
-            num_steps = tf.pad(num_steps, [[0, missing]], constant_values=-1)
-            rows = tf.pad(rows, [[0, 0], [0, missing], [0, 0]])
-        batch = tf.fill(tf.shape(num_steps), tf.size(status))
-        last = tf.stack([num_steps, batch, tf.zeros_like(batch), tf.zeros_like(batch)], axis=-1)
-        rows = tf.concat([rows, tf.cast(last, rows.dtype)[None]], axis=0)
+        values = zip(self._variables, self._by_sample(record, status), strict=True)
+        pairs = [(variable, value) for variable, value in values if tf.is_tensor(value)]
         if self._ring.slots == 1:
-            put, before = tf.raw_ops.AssignVariableOp(resource=self._rows, value=rows[None]), []
+            before = []
+            put = [tf.raw_ops.AssignVariableOp(resource=r, value=value[None]) for r, value in pairs]
         else:
             slot = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32) % self._ring.slots
-            put, before = tf.raw_ops.ResourceScatterUpdate(resource=self._rows, indices=slot, updates=rows), [slot]
+            before = [slot]
+            put = [tf.raw_ops.ResourceScatterUpdate(resource=r, indices=slot, updates=value) for r, value in pairs]
         with tf.control_dependencies(before):
-            return [put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
+            return [*put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
+
+    def _by_sample(self, record, status):
+        """The counts, the clock and the rows of as many samples as the ring keeps."""
+        has_clock = tf.is_tensor(record.clock)
+        if not status.shape.rank:
+            counts = tf.stack([record.num_rows, 1, record.num_rows])[None]
+            return counts, record.clock[None] if has_clock else (), record.rows[:, None]
+        missing = self._ring.samples - tf.shape(record.num_steps)[0]
+        num_steps = tf.pad(record.num_steps, [[0, missing]], constant_values=-1)
+        shared = [tf.fill([self._ring.samples], n) for n in (tf.size(status), record.num_rows)]
+        clock = ()
+        if has_clock:
+            ones = tf.ones([self._ring.samples, 1], record.clock.dtype)
+            clock = tf.pad(record.clock, [[0, missing], [0, 0]]) if record.clock.shape.rank == 2 else ones * record.clock
+        return tf.stack([num_steps, *shared], axis=-1), clock, tf.pad(record.rows, [[0, 0], [0, missing], [0, 0]])
+
+
+def _on_clock(clock, rows):
+    """Rows whose times since the start of a clock are converted, as `integrate.Clock` does, to the time that it shows."""
+    start, end, span = clock.T
+    direction, since = np.sign(span), rows[..., 0]
+    if not direction.any():
+        return rows
+    time = np.clip(start + direction * since, np.minimum(start, end), np.maximum(start, end))
+    time = np.where(since >= np.abs(span), end, time)
+    return np.concatenate([time[..., None], (direction * rows[..., 1])[..., None], rows[..., 2:]], axis=-1)
 
 
 def _variable(value, aggregation):
