@@ -48,6 +48,7 @@ HOWS = {"eager": lambda f: f, "graph": lambda f: tf.function(f, autograph=False)
 @pytest.mark.parametrize(
     "how, per_sample", [("eager", False), pytest.param("graph", True, marks=pytest.mark.slow), ("xla", True)]
 )
+@pytest.mark.slow
 def test_gradients_by_times_start_and_arguments_are_those_through_the_closed_form(how, per_sample):
     def solve(times, y0, factor):
         return keras_ode.odeint(rotation, y0, times, args=(factor,), per_sample=per_sample, **OPTIONS)

@@ -16,6 +16,7 @@ def _graphs():
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_forgotten_function_leaves_no_graphs(jit_compile):
     def decayed(rate):
         @tf.function

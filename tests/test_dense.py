@@ -60,6 +60,7 @@ def test_dense_output_and_its_gradients_are_those_of_the_closed_form(adjoint, pe
 
 
 @pytest.mark.parametrize("adjoint, jit_compile", [("checkpointed", True), pytest.param("direct", False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_dense_output_in_a_graph_has_values_and_gradients(adjoint, jit_compile):
     @tf.function(jit_compile=jit_compile)
     def run(start, t):

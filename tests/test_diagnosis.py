@@ -232,6 +232,7 @@ def test_weight_that_is_nan_is_named_and_not_the_dynamics():
         layer(tf.ones([1, 2]))
 
 
+@pytest.mark.slow
 def test_input_variable_and_argument_that_are_nan_are_named():
     nan = tf.constant(np.nan, tf.float64)
     rate = tf.Variable(nan, name="rate")

@@ -210,6 +210,7 @@ def test_gradients_by_many_readers_at_once_do_not_mix():
     np.testing.assert_allclose(found, 2 * np.arange(1, 5) * np.exp(2 * np.array([0.4, 0.3, 0.2, 0.1])), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_network_gradient_is_that_of_the_same_network_in_a_function():
     """A Keras model and plain tensor operations on its weights are two ways to the same numbers."""
     model = keras.Sequential([keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(3)])
@@ -262,6 +263,7 @@ class Readers(tf.Module):
 
 
 @pytest.mark.parametrize("adjoint", quick("interpolating", "direct"))
+@pytest.mark.slow
 def test_gradient_of_every_adjoint_follows_every_way_to_read_a_variable(adjoint):
     dynamics = Readers()
 

@@ -21,6 +21,7 @@ def observed(rate=1.5):
 
 
 @pytest.mark.parametrize("optimizer, options", [("lbfgs", {}), pytest.param("adam", {"num_steps": 800}, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_rate_of_a_decay_is_found(optimizer, options):
     RATE.assign(0.5)
     result = keras_ode.estimate(decay, observed(), T, variables=[RATE], optimizer=optimizer, rtol=1e-5, **FAST, **options)
@@ -29,6 +30,7 @@ def test_the_rate_of_a_decay_is_found(optimizer, options):
     assert result.converged is (True if optimizer == "lbfgs" else None)
 
 
+@pytest.mark.slow
 def test_a_keras_layer_and_the_start_are_estimated_with_missing_values():
     layer, row = keras.layers.Dense(1, use_bias=False), keras.Variable([[0.5]])
     layer.build((None, 1))

@@ -34,6 +34,7 @@ def decay_to_a_level(start, level, rate, times, of):
     return solution, tape.gradient(value, (start, level, rate))
 
 
+@pytest.mark.slow
 def test_time_of_an_event_and_its_derivatives_are_those_of_the_closed_form():
     inputs = 2.0, 0.5, 1.0, [0.0, 1.0, 3.0]
     solution, of_time = decay_to_a_level(*inputs, lambda solution: solution.event_time)
@@ -45,6 +46,7 @@ def test_time_of_an_event_and_its_derivatives_are_those_of_the_closed_form():
     assert int(solution.status) == keras_ode.Status.EVENT
 
 
+@pytest.mark.slow
 def test_second_derivative_of_the_time_of_an_event_is_nan_and_not_a_part_of_it():
     start = tf.constant([2.0], tf.float64)
     with tf.GradientTape() as outer:
@@ -61,6 +63,7 @@ def test_second_derivative_of_the_time_of_an_event_is_nan_and_not_a_part_of_it()
 # The second derivatives above are of "direct", the bouncing ball below is of "checkpointed", and "backsolve" is of one kind
 # with "interpolating".
 @pytest.mark.parametrize("adjoint", quick("interpolating"))
+@pytest.mark.slow
 def test_rows_have_their_own_events_and_gradients(adjoint):
     level, start = tf.Variable(0.5, dtype=tf.float64), tf.constant([[1.0], [2.0], [0.1]], tf.float64)
     with tf.GradientTape() as tape:
@@ -76,6 +79,7 @@ def test_rows_have_their_own_events_and_gradients(adjoint):
     np.testing.assert_allclose(solution.ys[:, :, 0], expected, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_earliest_of_several_events_wins():
     low, high = tf.Variable(0.3, dtype=tf.float64), tf.Variable(0.6, dtype=tf.float64)
     with tf.GradientTape() as tape:
@@ -101,6 +105,7 @@ def test_event_in_backward_time_is_found():
     np.testing.assert_allclose(solution.ys[:, 0], [1, np.exp(0.5), np.nan], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_event_that_repeats_is_noted_every_time_and_the_solve_goes_on():
     start = tf.constant([1.0, 0.0], tf.float64)
     with tf.GradientTape() as tape:
@@ -123,6 +128,7 @@ def test_evaluations_to_find_the_event_are_counted():
 
 
 @pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_single_precision_event_in_a_graph_is_that_of_the_closed_form(jit_compile):
     @tf.function(jit_compile=jit_compile)
     def run(start, level):
@@ -194,6 +200,7 @@ def test_bad_options_are_refused_with_what_was_received(options):
         keras_ode.Event(lambda y: y, **options)
 
 
+@pytest.mark.slow
 def test_functions_without_a_slope_have_their_events_where_they_jump_and_no_gradient():
     """The last row's function is smooth."""
 
@@ -244,6 +251,7 @@ def test_event_where_a_jump_is_happens_once():
     np.testing.assert_allclose(solution.ys[-1], [1.5], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_row_over_no_time_keeps_its_start_beside_rows_with_events():
     start, times = tf.constant([[1.0], [2.0]], tf.float64), [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]]
     with tf.GradientTape() as tape:
@@ -264,6 +272,7 @@ ALONG = np.linspace(0, 2, 20001)
     waves=st.lists(st.floats(-3, 3), min_size=2, max_size=2),
     level=st.floats(-1, 1),
 )
+@pytest.mark.slow
 def test_first_root_of_a_smooth_function_along_a_polynomial_is_that_of_a_dense_scan(motion, waves, level):
     """Along y = a t + b t^2 + c t^3 + d t^4, of sin(v y + t) + cos(w t) / 2 - level."""
     position = np.polynomial.Polynomial([0.0, *motion])
@@ -321,6 +330,7 @@ def bounce_in_closed_form(step=1e-6):
 
 
 @pytest.mark.parametrize("adjoint", quick("checkpointed"))
+@pytest.mark.slow
 def test_bouncing_ball_and_its_gradient_are_those_of_the_closed_form(adjoint):
     found = bounce(tf.constant([1.0, 0.0], tf.float64), tf.constant(0.8, tf.float64), adjoint=adjoint, **TIGHT)
     np.testing.assert_allclose(found, bounce_in_closed_form(), rtol=1e-5)
@@ -367,6 +377,7 @@ def test_ball_that_comes_to_rest_says_so():
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(tf.float32, marks=pytest.mark.slow), tf.float64])
+@pytest.mark.slow
 def test_time_of_the_third_bounce_and_its_gradient_are_those_of_the_closed_form_in_both_directions_of_time(dtype):
     first = np.sqrt(2 / 9.81)
     for end in (2.5, -2.5):
@@ -387,6 +398,7 @@ def test_time_of_the_third_bounce_and_its_gradient_are_those_of_the_closed_form_
         assert int(solution.status) == Status.EVENT
 
 
+@pytest.mark.slow
 def test_rows_bounce_as_often_as_each_does():
     heights = tf.constant([0.05, 1.0, 20.0], tf.float64)
     bounciness = tf.constant(0.8, tf.float64)

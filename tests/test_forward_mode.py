@@ -24,6 +24,7 @@ def by_args(**options):
     return lambda: keras_ode.odeint(f, ONE, [0.0, 1.0], args=(RATE,), **{**OPTIONS, **options})[-1]
 
 
+@pytest.mark.slow
 def test_derivative_by_args_closures_variables_weights_state_and_times():
     variable = tf.Variable(2.0, dtype=tf.float64)
     dense = keras.layers.Dense(1, use_bias=False, dtype="float64", kernel_initializer=lambda *_, **__: [[-2.0]])
@@ -41,6 +42,7 @@ def test_derivative_by_args_closures_variables_weights_state_and_times():
     np.testing.assert_allclose(found, [[EXPECTED]] * 6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivative_in_a_graph_and_of_an_event():
     @tf.function
     def inside(k):

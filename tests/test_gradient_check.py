@@ -41,6 +41,7 @@ def decay_report(**options):
     return keras_ode.check_gradients(decay(variable(3.0)), tf.ones([2], tf.float64), TIMES, loss=tf.reduce_sum, **options)
 
 
+@pytest.mark.slow
 def test_error_of_a_gradient_is_that_of_the_closed_form():
     # Times as a tensor, and a variable: this is traced together with what the report solves.
     rate, times = variable(3.0), tf.constant(TIMES, tf.float64)
@@ -70,6 +71,7 @@ def test_report_reads_as_a_table():
     assert "For errors of at most 0.01: rtol=" in text
 
 
+@pytest.mark.slow
 def test_every_leaf_argument_time_and_variable_has_an_error():
     dynamics = keras.Sequential([keras.layers.Dense(2, use_bias=False)])
     report = keras_ode.check_gradients(
@@ -82,6 +84,7 @@ def test_every_leaf_argument_time_and_variable_has_an_error():
     assert sorted(report.errors) == ["args[0]", "args[1]", "kernel:0", "t", "y0[0]", "y0[1]"]
 
 
+@pytest.mark.slow
 def test_backsolve_that_fails_is_told_apart_and_another_adjoint_advised():
     # Van der Pol's oscillator, whose limit cycle repels backward in time.
     dynamics = field(

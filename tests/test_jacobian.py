@@ -73,6 +73,7 @@ def test_crude_jacobian_costs_iterations_but_changes_neither_the_solution_nor_it
     np.testing.assert_allclose(*found, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_steady_state_does_not_depend_on_it():
     """`0 = 1 - rate y^2`: y = rate^(-1/2)."""
     rate = tf.constant(4.0, tf.float64)

@@ -34,6 +34,7 @@ def solved(times, batch_size, adjoint):
     ("adjoint", "times", "batch_size"),
     [("checkpointed", TIMES, 3), pytest.param("interpolating", [0.0, 1.0], 4, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_rows_in_micro_batches_are_those_of_the_whole_solve(adjoint, times, batch_size):
     whole, gradients = solved(times, None, adjoint)
     parts, gradients_of_parts = solved(times, batch_size, adjoint)

@@ -37,6 +37,7 @@ def solved(norm, adjoint="interpolating", dtype=tf.float64):
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.slow
 def test_error_of_one_element_among_many_is_seen_by_the_largest_and_hidden_by_the_mean(adjoint):
     """Forward, and in the derivative, for the backward solve has the same norm."""
     hidden, seen = solved("rms", adjoint), solved("max", adjoint)
@@ -51,6 +52,7 @@ def test_function_of_the_user_takes_the_same_steps_as_the_name_that_it_means(how
 
 
 @pytest.mark.parametrize("adjoint", ["interpolating", pytest.param("checkpointed", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_norm_that_sees_a_part_of_a_nest_takes_the_steps_that_this_takes_alone(adjoint):
     """And so does the backward solve: states and gradients are those of the same steps."""
 
@@ -90,6 +92,7 @@ def test_weights_of_a_norm_may_change_between_calls():
     assert counts[1] > 2 * counts[0]
 
 
+@pytest.mark.slow
 def test_norm_reads_a_tensor_within_a_differentiated_loop():
     weights = tf.constant([1.0, 0.0])
     layer = keras_ode.layers.ODERNN(

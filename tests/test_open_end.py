@@ -39,10 +39,12 @@ LEVEL = tf.constant(0.01, tf.float64)
 
 
 @pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
+@pytest.mark.slow
 def test_event_ends_a_solve_that_has_no_end(adjoint):
     check_first_times(first_times(START, RATE, LEVEL, adjoint=adjoint))
 
 
+@pytest.mark.slow
 def test_row_whose_event_never_happens_fails_alone_also_under_xla():
     compute = tf.function(first_times, jit_compile=True)
     check_first_times(compute(START, RATE, LEVEL))
@@ -56,6 +58,7 @@ def test_row_whose_event_never_happens_fails_alone_also_under_xla():
     assert np.isnan(by_rate).all() and np.isclose(by_level, -200.0)
 
 
+@pytest.mark.slow
 def test_open_end_says_what_to_do_where_no_event_comes():
     rise = Event(lambda y: y[0] + 1.0)
     with pytest.raises(keras_ode.SolveError, match="after 20 steps: no event had happened by then.* raise max_steps=20") as raised:

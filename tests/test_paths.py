@@ -152,6 +152,7 @@ def test_nests_take_a_path_apart_and_put_it_together(kind):
     assert type(returned) is type(path)
 
 
+@pytest.mark.slow
 def test_path_made_in_a_compiled_function_is_that_of_eager_code():
     @tf.function(jit_compile=True)
     def read(times, values, t):
@@ -242,6 +243,7 @@ def forced_end(times, values, make):
     return y
 
 
+@pytest.mark.slow
 def test_forced_oscillator_ends_as_with_scipy_and_has_its_gradient_by_the_values():
     """The end is linear in the values, so that differences are exact."""
     y0, values = tf.constant([1.0, 0.0], tf.float64), tf.constant(VALUES[:, 0])
@@ -258,6 +260,7 @@ def test_forced_oscillator_ends_as_with_scipy_and_has_its_gradient_by_the_values
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_controlled_equation_has_its_closed_form_in_every_row(jit_compile):
     """`dz = a z dX` ends at `z(0) exp(a (X(T) - X(0)))`, whatever the path in between; rows have their own times."""
     times = tf.constant(KNOTS + np.array([[0.0], [1.0], [-2.0]]), tf.float32)

@@ -38,6 +38,7 @@ def alone():
     return [gradients(MU[i : i + 1], START[i : i + 1], TIMES, adjoint="checkpointed") for i in range(4)]
 
 
+@pytest.mark.slow
 def test_states_and_steps_of_a_row_are_those_of_solving_it_alone(alone):
     solution, _ = gradients(MU, START, TIMES, per_sample=True, adjoint="checkpointed")
     np.testing.assert_allclose(solution.ys, np.concatenate([s.ys for s, _ in alone], axis=1), atol=1e-12)
@@ -245,6 +246,7 @@ def test_layer_with_its_own_step_for_every_row_trains():
     assert losses[-1] < losses[0] / 10
 
 
+@pytest.mark.slow
 def test_row_of_nan_leaves_the_gradients_of_the_others_exactly_as_they_are():
     def gradient(start):
         start = tf.constant(start, tf.float64)

@@ -48,6 +48,7 @@ def test_transformed_distribution_samples_and_scores():
     np.testing.assert_allclose(np.cov(flow.sample(20_000, seed=1), rowvar=False), normal.cov, atol=0.1)
 
 
+@pytest.mark.slow
 def test_log_likelihood_has_the_gradient_of_the_closed_form():
     """`log p(x) = log N(x e^-A) - tr A`, so the derivative in a direction is that of differences."""
     flow, direction = linear(A), np.random.default_rng(1).normal(size=(3, 3))

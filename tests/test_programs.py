@@ -31,6 +31,7 @@ def soon(monkeypatch):
 
 @pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed", "backsolve"])
 @pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.slow
 def test_solve_and_gradient_are_right_before_and_after_compiling(adjoint, per_sample, soon):
     rate = tf.Variable(RATE, dtype="float64")
     options = {"adjoint": adjoint, "per_sample": per_sample, "rtol": 1e-8, "atol": 1e-8}
@@ -53,6 +54,7 @@ def test_solve_and_gradient_are_right_before_and_after_compiling(adjoint, per_sa
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.slow
 def test_solve_that_no_tape_records_keeps_no_steps_and_still_has_a_gradient(compiled, monkeypatch):
     monkeypatch.setattr(programs, "STEPS_BEFORE_COMPILING", 1 if compiled else 10**9)
     monkeypatch.setattr(programs, "_kept", Recent(8))
@@ -72,6 +74,7 @@ def test_solve_that_no_tape_records_keeps_no_steps_and_still_has_a_gradient(comp
     assert without < with_steps
 
 
+@pytest.mark.slow
 def test_solve_that_no_tape_records_takes_no_stages_for_interpolants():
     """Dopri8 has 12 stages a step, of which one is shared, and three more for its interpolant."""
     rate = tf.Variable(RATE, dtype="float64")
@@ -107,6 +110,7 @@ def test_steps_are_counted_before_anything_is_compiled(monkeypatch):
         solve(tf.ones([1]))
 
 
+@pytest.mark.slow
 def test_calls_of_a_layer_and_equal_layers_share_their_programs(monkeypatch):
     traced = []
     original = programs._Program.__init__
@@ -164,6 +168,7 @@ def test_what_xla_lacks_is_replaced():
     np.testing.assert_array_equal(once, [nothing, [-1.0, -2.0, -3.0], nothing, nothing])
 
 
+@pytest.mark.slow
 def test_gradient_of_a_program_is_found_by_tf_gradients():
     """TensorFlow Probability differentiates by tf.gradients in graphs, which asks to place what it adds beside the rest."""
 

@@ -271,6 +271,7 @@ def test_constants_of_a_graph_are_not_differentiated_and_large_ones_from_outside
     assert found == {"made": False, "outside": True, "argument": True, "unwatched": expected}
 
 
+@pytest.mark.slow
 def test_gradient_by_a_small_tensor_is_that_of_each_of_its_values():
     """TensorFlow puts small tensors from outside into a graph as constants: they are no Python numbers of the dynamics."""
     for rate in (0.5, 0.7, 0.9):

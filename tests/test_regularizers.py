@@ -154,6 +154,7 @@ def test_stiffness_of_a_decay_is_its_rate_at_each_step(adjoint):
     np.testing.assert_allclose((loss, tape.gradient(loss, rate)), (8 * 3.0, 8.0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_gradient_of_sums_is_finite_where_nothing_changes():
     layer = linear(["error_estimate", "stiffness"], adjoint="checkpointed")
     with tf.GradientTape() as tape:
@@ -198,6 +199,7 @@ def test_inference_has_no_penalty():
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_fit_adds_the_penalty_to_the_loss(jit_compile):
     layer = ODELayer(Linear(), t=(0.0, END), rtol=1e-6, regularizer=regularizers.Kinetic(1.0), jit_compile=False)
     model = keras.Sequential([keras.Input([2]), layer])

@@ -53,6 +53,7 @@ def test_jump_is_landed_on_in_double_precision():
 
 # The other adjoints have a jump in the next test.
 @pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
+@pytest.mark.slow
 def test_gradients_through_jumps_are_those_of_the_closed_form(adjoint):
     start, push, jumps = (tf.constant(x, tf.float64) for x in ([1.0], 10.0, [0.7, 0.3]))
     with tf.GradientTape() as tape:
@@ -67,6 +68,7 @@ def test_gradients_through_jumps_are_those_of_the_closed_form(adjoint):
 
 
 @pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
+@pytest.mark.slow
 def test_saved_time_on_a_jump_keeps_its_derivative(adjoint):
     times, jumps = tf.constant([0.0, 0.5, 1.0], tf.float64), tf.constant([0.5], tf.float64)
     with tf.GradientTape() as tape:
@@ -86,6 +88,7 @@ def test_saved_time_on_a_jump_keeps_its_derivative(adjoint):
         pytest.param("checkpointed", 0.7, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_jump_times_save_evaluations_forward_and_backward(adjoint, kept):
     def evaluations(jump_times):
         start, dynamics = tf.constant([1.0, 0.5], tf.float64), Counting(switched_oscillator)
@@ -111,6 +114,7 @@ def test_rows_that_go_opposite_ways_pass_the_same_jump():
     np.testing.assert_allclose(solution.ys[:, :, 0], kicked_solution(times.T), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_event_after_a_jump_is_found():
     event = keras_ode.Event(lambda y: y[0] - 1.5)
     time = keras_ode.solve(kicked, ONE, [0.0, 1.0], jump_times=[0.3, 0.7], event=event, **TIGHT).event_time
@@ -134,6 +138,7 @@ def test_bad_jump_times_are_refused_with_what_was_received(jumps, error):
         keras_ode.solve(kicked, ONE, [0.0, 1.0], jump_times=jumps, **TIGHT)
 
 
+@pytest.mark.slow
 def test_many_jumps_are_solved_in_one_loop():
     """So that a trace takes no longer the more there are; with the solution and the gradient of the closed form."""
 

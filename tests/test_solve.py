@@ -476,6 +476,7 @@ def test_times_are_returned_in_the_dtype_of_the_state():
     np.testing.assert_array_equal(solution.ts, [0, 1, 2])
 
 
+@pytest.mark.slow
 def test_number_of_times_may_be_unknown_when_the_graph_is_made():
     """In its gradient too, by the start and by the times."""
 

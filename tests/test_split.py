@@ -26,6 +26,7 @@ def nonstiff(t, y, rate):
 SPLIT = keras_ode.Split(stiff, nonstiff)
 
 
+@pytest.mark.slow
 def test_error_falls_with_order_four_where_both_parts_depend_on_state_and_time():
     rate = tf.constant(2.0, tf.float64)
     errors = [
@@ -46,6 +47,7 @@ SIZE = 12
 LAPLACE = (np.diag(np.full(SIZE, -2.0)) + np.diag(np.ones(SIZE - 1), 1) + np.diag(np.ones(SIZE - 1), -1)) * (SIZE + 1) ** 2
 
 
+@pytest.mark.slow
 def test_reaction_and_diffusion_are_those_of_scipy_with_fewer_evaluations_of_the_reaction():
     """Of Fisher's equation diffusion is the stiff part; the reaction is evaluated once a stage, and has no Jacobian."""
     matrix = tf.constant(LAPLACE)
@@ -66,6 +68,7 @@ def test_reaction_and_diffusion_are_those_of_scipy_with_fewer_evaluations_of_the
 
 
 @pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("interpolating", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_gradient_is_that_of_the_closed_form(adjoint):
     """`y' = -a y + b`: `b / a + (y0 - b / a) exp(-a t)`, with a in the stiff part and b, a variable, in the other."""
     a, b, y0 = tf.constant([3.0, 3000.0], tf.float64), tf.Variable(2.0, dtype=tf.float64), tf.constant([1.0, 1.0], tf.float64)

@@ -78,6 +78,7 @@ def test_rows_come_to_rest_each_alone(jit_compile):
     assert list(solution.event_index) == [0, -1, 0] and np.isnan(solution.event_time[1])
 
 
+@pytest.mark.slow
 def test_default_tolerances_are_those_of_the_solve_in_single_precision():
     # A stiff system with a nest as state: without care, steps at the limit of stability keep it from rest.
     rates = tf.constant([1.0, 300.0])
@@ -126,6 +127,7 @@ def test_dynamics_that_never_rests_fails_and_says_so():
     assert np.isnan(tape.gradient(solution.event_state, scale))
 
 
+@pytest.mark.slow
 def test_conserved_quantity_leaves_no_derivative_and_second_ones_are_refused():
     flow, start = tf.constant(1.0, tf.float64), tf.constant([1.0, 0.0], tf.float64)
 
@@ -164,6 +166,7 @@ def test_what_makes_no_sense_is_refused():
         SteadyState(0, 0)
 
 
+@pytest.mark.slow
 def test_steady_state_of_a_stiff_equation_is_found_and_differentiated_by_an_implicit_solver():
     """`y = (a, a^2)`, where the second component follows the first three thousand times as fast."""
     a = tf.Variable(2.0, dtype="float64")

@@ -76,6 +76,7 @@ def test_pulse_as_wide_as_its_name_says_is_seen():
         *(pytest.param(*case, marks=pytest.mark.slow) for case in [("backsolve", "float64"), ("interpolating", "float32")]),
     ],
 )
+@pytest.mark.slow
 def test_no_step_forward_or_backward_is_longer_than_the_largest(adjoint, dtype):
     sizes = []
     layer = keras_ode.ODELayer(keras.layers.Dense(1, dtype=dtype), t=(0.0, 1.0), max_step=0.03, adjoint=adjoint, jit_compile=False, dtype=dtype)
@@ -245,6 +246,7 @@ CONSTANT, FIRST = {"solver": "rk4"}, {"rtol": 1e-6}
         pytest.param("checkpointed", FIRST, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_rows_with_step_sizes_of_their_own_are_solved_as_each_alone(options, adjoint):
     y0 = tf.ones([3, 1], tf.float64)
     with tf.GradientTape() as tape:
@@ -347,6 +349,7 @@ def test_constant_step_size_is_given_back():
 
 # TensorFlow differentiates "direct", and could go through the step size there.
 @pytest.mark.parametrize("adjoint", [pytest.param("interpolating", marks=pytest.mark.slow), "direct"])
+@pytest.mark.slow
 def test_gradient_goes_through_the_state_and_not_through_the_step_size(adjoint):
     def run(y, restart):
         first = solve(wave, y, [0.0, 1.0], rtol=1e-8, adjoint=adjoint, max_steps=100)

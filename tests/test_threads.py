@@ -67,6 +67,7 @@ def _run_in_threads(work):
     return errors
 
 
+@pytest.mark.slow
 def test_threads_that_solve_and_train_share_what_they_read():
     shared, results, done = Shared(), [], threading.Event()
 
@@ -124,6 +125,7 @@ def _answers(serve):
 
 
 @pytest.mark.parametrize("kind", ["Keras", "SavedModel"])
+@pytest.mark.slow
 def test_threads_that_ask_one_served_model_get_the_answers_of_a_single_thread(kind, tmp_path):
     dense = keras.layers.Dense(2, activation="tanh")
     model = keras.Sequential([keras.Input([2]), keras_ode.ODELayer(dense, solver="heun", step_size=0.25)])

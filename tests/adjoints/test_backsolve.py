@@ -267,6 +267,7 @@ def test_backward_solve_has_its_own_tolerances():
     assert relative_error(tight, expected) < 1e-7 < 1e-4 < relative_error(loose, expected)
 
 
+@pytest.mark.slow
 def test_backward_solve_has_its_own_solver_by_name():
     times = np.array([0.0, 2.0])
     expected = linear_gradients(times, weights_of(times))["state"]
@@ -290,6 +291,7 @@ def test_bad_option_of_the_backward_solve_is_refused_with_what_was_received(name
 
 # In graphs, plain and compiled, the tests of all adjoints make this claim.
 @pytest.mark.parametrize("how, number", [slow(tf.function, 5), (eager, 2)], ids=["graph", "eager"])
+@pytest.mark.slow
 def test_gradients_where_only_the_solve_is_compiled_are_those_of_eager_code(how, number):
     times = np.linspace(0, 2, number)
     found = linear_solve(times, how, jit_compile=True)
@@ -462,6 +464,7 @@ class ODECell(keras.layers.Layer):
     ],
     ids=["eager", "graph", "graph, solve compiled", "compiled"],
 )
+@pytest.mark.slow
 def test_gradients_in_a_recurrent_layer_are_those_of_an_unrolled_loop(how, solve_jit_compile):
     cell = ODECell(2, solve_jit_compile)
     layer = keras.layers.RNN(cell)
@@ -487,6 +490,7 @@ def test_gradients_in_a_recurrent_layer_are_those_of_an_unrolled_loop(how, solve
 
 # That compiled gradients of this cell are right is claimed above.
 @pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
 def test_recurrent_layer_whose_cell_solves_an_equation_trains(jit_compile):
     model = keras.Sequential([keras.layers.RNN(ODECell(4)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
@@ -517,6 +521,7 @@ def test_gradient_in_a_differentiated_while_loop_is_that_of_the_closed_form():
     np.testing.assert_allclose(by_rate, 6 * np.exp(0.9), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_times_that_vary_in_a_differentiated_loop_get_their_gradient():
     @tf.function
     def gradient(end):

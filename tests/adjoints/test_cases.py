@@ -275,6 +275,7 @@ def test_gradients_pass_through_a_frozen_dynamics(adjoint):
 
 
 @pytest.mark.parametrize("adjoint", quick("interpolating"))
+@pytest.mark.slow
 def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
     # q' = w p, p' = -w q: a turn by the angle w t.
     start = {"q": tf.constant([1.0, 2.0], tf.float64), "p": tf.constant([3.0, -1.0], tf.float64)}
@@ -311,6 +312,7 @@ def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
         pytest.param("direct", "mixed_float16", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_gradients_of_a_dynamics_with_mixed_precision_are_near_those_of_float32(adjoint, policy):
     def kernel_gradients(policy):
         seed(0)
@@ -386,6 +388,7 @@ def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
     ids=["graph-10", "compiled-10", "graph-2", "compiled-2"],
 )
 @EVERY
+@pytest.mark.slow
 def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
     # With half of the stages, XLA compiles it in half of the time; the slow ones have the default.
     times, solver = np.linspace(0, 2, number), "bosh3" if number == 10 else "tsit5"
@@ -527,6 +530,7 @@ def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
 
 # TensorFlow vectorizes the whole backward pass, which takes it up to fifteen seconds.
 @pytest.mark.parametrize("adjoint", quick("checkpointed"))
+@pytest.mark.slow
 def test_jacobian_of_the_states_is_the_matrix_exponential(adjoint):
     start = tf.constant(START)
     with tf.GradientTape() as tape:
@@ -626,6 +630,7 @@ def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint, pe
 
 
 @pytest.mark.parametrize("per_sample", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_gradient_of_a_mean_by_the_start_of_each_row_is_within_the_tolerance(per_sample):
     """There are no parameters, whose integrals would keep the backward steps short; nothing but the cotangents does."""
     by_start, _ = gradients(

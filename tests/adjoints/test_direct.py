@@ -51,6 +51,7 @@ def double(x):
     [pytest.param(eager, marks=pytest.mark.slow), pytest.param(tf.function, marks=pytest.mark.slow), compiled],
     ids=["eager", "graph", "compiled"],
 )
+@pytest.mark.slow
 def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
     found = second_derivative(
         how, lambda y: keras_ode.odeint(lambda t, y: -(y**3), y, [0.0, 1.0], **OPTIONS)[-1], [1.0]
@@ -60,6 +61,7 @@ def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
 
 
 @EVERYWHERE
+@pytest.mark.slow
 def test_second_derivative_by_what_the_dynamics_closes_over_is_that_of_the_closed_form(how):
     found = second_derivative(
         how, lambda k: keras_ode.odeint(lambda t, y: -k * y, double([1.0]), [0.0, 1.0], **OPTIONS)[-1], RATE
@@ -68,6 +70,7 @@ def test_second_derivative_by_what_the_dynamics_closes_over_is_that_of_the_close
 
 
 @EVERYWHERE
+@pytest.mark.slow
 def test_second_derivative_of_saved_states_by_an_argument_is_that_of_the_closed_form(how):
     def total(k):
         ys = keras_ode.odeint(lambda t, y, k: -k * y, double([1.0]), [0.0, 0.5, 1.0], args=(k,), **OPTIONS)
@@ -78,6 +81,7 @@ def test_second_derivative_of_saved_states_by_an_argument_is_that_of_the_closed_
 
 
 @EVERYWHERE
+@pytest.mark.slow
 def test_second_derivative_by_the_last_time_is_that_of_the_closed_form(how):
     def end(t):
         return keras_ode.odeint(lambda t, y: -RATE * y, double([1.0]), tf.stack([double(0.0), t]), **OPTIONS)[-1]
@@ -86,6 +90,7 @@ def test_second_derivative_by_the_last_time_is_that_of_the_closed_form(how):
 
 
 @EVERYWHERE
+@pytest.mark.slow
 def test_second_derivative_of_samples_with_their_own_steps_is_that_of_the_closed_form(how):
     def total(k):
         start = double([[1.0], [2.0]])
@@ -108,6 +113,7 @@ def scaled_flow(scale):
     [eager, pytest.param(tf.function, marks=pytest.mark.slow), pytest.param(compiled, marks=pytest.mark.slow)],
     ids=["eager", "graph", "compiled"],
 )
+@pytest.mark.slow
 def test_jacobian_of_a_gradient_is_the_matrix_of_second_differences(how):
     @how
     def hessian(scale):
@@ -152,6 +158,7 @@ def wide_total(scale, times, weights, **options):
 
 
 @pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
+@pytest.mark.slow
 def test_compiled_calls_give_the_gradients_of_the_plain_graph(how):
     @how
     def gradients(jit_compile):

@@ -91,6 +91,7 @@ def test_backsolve_sees_the_integrand_too():
 
 
 @pytest.mark.parametrize("adjoint", ["interpolating", "backsolve"])
+@pytest.mark.slow
 def test_rows_with_steps_of_their_own_see_the_integrand_too(adjoint):
     _, parameter, expected = CASES["features"]
     for tolerance in (1e-3, 1e-6):
@@ -98,6 +99,7 @@ def test_rows_with_steps_of_their_own_see_the_integrand_too(adjoint):
         assert error(gradient(features, parameter, rows=2, **options), 2 * expected) < 100 * tolerance
 
 
+@pytest.mark.slow
 def test_gradient_of_a_small_loss_is_as_right():
     """Error control of the integral does not depend on the unit of the loss or of the parameter."""
     for unit in (1e-9, 1e9):
@@ -105,6 +107,7 @@ def test_gradient_of_a_small_loss_is_as_right():
         assert error(found / unit, CASES["fast"][2]) < 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_under_xla_in_single_precision():
     @tf.function(jit_compile=True)
     def compute(p):

@@ -102,6 +102,7 @@ EVERY = pytest.mark.parametrize("case", [*CASES, *(pytest.param(c, marks=pytest.
 
 
 @EVERY
+@pytest.mark.slow
 def test_accepted_steps_tile_the_interval(case):
     times = case[-1]
     for record in counted(*case)[0]:
@@ -175,6 +176,7 @@ def trained(how):
 
 
 @pytest.mark.parametrize("how", [pytest.param("graph", marks=pytest.mark.slow), pytest.param("XLA", marks=pytest.mark.slow), "executions"])
+@pytest.mark.slow
 def test_compiled_training_records_what_eager_training_does(eager, how):
     records = trained(how)
     assert len(records) == len(eager) == 8
@@ -207,6 +209,7 @@ def two_epochs(tmp_path_factory):
     return model, recorder, path, (number, seen)
 
 
+@pytest.mark.slow
 def test_every_second_batch_is_recorded(two_epochs):
     _, recorder, _, _ = two_epochs
     found = [(r.epoch, r.batch, r.direction) for r in recorder.records]
@@ -226,6 +229,7 @@ def test_other_callbacks_see_the_logs_whatever_their_order(two_epochs):
     assert [float(row["flow_nfe"]) for row in rows] == stopping.history.history["flow_nfe"]
 
 
+@pytest.mark.slow
 def test_early_stopping_monitors_evaluations_and_direct_adjoint_has_no_backward_solve():
     model = make_model(adjoint="direct", max_steps=32)  # traced fast: it has no backward solve
     stopping = keras.callbacks.EarlyStopping(monitor="flow_nfe", min_delta=1000, patience=2)
@@ -329,6 +333,7 @@ def four_batches(adjoint, jit_compile):
         pytest.param("interpolating", True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_recording_changes_no_bit_of_what_is_learned(adjoint, jit_compile):
     recorded, _ = four_batches(adjoint, jit_compile)
     plain = make_model(adjoint=adjoint)
@@ -369,6 +374,7 @@ def test_steps_beyond_the_capacity_are_counted():
     np.testing.assert_array_equal(record.step_size, whole.step_size[:3])
 
 
+@pytest.mark.slow
 def test_samples_beyond_those_kept_are_counted():
     model = make_model(per_sample=True, adjoint="backsolve")
     recorder = SolverStepRecorder(samples=5)
@@ -385,6 +391,7 @@ def test_last_batch_of_fewer_samples_than_are_kept():
     assert [len(only(recorder.records, batch=b)) for b in (0, 1)] == [20, 2]
 
 
+@pytest.mark.slow
 def test_probe_is_solved_at_the_end_of_each_epoch():
     model = make_model(adjoint="backsolve")
     recorder, after = SolverStepRecorder(probe=X[:4]), SolverStepRecorder()
@@ -436,6 +443,7 @@ def test_layer_inside_a_recurrent_one_is_recorded():
     assert recorder.means["flow_nfe_backward"] > 0
 
 
+@pytest.mark.slow
 def test_both_passes_of_a_failed_solve_are_one_failure(tmp_path):
     recorder = SolverStepRecorder(log_dir=tmp_path)
     fit(make_model(max_steps=2), recorder)
@@ -455,6 +463,7 @@ def test_histograms_leave_out_what_is_not_a_number(tmp_path):
 @pytest.mark.parametrize(
     "strategy", [pytest.param(tf.distribute.OneDeviceStrategy, marks=pytest.mark.slow), tf.distribute.MirroredStrategy]
 )
+@pytest.mark.slow
 def test_training_under_a_strategy_is_recorded(strategy):
     with strategy("/cpu:0" if strategy is tf.distribute.OneDeviceStrategy else ["/cpu:0"]).scope():
         model = make_model(adjoint="backsolve")

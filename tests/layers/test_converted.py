@@ -106,6 +106,7 @@ def cases(names):
 
 
 @pytest.mark.parametrize("name", cases(MODELS))
+@pytest.mark.slow
 def test_litert_answers_as_keras_at_any_batch_size(name, tmp_path):
     """Converted without TensorFlow's own operations, which SELECT_TF_OPS would ask for."""
     network = MODELS[name]()
@@ -114,6 +115,7 @@ def test_litert_answers_as_keras_at_any_batch_size(name, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", cases(MODELS))
+@pytest.mark.slow
 def test_onnx_answers_as_keras_at_any_batch_size(name, tmp_path):
     network = MODELS[name]()
     assert_answers_as_keras(onnx(network, tmp_path), network)

@@ -55,6 +55,7 @@ def test_blocks_share_their_weights_only_if_asked():
 
 
 @pytest.mark.parametrize("fit_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_piecewise_constant_weights_give_a_product_of_matrix_exponentials(fit_compiled):
     """And `fit` lowers the loss, with jumps in the plain graph and under XLA."""
     dynamics = DepthVarying(matrix(), 2, t=(0.0, 1.0))

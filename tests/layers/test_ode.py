@@ -219,6 +219,7 @@ def test_loss_falls_in_fit(jit_compile, make):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_loss_falls_in_fit_with_automatic_compilation(trained):
     _, losses = trained
     assert losses[-1] < 0.5 * losses[0]
@@ -294,6 +295,7 @@ def test_compiled_solve_in_a_plain_fit_is_compiled_once_and_not_at_every_batch(m
     assert 1 <= fit.stderr.count("Compilation of XLA executable time") <= 4
 
 
+@pytest.mark.slow
 def test_functional_model_with_a_branch_around_the_layer_trains():
     inputs = keras.Input([2])
     outputs = keras.layers.Dense(2)(keras.layers.Add()([inputs, rough(Timed())(inputs)]))
@@ -542,6 +544,7 @@ def test_mixed_precision_keeps_the_state_in_single_and_gives_half(policy, roundi
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_model_in_mixed_precision_trains(policy):
     keras.config.set_dtype_policy(policy)
     model = new_model()

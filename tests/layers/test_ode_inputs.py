@@ -71,6 +71,7 @@ HOW = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("how", [lambda f: f, tf.function(jit_compile=True)], ids=["eager", "compiled"])
+@pytest.mark.slow
 def test_rate_of_each_row_gives_each_its_own_decay(how):
     layer = ODELayer(lambda t, y, k: -k * y, rtol=1e-6, per_sample=True, jit_compile=False)
     rates = tf.constant([[0.1], [1.0], [5.0]])
@@ -113,6 +114,7 @@ def inputs_of(rows=8):
     return [random.normal(size=(rows, n)).astype("float32") for n in (2, 3)]
 
 
+@pytest.mark.slow
 def test_functional_model_with_arguments_trains(conditioned):
     inputs = inputs_of()
     assert len(conditioned.trainable_weights) == 4
@@ -126,6 +128,7 @@ def test_functional_model_with_arguments_is_saved(conditioned, tmp_path):
     np.testing.assert_array_equal(loaded(inputs_of()), conditioned(inputs_of()))
 
 
+@pytest.mark.slow
 def test_functional_model_with_arguments_is_exported(conditioned, tmp_path):
     conditioned.export(tmp_path / "exported", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "exported")
@@ -279,6 +282,7 @@ def test_mask_of_one_part_of_a_pair_stays_with_it():
     assert getattr(second, "_keras_mask", None) is None
 
 
+@pytest.mark.slow
 def test_gradient_goes_through_a_masked_solve():
     layer = ODELayer(Attention(), rtol=1e-5, jit_compile=False)
     gradients = []

@@ -39,6 +39,7 @@ def model():
 INPUTS = [np.zeros([3, 1], "float32"), DOSES]
 
 
+@pytest.mark.slow
 def test_doses_of_each_patient_give_the_closed_form_and_its_gradient():
     layer, times = patients(), tf.constant(DOSES)
 

@@ -68,6 +68,7 @@ def test_padding_a_series_changes_nothing(go_backwards):
     np.testing.assert_allclose(layer(padded, t=times, mask=mask), layer(X, t=OWN_TIMES), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_in_a_graph_is_that_of_differences():
     layer = linear()
     weight = layer.dynamics.trainable_variables[0]
@@ -118,6 +119,7 @@ def test_mask_of_the_input_is_that_of_the_observations():
     np.testing.assert_array_equal(backward(masked, t=TIMES)._keras_mask, ONLY_FIRST[:, ::-1])
 
 
+@pytest.mark.slow
 def test_model_with_masking_before_trains():
     inputs = keras.Input([5, 2])
     model = keras.Model(inputs, linear(t=TIMES, solver="bosh3")(keras.layers.Masking()(inputs)))
@@ -125,6 +127,7 @@ def test_model_with_masking_before_trains():
     assert np.isfinite(model.fit(X, np.zeros([3, 3]), verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_series_goes_on_from_its_states():
     """Two parts are the whole, if the state has been carried to where the second begins."""
     for cell in (keras.layers.GRUCell(3), keras.layers.LSTMCell(3)):

@@ -39,6 +39,7 @@ def exported(layer, path):
     return tf.saved_model.load(str(path))
 
 
+@pytest.mark.slow
 def test_exported_graph_holds_the_forward_solve_alone(tmp_path):
     """As many operations as with `adjoint="direct"`, which stores nothing for a backward pass."""
     options = {"solver": "rk4", "step_size": 0.1}
@@ -51,6 +52,7 @@ def test_exported_graph_holds_the_forward_solve_alone(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"per_sample": True, "adjoint": "checkpointed"}], ids=["shared", "per_sample"])
+@pytest.mark.slow
 def test_exported_graph_has_standard_operations_only(options, tmp_path):
     times = {"t": (0.0, 0.3, 1.0), "return_sequences": True, "solver": "bosh3"}
     found = nodes(exported(model(**times, **options), tmp_path).signatures["serving_default"].graph)
@@ -69,6 +71,7 @@ def test_gradient_of_an_exported_graph_is_that_of_the_solve(tmp_path):
     np.testing.assert_allclose(tape.gradient(y, x), np.full([3, 1], np.exp(-1)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_request_of_tensorflow_serving_fits_the_signature(tmp_path):
     """The two forms of its predict API: https://www.tensorflow.org/tfx/serving/api_rest#predict_api."""
     network = keras.Sequential([keras.Input([2], name="x"), ODELayer(keras.layers.Dense(2), solver="heun", step_size=0.5)])

@@ -42,6 +42,7 @@ def test_assigned_tolerance_is_that_of_a_layer_made_with_it_without_a_trace(jit_
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_gradient_of_a_graph_takes_an_assigned_tolerance():
     ode = layer(adjoint="interpolating")
     weights = [w.value for w in (ode(X), ode.dynamics.kernel)[1:]]
@@ -164,6 +165,7 @@ def test_wrong_tolerance_tensor_is_refused_in_eager_code():
 # End times
 
 
+@pytest.mark.slow
 def test_end_time_of_a_layer_is_learned():
     """`y' = y` from 1 reaches 2 at log 2."""
 

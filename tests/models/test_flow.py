@@ -80,6 +80,7 @@ def test_base_may_be_any_distribution():
     np.testing.assert_allclose(linear(A, base=base).log_prob(POINTS), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_by_the_points_is_the_score():
     flow, points = linear(A), tf.constant(POINTS)
     with tf.GradientTape() as tape:
@@ -89,6 +90,7 @@ def test_gradient_by_the_points_is_the_score():
     np.testing.assert_allclose(tape.gradient(total, points), score, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_density_of_a_network_integrates_to_one(trained):
     flow = trained[0]
     axis = np.linspace(-6, 6, 81, dtype="float32")
@@ -136,6 +138,7 @@ def test_hutchinson_has_the_same_noise_in_the_solve_and_in_its_gradient():
     np.testing.assert_allclose(np.diag(gradient), -1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_with_hutchinson_lowers_the_exact_loss():
     points, _ = keras_ode.datasets.moons(256)
     flow = nonlinear(divergence="hutchinson")
@@ -233,6 +236,7 @@ def test_transformed_distribution_has_the_density_of_the_flow(trained, transform
     np.testing.assert_allclose(transformed.log_prob(points[:6].reshape(2, 3, 2)), transformed.log_prob(points[:6]).numpy().reshape(2, 3))
 
 
+@pytest.mark.slow
 def test_transformed_distribution_tracks_and_trains_the_variables_of_the_flow(trained, transformed):
     flow, points, _ = trained
     assert {id(v) for v in transformed.trainable_variables} == {id(v.value) for v in flow.trainable_variables}

@@ -50,6 +50,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 def test_bound_is_the_evidence_where_the_posterior_is_exact(model):
     set_posterior(model, MEAN, np.sqrt(VARIANCE))
     # The standard deviation of the bound's estimate is about 0.7 / sqrt(4,000).
@@ -107,11 +108,13 @@ def irregular_model(request):
     return model, losses
 
 
+@pytest.mark.slow
 def test_fit_lowers_the_bound_on_irregular_masked_series(irregular_model):
     losses = irregular_model[1]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
 
 
+@pytest.mark.slow
 def test_what_is_masked_counts_neither_in_the_posterior_nor_in_the_bound(irregular_model):
     model, inputs = irregular_model[0], irregular()
     changed = {**inputs, "values": np.where(inputs["mask"][..., None], inputs["values"], np.nan).astype("float32")}

@@ -17,6 +17,7 @@ def model():
     return ODENet(2, channels=4, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_learns_which_half_of_a_picture_is_brighter(model):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.03), loss, jit_compile=False)

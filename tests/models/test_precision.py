@@ -33,6 +33,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "flow" else pytest.mark.slow) for name in MODELS])
+@pytest.mark.slow
 def test_model_in_half_precision_has_the_loss_of_single_precision(name):
     make, loss, x, y = MODELS[name]
     losses, weights = [], None

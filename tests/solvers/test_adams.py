@@ -76,6 +76,7 @@ def test_times_far_from_zero_do_not_break_up_the_history(far):
     np.testing.assert_allclose(solution.ys[-1], [np.exp(-8.0)], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_rows_have_histories_of_their_own():
     """Rows of other sizes, directions and numbers of steps are as if they were solved alone, with their gradients."""
     start, times = np.array([[1.0], [-2.0], [0.5]]), [[0.0, 1.0], [1.0, 0.2], [0.0, 0.55]]
@@ -129,6 +130,7 @@ TIMES = [0.0, 0.333, 0.5, 1.1055]
 
 
 @pytest.mark.parametrize("name", [SOME[0], pytest.param(SOME[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
     """With so few checkpoints that steps are taken again in the middle of a history, and a last step that is shorter."""
     few = keras_ode.adjoints.Checkpointed(checkpoints=8)
@@ -145,6 +147,7 @@ def test_gradient_of_the_equation_is_that_of_the_closed_form(adjoint):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_works_under_xla():
     times = [0.0, 0.333, 1.1055]
     found = gradients("ab4", "checkpointed", times, jit_compile=True, max_steps=200)

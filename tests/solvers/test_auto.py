@@ -33,6 +33,7 @@ RATES, START, HEIGHTS = ([[x], [y]] for x, y in ((2000.0, 1.0), (0.3, 0.3), (1.5
 
 
 @pytest.mark.parametrize("name", ["robertson", *(pytest.param(x, marks=pytest.mark.slow) for x in ("van_der_pol", "oregonator"))])
+@pytest.mark.slow
 def test_stiff_problem_ends_right_in_about_the_evaluations_of_the_implicit_method(name):
     for tolerance in (1e-4, 1e-6, 1e-8):
         auto, implicit = (solver_of(name, solver)(tolerance) for solver in ("auto", "rodas5p"))
@@ -50,6 +51,7 @@ def test_explicit_method_gives_up_on_the_stiff_problem():
     assert int(solution.status) == Status.STIFF
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_explicit_method_where_nothing_is_stiff():
     def lotka_volterra(t, y):
         return tf.stack([1.5 * y[0] - y[0] * y[1], y[0] * y[1] - 3 * y[1]])
@@ -67,6 +69,7 @@ def test_steps_are_those_of_the_explicit_method_where_nothing_is_stiff():
         np.testing.assert_allclose(auto.ys, explicit.ys, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_method_changes_where_the_problem_becomes_stiff_and_back():
     """The rate rises to 20,000 and falls again. An explicit step takes six evaluations, an implicit one eight and a Jacobian."""
 
@@ -91,6 +94,7 @@ def test_method_changes_where_the_problem_becomes_stiff_and_back():
 
 
 @pytest.mark.parametrize("how", [lambda f: tf.function(f, autograph=False), pytest.param(compiled, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_each_row_has_the_method_and_the_gradient_that_it_has_alone(how):
     """The gradient of the steps, against the closed form too."""
     times = tf.constant([0.0, 0.5, 2.0, 5.0], tf.float64)
@@ -124,6 +128,7 @@ def test_each_row_has_the_method_and_the_gradient_that_it_has_alone(how):
 
 @pytest.mark.parametrize("adjoint", ["interpolating", pytest.param("direct", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("per_sample", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_gradient_of_a_solve_that_changes_its_method_is_that_of_the_closed_form(adjoint, per_sample):
     inputs = [tf.constant(x if per_sample else x[:1], tf.float64) for x in (START, RATES, HEIGHTS)]
     times = tf.constant([0.0, 0.5, 2.0, 5.0], tf.float64)

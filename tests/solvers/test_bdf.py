@@ -34,6 +34,7 @@ def test_differences_at_other_distances_are_those_of_scipy():
 
 
 @pytest.mark.parametrize("name", ["hires", *(pytest.param(x, marks=pytest.mark.slow) for x in PROBLEMS if x != "hires")])
+@pytest.mark.slow
 def test_end_is_that_of_the_test_set_in_about_as_many_steps_as_scipys(name):
     problem = PROBLEMS[name]
     for tolerance in TOLERANCES:
@@ -50,6 +51,7 @@ def test_end_is_that_of_the_test_set_in_about_as_many_steps_as_scipys(name):
             assert int(solution.stats["num_accepted"]) <= 1.25 * (len(found.t) - 1)
 
 
+@pytest.mark.slow
 def test_saved_states_and_rows_in_both_directions_of_time():
     """Each row has a rate of its own, and the second one goes back, along a growing solution."""
     rate, start = tf.constant([[1000.0], [-2.0]], tf.float64), tf.constant([[1.5], [np.cos(3.0)]], tf.float64)

@@ -255,6 +255,7 @@ def gradients(function, inputs, twice):
         pytest.param("radau", "interpolating", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_gradient_of_a_stiff_solve_is_that_of_the_closed_form(name, adjoint):
     """`y' = -k (y - cos t) - sin t` from cos 0 + c: the solution is cos t + c exp(-k t), and rows have k of their own."""
     rate, start = tf.constant([[2.0], [2000.0]], tf.float64), tf.constant([[1.5], [1.5]], tf.float64)
@@ -314,6 +315,7 @@ def test_integral_over_a_step_has_the_order_of_the_method(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "implicit_euler")) for n in OF_ONE_ORDER])
+@pytest.mark.slow
 def test_compiled_solve_is_that_of_the_plain_graph(name):
     def run(y0, rate):
         with tf.GradientTape() as tape:

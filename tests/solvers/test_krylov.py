@@ -64,6 +64,7 @@ def test_rows_without_a_solution_are_nan_and_others_are_not():
 # Solvers
 
 
+@pytest.mark.slow
 def test_ten_thousand_unknowns_are_solved_without_a_matrix_of_them():
     """Five steps of Euler's implicit method; a matrix of these would have 800 MB."""
     n, k = 10_000, 10.0
@@ -95,6 +96,7 @@ def test_gradient_of_steps_of_rows_by_gmres_is_that_of_the_closed_form():
         np.testing.assert_allclose(by_y0[row], end(k, weights), atol=1e-8)  # the matrix is symmetric
 
 
+@pytest.mark.slow
 def test_linear_system_that_is_not_solved_ends_in_not_converged():
     """A fast advection once around: its residuals stay as they are until the subspace is the whole space."""
     field = lambda t, y: -1e6 * tf.roll(y, 1, axis=0)
@@ -151,6 +153,7 @@ def brusselator_by_scipy(n, end):
 @pytest.mark.parametrize(
     "solver", ["kvaerno3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rodas5p", "kvaerno5", "kencarp4"))]
 )
+@pytest.mark.slow
 def test_brusselator_is_that_of_scipy(solver):
     n = 80
     assert 2 * n > systems.MOST_DENSE

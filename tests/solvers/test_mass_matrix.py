@@ -66,6 +66,7 @@ def test_projector_is_that_onto_the_left_null_space_and_small_numbers_are_no_zer
 
 
 @pytest.mark.parametrize("name", ["rodas5p", pytest.param("kvaerno5", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_robertsons_reaction_with_a_conservation_law_ends_as_the_test_set_says(name):
     problem = PROBLEMS["robertson"]
     reference, steps = np.array(problem.reference), {1e-4: 150, 1e-6: 300, 1e-8: 700}
@@ -158,6 +159,7 @@ def rows(adjoint, solver, jit_compile):
         pytest.param("direct", "kvaerno5", False, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_rows_and_their_gradients_are_those_of_the_closed_form(adjoint, solver, jit_compile):
     rate = np.array([1.0, 3.0, 50.0])
     y0, t = np.stack([np.ones(3), rate / 2], axis=1), [0.0, 1.0]

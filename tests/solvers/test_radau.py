@@ -70,6 +70,7 @@ def collocation(rate, y0):
 
 
 @pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_gradient_of_a_step_is_that_of_the_implicit_function(adjoint):
     rate, y0 = tf.constant(2.0, tf.float64), tf.constant([1.3], tf.float64)
     with tf.GradientTape() as tape:

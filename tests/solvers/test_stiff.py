@@ -59,6 +59,7 @@ def by_scipy(name, tolerance):
 
 
 @pytest.mark.parametrize("name", ["robertson", "hires", *(pytest.param(x, marks=pytest.mark.slow) for x in list(PROBLEMS)[2:])])
+@pytest.mark.slow
 def test_end_is_that_of_the_test_set_in_no_more_steps_than_scipys_implicit_ones(name):
     """Steps at the same tolerance: SciPy's are those of a method of order five, too."""
     for tolerance in TOLERANCES:
@@ -116,6 +117,7 @@ def exact_rates():
 
 
 @pytest.mark.parametrize("adjoint", [pytest.param("interpolating", marks=pytest.mark.slow), "checkpointed"])
+@pytest.mark.slow
 def test_gradient_by_robertsons_rates_is_that_of_finite_differences(adjoint):
     rates = tf.constant([0.04, 3e7, 1e4], tf.float64)
     with tf.GradientTape() as tape:

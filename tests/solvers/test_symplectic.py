@@ -204,6 +204,7 @@ def exact_gradients():
 
 
 @pytest.mark.parametrize("name", ["semi_implicit_euler", pytest.param("yoshida4", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
     expected = gradients("direct", name)
     for adjoint in ("checkpointed", "reversible"):
