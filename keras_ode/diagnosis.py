@@ -118,8 +118,8 @@ def _cause(problem, outcome, step, sample):
         )
     if stiff > STABILITY_LIMIT and not method.solver.is_implicit:
         return (
-            f"The equation is stiff there: the step size times the spectral radius of the Jacobian is about {stiff:.2g}, the "
-            "limit of explicit methods, so stability, and not the tolerances, keeps the steps small. Use an implicit "
+            f"The step size times the spectral radius of the Jacobian is about {stiff:.2g}, the limit of explicit methods, so "
+            "stability, and not the tolerances, keeps the steps small: the equation is stiff. Use an implicit "
             "solver, solver='rodas5p', or 'auto', which switches to it where that is needed; or slow down the fast "
             "components of the dynamics."
         )
@@ -197,8 +197,10 @@ def _is_smallest(method, step_size):
 
 
 def _component(method, step, sample):
-    """Which element of which leaf has the largest error on the tolerance's scale, or is not finite."""
+    """Which element of which leaf has the largest error on the tolerance's scale, or is not finite; empty where there is only one."""
     leaves = [_of_sample(leaf, sample) for leaf in step.y]
+    if sample is None and sum(np.size(leaf) for leaf in leaves) == 1:
+        return ""
     slopes = [_of_sample(leaf, sample) for leaf in step.stages[-1][: len(leaves)]]
     broken = [~np.isfinite(a) | ~np.isfinite(b) for a, b in zip(leaves, slopes, strict=True)]
     if any(b.any() for b in broken):

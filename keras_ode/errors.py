@@ -108,7 +108,7 @@ _HAPPENED = {
     Status.NOT_CONVERGED: (
         "the stages of the implicit method did not converge, or the two states of a reversible one drifted apart"
     ),
-    Status.STIFF: "max_steps={max_steps} was reached, and the equation is stiff",
+    Status.STIFF: "max_steps={max_steps} was reached",
     Status.INCONSISTENT: "the state does not fulfill the algebraic equations",
 }
 _CAUSES = {
@@ -122,8 +122,8 @@ _CAUSES = {
     ),
     Status.NOT_CONVERGED: "Try a smaller step_size or another solver.",
     Status.STIFF: (
-        "Stability, and not the tolerances, keeps the steps of an explicit method small there: use an implicit method, "
-        "solver='rodas5p', or 'auto', which switches to it where the equation is stiff."
+        "The equation is stiff: stability, and not the tolerances, keeps the steps of an explicit method small there. Use an "
+        "implicit method, solver='rodas5p', or 'auto', which switches to it where that is needed."
     ),
     Status.INCONSISTENT: "Let keras_ode.consistent_state(f, y0, t0, mass_matrix) solve them for the algebraic unknowns first.",
 }

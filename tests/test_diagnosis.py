@@ -38,7 +38,7 @@ def test_stiff_equation_is_named_with_the_component():
     relaxation = lambda t, y: tf.stack([-1e5 * (y[0] - tf.cos(t)), -y[1]])
     text = message(relaxation, PAIR, [0.0, 10.0], max_steps=300)
     assert "max_steps=300 was reached" in text
-    assert "The equation is stiff there" in text
+    assert text.count("the equation is stiff") == 1
     assert "solver='rodas5p'" in text
     assert "index [0] of the state" in text
 
