@@ -197,7 +197,7 @@ def _is_smallest(method, step_size):
 
 
 def _component(method, step, sample):
-    """Which element of which leaf has the largest error on the tolerance's scale, or is not finite; empty where there is only one."""
+    """The element with the largest error on the tolerance's scale, or that is not finite; empty where there is only one."""
     leaves = [_of_sample(leaf, sample) for leaf in step.y]
     if sample is None and sum(np.size(leaf) for leaf in leaves) == 1:
         return ""
