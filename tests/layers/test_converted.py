@@ -64,8 +64,6 @@ MODELS = {
     "controlled": controlled,
     "flow": flow,
 }
-# What the quick tests convert; the others take longer.
-QUICK = "exploding",
 
 
 def leaves(nest):
@@ -101,11 +99,7 @@ def assert_answers_as_keras(run, model):
             np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
 
 
-def cases(names):
-    return [pytest.param(name, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", cases(MODELS))
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.slow
 def test_litert_answers_as_keras_at_any_batch_size(name, tmp_path):
     """Converted without TensorFlow's own operations, which SELECT_TF_OPS would ask for."""
@@ -114,7 +108,7 @@ def test_litert_answers_as_keras_at_any_batch_size(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", cases(MODELS))
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.slow
 def test_onnx_answers_as_keras_at_any_batch_size(name, tmp_path):
     network = MODELS[name]()
