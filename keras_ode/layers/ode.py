@@ -4,20 +4,20 @@ import inspect
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_ode import adjoints, configurable, controllers, internals, mass_matrices, paths, regularizers, solvers, tree
-from keras_ode.arguments import check_jit_compile, check_takes_jacobian, check_times, checked_method, times_in_one
+from keras_ode import adjoints, configurable, controllers, internals, mass_matrices, paths, regularizers, solvers
+from keras_ode.arguments import check_jit_compile, check_takes_jacobian, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
 from keras_ode.complex_states import refuse_complex
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
+from keras_ode.layers.checks import checked_dynamics, checked_jumps, checked_times
 from keras_ode.layers.tolerances import HasTolerances
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
 from keras_ode.norms import check_norm
-from keras_ode.signature import check_signature, mask_of, refuse_symbolic
+from keras_ode.signature import mask_of, refuse_symbolic
 from keras_ode.solve import DEFAULTS, Options, solve_with
 from keras_ode.step_sizes import check_is_number
 
@@ -124,7 +124,7 @@ class ODELayer(HasTolerances, keras.Layer):
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
-        self.dynamics = _checked_dynamics(dynamics)
+        self.dynamics = checked_dynamics(dynamics)
         self._set_times(t)
         self.solver = solvers.get(solver)
         self._set_tolerances(rtol=rtol, atol=atol, inference_rtol=inference_rtol, inference_atol=inference_atol)
@@ -135,7 +135,7 @@ class ODELayer(HasTolerances, keras.Layer):
         self.step_size, self.max_steps = configurable.plain(step_size), configurable.plain(max_steps)
         self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
-        self.jump_times = None if jump_times is None else _checked_jumps(jump_times)
+        self.jump_times = None if jump_times is None else checked_jumps(jump_times)
         check_jit_compile(jit_compile)
         self.jit_compile = configurable.plain(jit_compile)
         self._warned = False
@@ -158,7 +158,7 @@ class ODELayer(HasTolerances, keras.Layer):
         if isinstance(t, (str, dict, regularizers.RandomEndTime)):
             self.random_end_time = configurable.get(t, "t", regularizers.RandomEndTime, regularizers.TIMES)
             t = self.random_end_time.t
-        self.t = tuple(float(x) for x in _checked_times(t))
+        self.t = tuple(float(x) for x in checked_times(t))
 
     def _check_options(self):
         """Refuses options that do not go together."""
@@ -416,40 +416,3 @@ def _repeated(mask, num_times):
         known = num_times if isinstance(num_times, int) else None
         return keras.KerasTensor((mask.shape[0], known, *mask.shape[1:]), "bool")
     return tf.repeat(mask[:, None], num_times, axis=1)
-
-
-def _checked_dynamics(dynamics):
-    if not callable(dynamics):
-        raise TypeError(f"dynamics must be a Keras layer, a model or a function f(y) or f(t, y). Received: {dynamics!r}")
-    check_signature(dynamics)
-    return dynamics
-
-
-def _checked_times(t):
-    if tree.holds_tensors(t):
-        raise TypeError(
-            "The layer's t must be numbers, since a layer stores no tensors: pass times that are tensors or variables in "
-            f"the call, layer(y, t=...), which also gives them gradients. Received: t={t!r}"
-        )
-    try:
-        times = np.asarray(t, dtype="float64")
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"t must be two or more numbers. Received: t={t!r}") from error
-    times = np.stack([0.0 * times, times]) if times.ndim == 0 else times
-    check_times(times)
-    if times[0] == times[-1]:
-        raise ValueError(
-            "t must be strictly increasing or decreasing: a layer over an interval of length zero does nothing. "
-            f"Received: t={t!r}"
-        )
-    return times
-
-
-def _checked_jumps(jump_times):
-    try:
-        jumps = np.asarray(jump_times, dtype="float64")
-    except (TypeError, ValueError):
-        jumps = np.array(np.nan)
-    if jumps.ndim != 1 or not np.all(np.isfinite(jumps)):
-        raise ValueError(f"jump_times must be a list of numbers. Received: jump_times={jump_times!r}")
-    return tuple(float(x) for x in jumps)
