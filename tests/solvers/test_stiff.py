@@ -90,7 +90,8 @@ def test_radau_takes_no_more_steps_than_scipys_radau_for_the_same_error(name):
             f"{name:12} {tolerance:.0e}: {count} steps, error {our_error:.1e}; SciPy {their_count} steps, error {their_error:.1e}; "
             f"steps at the same error {count / same:.2f} times SciPy's"
         )
-        is_better = count <= their_count and our_error <= their_error  # whatever the lines say beyond their points
+        # Whatever the lines say beyond their points. Errors below the least one are rounding errors, which differ between machines.
+        is_better = count <= their_count and our_error <= max(their_error, least)
         assert is_better or count <= 1.2 * same
 
 
