@@ -122,9 +122,9 @@ class Clock:
 
     def __init__(self, start, end, span=None):
         self.start = start
-        span = end - start if span is None else span
-        self.duration = tf.abs(span)
-        self.direction = tf.sign(span)
+        self.span = end - start if span is None else span
+        self.duration = tf.abs(self.span)
+        self.direction = tf.sign(self.span)
         self._set_end(end)
 
     def _set_end(self, end):

@@ -377,7 +377,7 @@ class StepRecord(NamedTuple):
 
     def on_clock(self, clock):
         """The steps of a loop whose time is that since the start of a `Clock`."""
-        times = tf.stack([clock.start, clock.end, clock.direction * clock.duration], axis=-1)
+        times = tf.stack([clock.start, clock.end, clock.span], axis=-1)
         return self._replace(clock=times[: tf.shape(self.num_steps)[0]] if times.shape.rank == 2 else times)
 
 
@@ -403,7 +403,7 @@ class RecordSteps:
     def start(self):
         if self.before:
             return self.before
-        row = tf.zeros_like(self.like)[..., None] + tf.zeros([4], self.like.dtype)
+        row = tf.stack([tf.zeros_like(self.like)] * 4, axis=-1)
         room = tree.repeat if self.differentiable else tree.room
         num_steps = tf.zeros_like(self.like, dtype=tf.int32) if self.per_sample else ()
         return StepRecord(num_steps, tf.constant(0), room(row, self.capacity + 1))

@@ -5,8 +5,7 @@ import tensorflow as tf
 
 from keras_ode import internals
 from keras_ode.errors import Status
-
-_FINE = (int(Status.SUCCESS), int(Status.EVENT))
+from keras_ode.integrate import Clock
 
 
 class Tape:
@@ -31,8 +30,7 @@ class Tape:
         self._rings = {d: _Ring(capacity, self.samples, slots, layer.variable_dtype) for d in directions}
 
     def forward(self, result, record):
-        rejected = result.num_steps - result.num_accepted
-        self.totals.handle().add("forward", result.num_evaluations, ~_is_fine(result.status), rejected)
+        self.totals.handle().add("forward", result.status, result.num_evaluations, result.num_steps, result.num_accepted)
         if record:
             self._rings["forward"].handle().put(record, result.status)
 
@@ -42,8 +40,8 @@ class Tape:
 
         def report(outcome, cotangents):
             # A backward solve that has no forward solve to start from is no second failure.
-            failed = _is_fine(outcome.status) & ~_is_fine(cotangents.status)
-            operations = [totals.add("backward", cotangents.num_evaluations, failed)]
+            status = tf.where(_count_failed(outcome.status) > 0, int(Status.SUCCESS), cotangents.status)
+            operations = [totals.add("backward", status, cotangents.num_evaluations)]
             if ring is not None and cotangents.record:
                 operations += ring.put(cotangents.record, cotangents.status)
             return operations
@@ -53,7 +51,7 @@ class Tape:
     def rewind(self):
         """Discards the recorded steps, but not the totals."""
         for ring in self._rings.values():
-            ring.calls.assign(0)
+            ring.rewind()
 
     def read(self):
         """Returns for each direction the number of solves since `rewind`, and counts and rows of the last ones: see `_Ring`."""
@@ -66,8 +64,8 @@ class Totals(internals.Metrics):
     def __init__(self, label):
         self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
         super().__init__(self.names, name=f"{label}_solver")
-        # Not tracked by Keras, so that nothing of it is saved. The sums behind the logs, and of each how many solves.
-        self._sums = _variable(np.zeros([2 * len(self.names)], "float64"), tf.VariableAggregation.SUM)
+        # Not tracked by Keras, so that nothing of it is saved: see `_TotalsHandle`.
+        self._sums = _variable(np.zeros([7], "float64"), tf.VariableAggregation.SUM)
 
     def handle(self):
         return _TotalsHandle(_local(self._sums))
@@ -79,28 +77,29 @@ class Totals(internals.Metrics):
         """Does nothing: solves update the totals themselves."""
 
     def result(self):
-        totals, counts = tf.split(tf.convert_to_tensor(self._sums), 2)
-        means = tf.cast(tf.math.divide_no_nan(totals, counts), tf.float32)
+        solves, nfe, tried, accepted, backward_solves, nfe_backward, failures = tf.unstack(tf.convert_to_tensor(self._sums))
+        sums, counts = [nfe, nfe_backward, tried - accepted, failures], [solves, backward_solves, solves, solves]
+        means = tf.cast(tf.math.divide_no_nan(tf.stack(sums), tf.stack(counts)), tf.float32)
         return dict(zip(self.names, tf.unstack(means), strict=True))
 
 
 class _TotalsHandle:
+    """Adds a solve to the sums: the forward solves, their evaluations, their steps tried and accepted, the backward solves,
+    their evaluations, and the failures of both."""
+
     def __init__(self, handle):
         self._handle = handle
 
-    def add(self, direction, evaluations, failed, rejected=0):
-        failures = tf.cast(failed, tf.int32)
-        if failed.shape.rank:
+    def add(self, direction, status, evaluations, *steps):
+        failures = _count_failed(status)
+        if status.shape.rank:
             # The dynamics is called until the last sample is done.
             evaluations, failures = tf.reduce_max(evaluations), tf.reduce_sum(failures)
-            rejected = tf.reduce_mean(tf.cast(rejected, tf.float64))
-        # Both in the order of the logs. A backward failure is one of a solve that was counted forward.
-        if direction == "forward":
-            sums, counts = [evaluations, 0, rejected, failures], [1, 0, 1, 1]
-        else:
-            sums, counts = [0, evaluations, 0, failures], [0, 1, 0, 0]
-        dtype = tf.convert_to_tensor(rejected).dtype
-        value = tf.cast(tf.stack([tf.cast(x, dtype) if tf.is_tensor(x) else x for x in sums + counts]), tf.float64)
+            steps = [tf.reduce_mean(tf.cast(n, tf.float64)) for n in steps]
+            evaluations, failures = (tf.cast(n, tf.float64) for n in (evaluations, failures))
+        # A backward failure is one of a solve that was counted forward.
+        sums = [1, evaluations, *steps, 0, 0] if direction == "forward" else [0, 0, 0, 0, 1, evaluations]
+        value = tf.cast(tf.stack([*sums, failures]), tf.float64)
         return tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=value)
 
 
@@ -122,6 +121,9 @@ class _Ring:
     def handle(self):
         return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.clock, self.rows)))
 
+    def rewind(self):
+        self.calls.assign(0)
+
     def read(self):
         variables = (self.calls, self.counts, self.clock, self.rows)
         calls, counts, clock, rows = (tf.convert_to_tensor(v).numpy() for v in variables)
@@ -135,24 +137,26 @@ class _RingHandle:
         self._ring, self._calls, self._variables = ring, calls, variables
 
     def put(self, record, status):
-        values = zip(self._variables, self._by_sample(record, status), strict=True)
+        """Every batch runs these operations, so there are as few as possible."""
+        values = zip(self._variables, self._entries(record, status), strict=True)
         pairs = [(variable, value) for variable, value in values if tf.is_tensor(value)]
+        before = []
         if self._ring.slots == 1:
-            before = []
-            put = [tf.raw_ops.AssignVariableOp(resource=r, value=value[None]) for r, value in pairs]
+            put = [tf.raw_ops.AssignVariableOp(resource=r, value=value) for r, value in pairs]
         else:
-            slot = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32) % self._ring.slots
-            before = [slot]
+            before = [tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32)]
+            slot = before[0][None] % self._ring.slots
             put = [tf.raw_ops.ResourceScatterUpdate(resource=r, indices=slot, updates=value) for r, value in pairs]
         with tf.control_dependencies(before):
             return [*put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
 
-    def _by_sample(self, record, status):
-        """The counts, the clock and the rows of as many samples as the ring keeps."""
+    def _entries(self, record, status):
+        """The counts, the clock and the rows of as many samples as the ring keeps, for one slot."""
         has_clock = tf.is_tensor(record.clock)
         if not status.shape.rank:
-            counts = tf.stack([record.num_rows, 1, record.num_rows])[None]
-            return counts, record.clock[None] if has_clock else (), record.rows[:, None]
+            counts = tf.stack([record.num_rows, 1, record.num_rows])
+            clock = tf.reshape(record.clock, [1, 1, 3]) if has_clock else ()
+            return tf.reshape(counts, [1, 1, 3]), clock, tf.reshape(record.rows, [1, -1, 1, 4])
         missing = self._ring.samples - tf.shape(record.num_steps)[0]
         num_steps = tf.pad(record.num_steps, [[0, missing]], constant_values=-1)
         shared = [tf.fill([self._ring.samples], n) for n in (tf.size(status), record.num_rows)]
@@ -160,18 +164,24 @@ class _RingHandle:
         if has_clock:
             ones = tf.ones([self._ring.samples, 1], record.clock.dtype)
             clock = tf.pad(record.clock, [[0, missing], [0, 0]]) if record.clock.shape.rank == 2 else ones * record.clock
-        return tf.stack([num_steps, *shared], axis=-1), clock, tf.pad(record.rows, [[0, 0], [0, missing], [0, 0]])
+            clock = clock[None]
+        rows = tf.pad(record.rows, [[0, 0], [0, missing], [0, 0]])
+        return tf.stack([num_steps, *shared], axis=-1)[None], clock, rows[None]
 
 
 def _on_clock(clock, rows):
-    """Rows whose times since the start of a clock are converted, as `integrate.Clock` does, to the time that it shows."""
+    """Rows whose times since the start of a clock are converted to the time that it shows."""
     start, end, span = clock.T
-    direction, since = np.sign(span), rows[..., 0]
-    if not direction.any():
+    if not span.any():
         return rows
-    time = np.clip(start + direction * since, np.minimum(start, end), np.maximum(start, end))
-    time = np.where(since >= np.abs(span), end, time)
-    return np.concatenate([time[..., None], (direction * rows[..., 1])[..., None], rows[..., 2:]], axis=-1)
+    clock = Clock(*map(tf.constant, (start, end, span)))
+    time, size = clock.time(rows[..., 0]).numpy(), clock.direction.numpy() * rows[..., 1]
+    return np.concatenate([time[..., None], size[..., None], rows[..., 2:]], axis=-1)
+
+
+def _count_failed(status):
+    """One for each status that is a failure, else zero: one operation, since every batch runs it."""
+    return tf.gather([int(s not in (Status.SUCCESS, Status.EVENT)) for s in Status], status)
 
 
 def _variable(value, aggregation):
@@ -182,8 +192,3 @@ def _local(variable):
     """The variable's handle, as a tensor of the graph that is being traced."""
     handle = variable.handle
     return handle if tf.executing_eagerly() else tf.compat.v1.get_default_graph().capture(handle)
-
-
-def _is_fine(status):
-    success, event = (status == fine for fine in _FINE)
-    return success | event
