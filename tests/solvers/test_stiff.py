@@ -73,8 +73,9 @@ def test_end_is_that_of_the_test_set_in_no_more_steps_than_scipys_implicit_ones(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_radau_takes_no_more_steps_than_scipys_radau_for_the_same_error(name):
-    """By straight lines through the logarithms of steps and errors at eleven tolerances; `pytest -s` shows the numbers."""
-    tolerances, least = 10 ** np.linspace(-3.5, -8.5, 11), 1e-9 if name == "robertson" else 1e-16  # below, rounding errors
+    """By straight lines through the logarithms of steps and errors at seven tolerances; `pytest -s` shows the numbers."""
+    tolerances = 10 ** -np.array([3.5, 4, 5, 6, 7, 8, 8.5])
+    least = 1e-9 if name == "robertson" else 1e-16  # below, rounding errors
     found = []
     for tolerance in tolerances:
         solution, (count, end) = solver_of(name, "radau")(tolerance), by_scipy(name, tolerance)
@@ -84,7 +85,7 @@ def test_radau_takes_no_more_steps_than_scipys_radau_for_the_same_error(name):
     our_line, their_line = (
         np.polyfit(x[e > np.log10(least)], e[e > np.log10(least)], 1) for x, e in ((steps, ours), (of_scipy, theirs))
     )
-    for tolerance, (count, our_error, their_count, their_error) in zip(tolerances[1::4], found[1::4], strict=True):
+    for tolerance, (count, our_error, their_count, their_error) in zip(tolerances[1::2], found[1::2], strict=True):
         same = 10 ** ((np.polyval(our_line, np.log10(count)) - their_line[1]) / their_line[0])
         print(
             f"{name:12} {tolerance:.0e}: {count} steps, error {our_error:.1e}; SciPy {their_count} steps, error {their_error:.1e}; "
