@@ -4,9 +4,12 @@
 """
 
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 from keras_ode.models.bijector import FlowBijector
-from keras_ode.models.flow import ContinuousNormalizingFlow
+from keras_ode.models.flow import ContinuousNormalizingFlow, Divergence
+from keras_ode.typing import Dynamics
 
 __all__ = [
     "Flow",
@@ -51,7 +54,15 @@ class Flow(FlowBijector):
     estimation, SOSA.
     """
 
-    def __init__(self, dynamics, event_shape, divergence="exact", num_vectors=None, name="flow", **ode):
+    def __init__(
+        self,
+        dynamics: Dynamics | Sequence[Dynamics],
+        event_shape: Sequence[int],
+        divergence: Divergence = "exact",
+        num_vectors: int | None = None,
+        name: str = "flow",
+        **ode: Any,
+    ) -> None:
         event_shape = list(event_shape) if isinstance(event_shape, (list, tuple)) else event_shape
         if not isinstance(event_shape, list) or not all(isinstance(n, numbers.Integral) and n > 0 for n in event_shape):
             raise ValueError(f"event_shape must be a list of positive integers, such as [2]. Received: {event_shape!r}")

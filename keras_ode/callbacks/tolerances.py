@@ -1,9 +1,16 @@
 """The callback that changes the tolerances of a model's layers from epoch to epoch."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import keras
 
 from keras_ode.callbacks.layers import find_layers
+from keras_ode.layers import ODELayer
 from keras_ode.tolerances import check_tolerance
+
+# A function of the epoch, or the tolerance from each of these epochs on.
+Schedule: TypeAlias = Callable[[int], float] | dict[int, float]
 
 
 class ToleranceSchedule(keras.callbacks.Callback):
@@ -28,7 +35,12 @@ class ToleranceSchedule(keras.callbacks.Callback):
     0.0001
     """
 
-    def __init__(self, rtol=None, atol=None, layers=None):
+    def __init__(
+        self,
+        rtol: Schedule | None = None,
+        atol: Schedule | None = None,
+        layers: Sequence[str | ODELayer] | None = None,
+    ) -> None:
         super().__init__()
         if rtol is None and atol is None:
             raise ValueError("ToleranceSchedule needs a function or a dictionary: rtol={0: 1e-2, 10: 1e-4}. Received: none")
