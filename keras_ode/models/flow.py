@@ -137,7 +137,7 @@ class ContinuousNormalizingFlow(keras.Model):
         points = self.distribution().sample(num_samples, seed=seed)
         return self.transport(points)[0]
 
-    def distribution(self):
+    def distribution(self) -> Any:
         """Returns the base distribution."""
         base = self.base
         if base is None:
@@ -148,7 +148,7 @@ class ContinuousNormalizingFlow(keras.Model):
             return tfp.distributions.Independent(tfp.distributions.Normal(zeros, 1.0), len(self.event_shape))
         return base if hasattr(base, "log_prob") else base()
 
-    def as_bijector(self):
+    def as_bijector(self) -> Any:
         """Returns the flow as a `tfp.bijectors.Bijector` from the base to the density, which shares the flow's weights.
 
         `tfp.distributions.TransformedDistribution(base, flow.as_bijector())` is the density as a distribution, and its
