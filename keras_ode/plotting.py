@@ -97,7 +97,7 @@ def plot_trajectories(
     ax = _axes(ax)
     names = _names(labels, units, ys.shape[-1])
     for i, name in enumerate(names):
-        look = {"color": f"C{i}", "linestyle": _LINE_STYLES[i % len(_LINE_STYLES)]}
+        look: dict[str, Any] = {"color": f"C{i}", "linestyle": _LINE_STYLES[i % len(_LINE_STYLES)]}
         ax.plot(ts, ys[..., i], alpha=_alpha(ys.shape[1]), **look)
         ax.plot([], [], label=name, **look)
     ax.set_xlabel(_with_unit("t", time_unit))
@@ -147,8 +147,9 @@ def plot_phase_portrait(
     for b, color in enumerate(colors):
         ax.plot(ys[:, b, 0], ys[:, b, 1], color=color, linestyle="-", alpha=alpha, zorder=2)
     for index, marker, face in ((0, "o", "white"), (-1, "s", colors)):
+        x, y = ys[index].T
         ax.scatter(
-            *ys[index].T, marker=marker, s=30 * alpha, facecolors=face, edgecolors=colors, label=f"t = {ts[index]:g}", zorder=3
+            x, y, marker=marker, s=30 * alpha, facecolors=face, edgecolors=colors, label=f"t = {ts[index]:g}", zorder=3
         )
     if vector_field and not isinstance(model, Solution):
         limits = ax.get_xlim(), ax.get_ylim()

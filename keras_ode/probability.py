@@ -64,7 +64,7 @@ class Flow(FlowBijector):
         **ode: Any,
     ) -> None:
         event_shape = list(event_shape) if isinstance(event_shape, (list, tuple)) else event_shape
-        if not isinstance(event_shape, list) or not all(isinstance(n, numbers.Integral) and n > 0 for n in event_shape):
+        if not isinstance(event_shape, list) or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in event_shape):
             raise ValueError(f"event_shape must be a list of positive integers, such as [2]. Received: {event_shape!r}")
         given = {"dynamics": dynamics, "event_shape": event_shape, "divergence": divergence, "num_vectors": num_vectors}
         flow = ContinuousNormalizingFlow(dynamics, divergence=divergence, num_vectors=num_vectors, **ode)

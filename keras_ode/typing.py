@@ -1,7 +1,7 @@
-"""Names for the types in public signatures.
+"""These names stand for the types that public signatures have in common.
 
-TensorFlow and Keras come without types: to a type checker, their tensors, variables and layers are `Any`, which fits everything.
-These names tell what is meant, and reject what is neither a tensor nor can become one.
+TensorFlow and Keras come without types: to a type checker, their tensors, variables and layers are `Any`, which fits everywhere.
+The names tell what is meant, and refuse what cannot become a tensor, such as a function or `None`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +14,10 @@ Number: TypeAlias = SupportsFloat | SupportsIndex
 """A number, or a scalar array, tensor or variable."""
 
 Times: TypeAlias = Number | np.ndarray | Sequence[Number | Sequence[Number]]
-"""Times: a number, an array, a tensor, or a list of numbers and scalar tensors; or a list of such lists, one for each row."""
+"""A number, an array, a tensor, or a list of numbers and scalar tensors; or a list of such lists, one for each row."""
 
 Tensors: TypeAlias = Any
-"""A tensor, or a nested structure of tensors, as that of the state."""
+"""A tensor, or a nested structure of tensors."""
 
 TensorsLike: TypeAlias = Number | complex | np.ndarray | Sequence["TensorsLike"] | Mapping[Any, "TensorsLike"]
 """A number, an array, a tensor or a variable, or a nested structure of them: tuples, lists and dicts."""

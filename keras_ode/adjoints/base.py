@@ -43,7 +43,7 @@ class Adjoint(Configurable):
     has_forward_mode = False
     solves_back = False
     takes_steps_back = False
-    solver = None
+    solver: Solver | None = None
 
     def with_compiled_parts(self, problem):
         """The problem, with parts compiled that pay where the program around them is not compiled."""

@@ -124,7 +124,9 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self.history: list[dict[str, float]] = []
         self.means: dict[str, float] = {}
         self.async_safe = every == "epoch"  # Keras then need not wait for every batch.
-        self._tapes, self._probe_tapes, self._probing = [], [], None
+        self._tapes: list[Tape] = []
+        self._probe_tapes: list[Tape] = []
+        self._probing = None
         self._fits = False
         self._epoch, self._batches = 0, range(1)
         self._summaries, self._num_written = None, 0

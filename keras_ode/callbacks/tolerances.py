@@ -47,7 +47,8 @@ class ToleranceSchedule(keras.callbacks.Callback):
         self._schedules = {name: x for name, x in (("rtol", rtol), ("atol", atol)) if x is not None}
         for name, schedule in self._schedules.items():
             _check(name, schedule)
-        self.layers, self._found = layers, {}
+        self.layers = layers
+        self._found: dict[str, ODELayer] = {}
 
     def on_train_begin(self, logs=None):
         self._found = find_layers(self.model, self.layers)

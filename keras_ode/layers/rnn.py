@@ -93,7 +93,8 @@ class ODERNN(keras.Layer):
         self.return_before = bool(return_before)
         self.return_state, self.stateful = bool(return_state), False  # Keras' wrappers ask for both
         # States keep the precision of the variables; cell and dynamics cast their own copies.
-        self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **({} if t is None else {"t": t}))
+        times: dict[str, Any] = {} if t is None else {"t": t}
+        self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **times)
         self.t = None if t is None else self.ode.t
         self.output_times = None if output_times is None else _checked_output_times(output_times)
         self.supports_masking = True

@@ -181,7 +181,8 @@ class Reversible(Solver):
     Reference: McCallum, Foster (2024), Efficient, accurate and stable gradients for neural ODEs, arXiv:2410.11648.
     """
 
-    order, error_order = explicit.Tsit5.order, explicit.Tsit5.error_order
+    order: int = explicit.Tsit5.order
+    error_order: int | None = explicit.Tsit5.error_order
     remembers = is_reversible = True
 
     def __init__(self, solver: str | ExplicitRungeKutta = "tsit5", coupling: float = 0.999) -> None:
