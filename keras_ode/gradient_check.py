@@ -122,7 +122,7 @@ def check_gradients(
     given = errors(rtol, atol)
     tolerance, found = (rtol, atol), given
     while not _all_within(found, target):
-        tolerance = tuple(x / _LADDER for x in tolerance)
+        tolerance = tolerance[0] / _LADDER, tolerance[1] / _LADDER
         if tolerance[0] < tightest:
             tolerance = None
             break
