@@ -36,14 +36,11 @@ def test_every_argument_and_result_that_is_public_has_a_type(name):
 
 
 @pytest.mark.slow
-def test_mypy_accepts_a_right_program_and_reports_each_error_of_a_wrong_one(tmp_path):
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), "--hide-error-context", str(PROGRAM)]
+def test_mypy_accepts_what_is_right_and_reports_what_is_wrong(tmp_path):
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "--cache-dir", str(tmp_path), str(PROGRAM)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    reported = [(int(n), code) for n, code in re.findall(r"^tests/typed_program\.py:(\d+): error: .*\[(.+)\]$", result.stdout, re.M)]
-    expected = [
-        (n, code)
-        for n, line in enumerate(PROGRAM.read_text().splitlines(), 1)
-        for code in re.findall(r"# error: ([a-z-]+)$", line)
-    ]
+    reported = {(int(n), code) for n, code in re.findall(r"typed_program\.py:(\d+): error: .*\[([a-z-]+)\]$", result.stdout, re.M)}
+    lines = enumerate(PROGRAM.read_text().splitlines(), 1)
+    expected = {(n, code) for n, line in lines for code in re.findall(r"# error: ([a-z-]+)$", line)}
     assert len(expected) > 20
-    assert sorted(reported) == expected, result.stdout + result.stderr
+    assert reported == expected, result.stdout + result.stderr
