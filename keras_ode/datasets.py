@@ -25,10 +25,10 @@ __all__ = [
 ]
 
 Floats: TypeAlias = NDArray[np.float32]
-Labeled: TypeAlias = tuple[Floats, NDArray[np.int32]]
+Labels: TypeAlias = NDArray[np.int32]
 
 
-def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Labeled:
+def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two arms of a spiral, wound into each other by one and a half turns.
 
     Args:
@@ -52,7 +52,7 @@ def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Label
     return _labeled(arms + noise * random.normal(size=arms.shape), labels)
 
 
-def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Labeled:
+def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two interlocking half circles. Arguments and results are as in `spirals`.
 
     Example:
@@ -67,7 +67,7 @@ def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Labeled
     return _labeled(arcs + noise * random.normal(size=arcs.shape), labels)
 
 
-def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> Labeled:
+def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two concentric circles, of radius 1 and 2. Arguments and results are as in `spirals`.
 
     Example:
@@ -82,7 +82,7 @@ def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> Labe
     return _labeled(rings + noise * random.normal(size=rings.shape), labels)
 
 
-def pinwheel(num_samples: int = 1000, noise: float = 0.1, seed: int = 0, num_arms: int = 5) -> Labeled:
+def pinwheel(num_samples: int = 1000, noise: float = 0.1, seed: int = 0, num_arms: int = 5) -> tuple[Floats, Labels]:
     """One class for each arm: Gaussian clusters around the origin, stretched outward and sheared by a rotation.
 
     Arguments and results are as in `spirals`; `noise` is the width of an arm.
@@ -126,7 +126,7 @@ def checkerboard(num_samples: int = 1000, seed: int = 0) -> Floats:
     return np.stack([x, y], axis=1).astype("float32")
 
 
-def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) -> Labeled:
+def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) -> tuple[Floats, Labels]:
     """Eight classes: eight Gaussians on a circle of radius 2. Arguments and results are as in `spirals`.
 
     Example:
@@ -141,7 +141,7 @@ def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) 
     return _labeled(centers + noise * random.normal(size=centers.shape), labels)
 
 
-def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> Labeled:
+def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two spirals of two turns, side by side at a distance of 0.2. Arguments and results are as in `spirals`.
 
     Example:
@@ -159,7 +159,7 @@ def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> La
     return _labeled(rolls + noise * random.normal(size=rolls.shape), labels)
 
 
-def ellipses(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Labeled:
+def ellipses(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: a filled ellipse within an elliptic ring. Arguments and results are as in `spirals`.
 
     Example:
@@ -178,7 +178,7 @@ def ellipses(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Labe
     return _labeled(points + noise * random.normal(size=points.shape), labels)
 
 
-def peaks(num_samples: int = 1000, seed: int = 0) -> Labeled:
+def peaks(num_samples: int = 1000, seed: int = 0) -> tuple[Floats, Labels]:
     """Five equally frequent classes: points of `[-3, 3]^2`, classified by the value of MATLAB's `peaks` function.
 
     Args:
@@ -206,7 +206,7 @@ def peaks(num_samples: int = 1000, seed: int = 0) -> Labeled:
     return _labeled(points, np.searchsorted(np.quantile(height, [0.2, 0.4, 0.6, 0.8]), height))
 
 
-def spheres(num_samples: int = 1000, dimension: int = 2, seed: int = 0) -> Labeled:
+def spheres(num_samples: int = 1000, dimension: int = 2, seed: int = 0) -> tuple[Floats, Labels]:
     """A ball (class 0, radius 0.5) within a shell (class 1, radii 1 to 1.5), which no homeomorphism can separate.
 
     Args:

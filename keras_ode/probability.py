@@ -5,10 +5,10 @@
 
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from keras_ode.models.bijector import FlowBijector
-from keras_ode.models.flow import ContinuousNormalizingFlow, Divergence
+from keras_ode.models.flow import ContinuousNormalizingFlow
 from keras_ode.typing import Dynamics
 
 __all__ = [
@@ -58,7 +58,7 @@ class Flow(FlowBijector):
         self,
         dynamics: Dynamics | Sequence[Dynamics],
         event_shape: Sequence[int],
-        divergence: Divergence = "exact",
+        divergence: Literal["exact", "hutchinson", "hutch++"] = "exact",
         num_vectors: int | None = None,
         name: str = "flow",
         **ode: Any,

@@ -1,16 +1,12 @@
 """The callback that changes the tolerances of a model's layers from epoch to epoch."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import keras
 
 from keras_ode.callbacks.layers import find_layers
 from keras_ode.layers import ODELayer
 from keras_ode.tolerances import check_tolerance
-
-# A function of the epoch, or the tolerance from each of these epochs on.
-Schedule: TypeAlias = Callable[[int], float] | dict[int, float]
 
 
 class ToleranceSchedule(keras.callbacks.Callback):
@@ -37,8 +33,8 @@ class ToleranceSchedule(keras.callbacks.Callback):
 
     def __init__(
         self,
-        rtol: Schedule | None = None,
-        atol: Schedule | None = None,
+        rtol: Callable[[int], float] | dict[int, float] | None = None,
+        atol: Callable[[int], float] | dict[int, float] | None = None,
         layers: Sequence[str | ODELayer] | None = None,
     ) -> None:
         super().__init__()

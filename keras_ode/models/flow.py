@@ -1,7 +1,7 @@
 """Continuous normalizing flows: a simple density, transformed by an ODE."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -14,8 +14,6 @@ from keras_ode.layers import ODELayer
 from keras_ode.layers.time import check_layer
 from keras_ode.signature import arguments_of
 from keras_ode.typing import TensorsLike
-
-Divergence: TypeAlias = Literal["exact", "hutchinson", "hutch++"]
 
 # The random vectors that each takes if nothing is said.
 _DIVERGENCES = {"exact": None, "hutchinson": 1, "hutch++": 3}
@@ -75,7 +73,7 @@ class ContinuousNormalizingFlow(keras.Model):
         self,
         dynamics: keras.Layer | Sequence[keras.Layer],
         base: Any = None,
-        divergence: Divergence = "exact",
+        divergence: Literal["exact", "hutchinson", "hutch++"] = "exact",
         num_vectors: int | None = None,
         name: str | None = None,
         dtype: "str | keras.DTypePolicy | None" = None,
@@ -223,7 +221,11 @@ class WithLogDensity(keras.Layer):
     """
 
     def __init__(
-        self, dynamics: keras.Layer, divergence: Divergence = "exact", num_vectors: int | None = None, **kwargs: Any
+        self,
+        dynamics: keras.Layer,
+        divergence: Literal["exact", "hutchinson", "hutch++"] = "exact",
+        num_vectors: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
         check_layer(dynamics)
