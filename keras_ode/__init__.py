@@ -1,5 +1,7 @@
 """Differential equations as Keras layers."""
 
+from typing import TYPE_CHECKING
+
 import keras
 
 if keras.backend.backend() != "tensorflow":
@@ -59,9 +61,13 @@ def __dir__():
     return [*__all__, "__version__", "probability"]
 
 
-def __getattr__(name):
-    if name == "probability":  # TensorFlow Probability takes seconds to import, and not everybody needs it
-        import importlib
+if TYPE_CHECKING:
+    from keras_ode import probability as probability
+else:  # A type checker that sees `__getattr__` accepts every name.
 
-        return importlib.import_module("keras_ode.probability")
-    raise AttributeError(f"module 'keras_ode' has no attribute '{name}'. Public names: {', '.join(__dir__())}")
+    def __getattr__(name):
+        if name == "probability":  # TensorFlow Probability takes seconds to import, and not everybody needs it
+            import importlib
+
+            return importlib.import_module("keras_ode.probability")
+        raise AttributeError(f"module 'keras_ode' has no attribute '{name}'. Public names: {', '.join(__dir__())}")

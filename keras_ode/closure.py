@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import threading
+from collections.abc import Hashable
 
 import keras
 import tensorflow as tf
@@ -25,7 +26,7 @@ _LARGE = 2**16
 _SHORT_SEARCH = 64
 # The numbers of eager dynamics, by what these compute: those seen first, and which of them have changed since.
 _MOST_SEEN = 1024
-_seen_numbers = {}
+_seen_numbers: dict[Hashable, tuple] = {}
 _current = threading.local()  # the report of each thread
 
 

@@ -1,8 +1,9 @@
 """Smoothed collocation: states and their derivatives from noisy observations, without solving an equation."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 KERNELS = {
     "epanechnikov": lambda u: 0.75 * (1 - u**2),
@@ -37,7 +38,13 @@ class Collocation(NamedTuple):
     slopes: np.ndarray
 
 
-def collocate(t, ys, at=None, kernel="epanechnikov", bandwidth=None):
+def collocate(
+    t: ArrayLike,
+    ys: ArrayLike,
+    at: ArrayLike | None = None,
+    kernel: Literal["epanechnikov", "gaussian", "quartic", "triangular", "tricube", "uniform"] = "epanechnikov",
+    bandwidth: float | None = None,
+) -> Collocation:
     """Estimates states and their derivatives from noisy observations by kernel regression.
 
     With these, you can train a dynamics as an ordinary regression, `dynamics.fit(states, slopes)`, which solves no equation. Use

@@ -1,14 +1,18 @@
 """Small values with a name and a configuration: solvers, controllers, adjoints."""
 
 import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
+
+_T = TypeVar("_T")
 
 
 class Configurable:
     """An object that its constructor's arguments describe. Each is kept in the attribute of its name."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         if type(self).__init__ is object.__init__:
             return {}
@@ -30,7 +34,7 @@ class Configurable:
         return f"{type(self).__name__}({arguments})"
 
 
-def get(identifier, kind, base, known):
+def get(identifier: Any, kind: str, base: type[_T], known: Mapping[str, Any]) -> _T:
     """The object that a name, a configuration or the object itself stands for.
 
     Args:
@@ -56,8 +60,10 @@ def get(identifier, kind, base, known):
 def _default(cls, kind, identifier):
     if _has_defaults(cls):
         return cls()
+    arguments = [p.replace(annotation=p.empty) for p in inspect.signature(cls).parameters.values()]
     raise ValueError(
-        f"A {cls.__name__} needs arguments: give an object, {cls.__name__}{inspect.signature(cls)}. Received: {kind}={identifier!r}"
+        f"A {cls.__name__} needs arguments: give an object, {cls.__name__}{inspect.Signature(arguments)}. "
+        f"Received: {kind}={identifier!r}"
     )
 
 

@@ -1,7 +1,10 @@
 """Consistent initial states of equations with algebraic parts."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_ode import arguments, dynamics, mass_matrices, tree
 from keras_ode.adjoints.cotangents import nan_unless
@@ -9,14 +12,23 @@ from keras_ode.adjoints.fields import ForwardField
 from keras_ode.adjoints.problem import Problem
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solvers.mass import correction
+from keras_ode.typing import Dynamics, Number, TensorsLike, do_not_convert
 
 _MOST_ITERATIONS = 50
 # Corrections of so many rounding errors of the state are as small as they get.
 _ROUNDING_ERRORS = 100
 
 
-@tf.autograph.experimental.do_not_convert
-def consistent_state(f, y0, t0, mass_matrix, *, args=(), per_sample=False):
+@do_not_convert
+def consistent_state(
+    f: Dynamics,
+    y0: TensorsLike,
+    t0: Number,
+    mass_matrix: ArrayLike,
+    *,
+    args: Sequence[TensorsLike] = (),
+    per_sample: bool = False,
+) -> tf.Tensor:
     """Returns a state that fulfills the algebraic equations of `M y' = f(t, y)` at `t0`, found by Newton's method from `y0`.
 
     `M y` does not change: if M is diagonal, only those elements change whose row is zero. The state is differentiable with

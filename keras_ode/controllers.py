@@ -1,10 +1,11 @@
 """Step-size controllers, and the first step of an adaptive solve."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_ode import configurable, tree
 
@@ -163,7 +164,7 @@ class StepTo(Controller):
     adaptive = False
     has_times = True
 
-    def __init__(self, times):
+    def __init__(self, times: ArrayLike) -> None:
         try:
             known = np.asarray(times, dtype="float64")
         except (TypeError, ValueError, NotImplementedError) as error:
@@ -229,7 +230,15 @@ class PID(Controller):
 
     adaptive = True
 
-    def __init__(self, p=0.0, i=1.0, d=0.0, safety=0.9, min_factor=0.2, max_factor=10.0):
+    def __init__(
+        self,
+        p: float = 0.0,
+        i: float = 1.0,
+        d: float = 0.0,
+        safety: float = 0.9,
+        min_factor: float = 0.2,
+        max_factor: float = 10.0,
+    ) -> None:
         _check_factors(safety, min_factor, max_factor)
         self.p, self.i, self.d = p, i, d
         self.safety, self.min_factor, self.max_factor = safety, min_factor, max_factor
@@ -283,7 +292,7 @@ class Predictive(Controller):
 
     adaptive = True
 
-    def __init__(self, safety=0.9, min_factor=0.2, max_factor=10.0):
+    def __init__(self, safety: float = 0.9, min_factor: float = 0.2, max_factor: float = 10.0) -> None:
         _check_factors(safety, min_factor, max_factor)
         self.safety, self.min_factor, self.max_factor = safety, min_factor, max_factor
 
@@ -322,7 +331,7 @@ def _check_factors(safety, min_factor, max_factor):
 CONTROLLERS = {"constant": Constant, "pid": PID, "predictive": Predictive, "step_to": StepTo}
 
 
-def get(identifier):
+def get(identifier: str | dict[str, Any] | Controller) -> Controller:
     """The controller of a name (`"pid"`), a configuration or a `Controller` object.
 
     Example:

@@ -3,7 +3,10 @@
 Points in the plane are returned with their classes, if they have classes: `points, labels`, float32 `[N, 2]` and int32 `[N]`.
 """
 
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
     "bidirectional_spirals",
@@ -21,8 +24,11 @@ __all__ = [
     "swiss_roll",
 ]
 
+Floats: TypeAlias = NDArray[np.float32]
+Labels: TypeAlias = NDArray[np.int32]
 
-def spirals(num_samples=1000, noise=0.1, seed=0):
+
+def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two arms of a spiral, wound into each other by one and a half turns.
 
     Args:
@@ -46,7 +52,7 @@ def spirals(num_samples=1000, noise=0.1, seed=0):
     return _labeled(arms + noise * random.normal(size=arms.shape), labels)
 
 
-def moons(num_samples=1000, noise=0.1, seed=0):
+def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two interlocking half circles. Arguments and results are as in `spirals`.
 
     Example:
@@ -61,7 +67,7 @@ def moons(num_samples=1000, noise=0.1, seed=0):
     return _labeled(arcs + noise * random.normal(size=arcs.shape), labels)
 
 
-def circles(num_samples=1000, noise=0.08, seed=0):
+def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two concentric circles, of radius 1 and 2. Arguments and results are as in `spirals`.
 
     Example:
@@ -76,7 +82,7 @@ def circles(num_samples=1000, noise=0.08, seed=0):
     return _labeled(rings + noise * random.normal(size=rings.shape), labels)
 
 
-def pinwheel(num_samples=1000, noise=0.1, seed=0, num_arms=5):
+def pinwheel(num_samples: int = 1000, noise: float = 0.1, seed: int = 0, num_arms: int = 5) -> tuple[Floats, Labels]:
     """One class for each arm: Gaussian clusters around the origin, stretched outward and sheared by a rotation.
 
     Arguments and results are as in `spirals`; `noise` is the width of an arm.
@@ -98,7 +104,7 @@ def pinwheel(num_samples=1000, noise=0.1, seed=0, num_arms=5):
     return _labeled(np.stack([x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)], axis=1), labels)
 
 
-def checkerboard(num_samples=1000, seed=0):
+def checkerboard(num_samples: int = 1000, seed: int = 0) -> Floats:
     """Points distributed uniformly over the eight dark squares of a four-by-four board on `[-2, 2]^2`.
 
     Args:
@@ -120,7 +126,7 @@ def checkerboard(num_samples=1000, seed=0):
     return np.stack([x, y], axis=1).astype("float32")
 
 
-def eight_gaussians(num_samples=1000, noise=0.2, seed=0):
+def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) -> tuple[Floats, Labels]:
     """Eight classes: eight Gaussians on a circle of radius 2. Arguments and results are as in `spirals`.
 
     Example:
@@ -135,7 +141,7 @@ def eight_gaussians(num_samples=1000, noise=0.2, seed=0):
     return _labeled(centers + noise * random.normal(size=centers.shape), labels)
 
 
-def swiss_roll(num_samples=1000, noise=0.0, seed=0):
+def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: two spirals of two turns, side by side at a distance of 0.2. Arguments and results are as in `spirals`.
 
     Example:
@@ -153,7 +159,7 @@ def swiss_roll(num_samples=1000, noise=0.0, seed=0):
     return _labeled(rolls + noise * random.normal(size=rolls.shape), labels)
 
 
-def ellipses(num_samples=1000, noise=0.1, seed=0):
+def ellipses(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Two classes: a filled ellipse within an elliptic ring. Arguments and results are as in `spirals`.
 
     Example:
@@ -172,7 +178,7 @@ def ellipses(num_samples=1000, noise=0.1, seed=0):
     return _labeled(points + noise * random.normal(size=points.shape), labels)
 
 
-def peaks(num_samples=1000, seed=0):
+def peaks(num_samples: int = 1000, seed: int = 0) -> tuple[Floats, Labels]:
     """Five equally frequent classes: points of `[-3, 3]^2`, classified by the value of MATLAB's `peaks` function.
 
     Args:
@@ -200,7 +206,7 @@ def peaks(num_samples=1000, seed=0):
     return _labeled(points, np.searchsorted(np.quantile(height, [0.2, 0.4, 0.6, 0.8]), height))
 
 
-def spheres(num_samples=1000, dimension=2, seed=0):
+def spheres(num_samples: int = 1000, dimension: int = 2, seed: int = 0) -> tuple[Floats, Labels]:
     """A ball (class 0, radius 0.5) within a shell (class 1, radii 1 to 1.5), which no homeomorphism can separate.
 
     Args:
@@ -229,7 +235,9 @@ def spheres(num_samples=1000, dimension=2, seed=0):
     return _labeled(direction * radius[:, None], labels)
 
 
-def periodic(num_samples=1000, num_times=100, noise=0.1, seed=0, duration=5.0):
+def periodic(
+    num_samples: int = 1000, num_times: int = 100, noise: float = 0.1, seed: int = 0, duration: float = 5.0
+) -> tuple[Floats, Floats]:
     """Sine waves of the same amplitude, each with its own frequency, phase and irregular times.
 
     Args:
@@ -259,7 +267,9 @@ def periodic(num_samples=1000, num_times=100, noise=0.1, seed=0, duration=5.0):
     return times.astype("float32"), values[..., None].astype("float32")
 
 
-def bidirectional_spirals(num_samples=1000, num_times=100, noise=0.1, seed=0):
+def bidirectional_spirals(
+    num_samples: int = 1000, num_times: int = 100, noise: float = 0.1, seed: int = 0
+) -> tuple[Floats, Floats, Floats]:
     """Pieces of spirals that wind outward, half of them counterclockwise and half clockwise.
 
     Each piece starts at a random point of its spiral and continues for one and a half turns.
@@ -292,7 +302,7 @@ def bidirectional_spirals(num_samples=1000, num_times=100, noise=0.1, seed=0):
     return times.astype("float32"), observed.astype("float32"), truth.astype("float32")
 
 
-def hare_lynx():
+def hare_lynx() -> tuple[Floats, Floats]:
     """The pelts of snowshoe hares and Canada lynxes that the Hudson's Bay Company collected each year from 1900 to 1920.
 
     Returns:

@@ -56,16 +56,23 @@ class SolveError(RuntimeError):
     STEP_TOO_SMALL 1.00
     """
 
-    def __init__(self, message, status=None, time=None, step_size=None, sample=None):
+    def __init__(
+        self,
+        message: str,
+        status: Status | None = None,
+        time: float | None = None,
+        step_size: float | None = None,
+        sample: int | None = None,
+    ) -> None:
         super().__init__(message)
         # Keras makes an error that a layer raised again from its message, while the first one is being handled.
         first = sys.exc_info()[1]
         if status is None and isinstance(first, SolveError):
             status, time, step_size, sample = first.status, first.time, first.step_size, first.sample
-        self.status = status
-        self.time = time
-        self.step_size = step_size
-        self.sample = sample
+        self.status: Status | None = status
+        self.time: float | None = time
+        self.step_size: float | None = step_size
+        self.sample: int | None = sample
 
 
 def failure_message(

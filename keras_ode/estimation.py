@@ -1,6 +1,7 @@
 """Parameters of a differential equation from observations: single shooting, multiple shooting, and optimizers around them."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.solve import solve
+from keras_ode.typing import Dynamics, Tensors, TensorsLike, Times, do_not_convert
 
 
 class Estimate(NamedTuple):
@@ -34,8 +36,18 @@ class Estimate(NamedTuple):
     converged: bool | None
 
 
-@tf.autograph.experimental.do_not_convert
-def multiple_shooting(dynamics, ys, t, group_size, *, starts=None, continuity=100.0, args=(), **options):
+@do_not_convert
+def multiple_shooting(
+    dynamics: Dynamics,
+    ys: TensorsLike,
+    t: Times,
+    group_size: int,
+    *,
+    starts: TensorsLike | None = None,
+    continuity: float = 100.0,
+    args: Sequence[TensorsLike] = (),
+    **options: Any,
+) -> tf.Tensor:
     """The loss of multiple shooting: short solves between observations, and a penalty where they do not meet.
 
     A solve over a long time depends on the parameters in a complicated way, so that its loss has many local minima. Multiple
@@ -98,23 +110,23 @@ def multiple_shooting(dynamics, ys, t, group_size, *, starts=None, continuity=10
     return loss
 
 
-@tf.autograph.experimental.do_not_convert
+@do_not_convert
 def estimate(
-    dynamics,
-    ys,
-    t,
-    y0=None,
+    dynamics: Dynamics,
+    ys: TensorsLike,
+    t: Times,
+    y0: TensorsLike | None = None,
     *,
-    variables=None,
-    optimizer="adam",
-    num_steps=1000,
-    group_size=None,
-    starts=None,
-    continuity=100.0,
-    loss=None,
-    args=(),
-    **options,
-):
+    variables: Sequence[tf.Variable | keras.Variable] | None = None,
+    optimizer: str | keras.optimizers.Optimizer = "adam",
+    num_steps: int = 1000,
+    group_size: int | None = None,
+    starts: TensorsLike | None = None,
+    continuity: float = 100.0,
+    loss: Callable[[Tensors, Tensors], tf.Tensor] | None = None,
+    args: Sequence[TensorsLike] = (),
+    **options: Any,
+) -> Estimate:
     """Fits the parameters of a differential equation to observations of its state. The variables are changed in place.
 
     Args:

@@ -1,13 +1,15 @@
 """Events: where a function of time and state becomes zero, and what happens there."""
 
 import numbers
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_ode import roots, tree
 from keras_ode.dynamics import PureFunction, close_map, close_scalar
+from keras_ode.typing import Tensors
 
 
 class Event:
@@ -38,7 +40,15 @@ class Event:
     Reference: Chen, Amos, Nickel (2021), Learning neural event functions for ordinary differential equations, ICLR.
     """
 
-    def __init__(self, fn, direction=0, terminal=None, reset=None, max_events=16, probes=10):
+    def __init__(
+        self,
+        fn: Callable[..., tf.Tensor],
+        direction: Literal[-1, 0, 1] = 0,
+        terminal: bool | None = None,
+        reset: Callable[..., Tensors] | None = None,
+        max_events: int = 16,
+        probes: int = 10,
+    ) -> None:
         if not callable(fn):
             raise TypeError(f"fn must be a function fn(t, y) or fn(y). Received: fn={fn!r}")
         if direction not in (-1, 0, 1):
@@ -81,7 +91,7 @@ class SteadyState:
 
     terminal = True
 
-    def __init__(self, rtol=None, atol=None):
+    def __init__(self, rtol: float | None = None, atol: float | None = None) -> None:
         for name, value in (("rtol", rtol), ("atol", atol)):
             if value is not None and (not isinstance(value, numbers.Real) or not 0 <= value < np.inf):
                 raise ValueError(f"{name} must be a number that is not negative, or None. Received: {name}={value!r}")

@@ -1,6 +1,7 @@
 """Whether an adjoint's gradients can be trusted on a user's own dynamics."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +10,7 @@ from keras_ode import adjoints
 from keras_ode.complex_states import is_complex, leaves_of_nest
 from keras_ode.errors import SolveError
 from keras_ode.solve import solve
+from keras_ode.typing import Dynamics, Tensors, TensorsLike, Times, do_not_convert
 
 # A reference is this much tighter than what it judges, as far as the dtype resolves it.
 _TIGHTER = 1e-4
@@ -31,11 +33,11 @@ class GradientReport(NamedTuple):
         adjoint: The adjoint.
     """
 
-    errors: dict
-    reference_errors: dict
-    tolerance: tuple | None
+    errors: dict[str, float]
+    reference_errors: dict[str, float]
+    tolerance: tuple[float, float] | None
     target: float
-    given: tuple
+    given: tuple[float, float]
     adjoint: adjoints.Adjoint
 
     def __str__(self):
@@ -58,10 +60,21 @@ class GradientReport(NamedTuple):
         return "try another adjoint, such as 'interpolating', or float64."
 
 
-@tf.autograph.experimental.do_not_convert
+@do_not_convert
 def check_gradients(
-    dynamics, y0, t, *, args=(), loss=None, target=1e-2, adjoint=None, rtol=1e-3, atol=1e-6, max_steps=4096, **options
-):
+    dynamics: Dynamics,
+    y0: TensorsLike,
+    t: Times,
+    *,
+    args: Sequence[TensorsLike] = (),
+    loss: Callable[[Tensors], tf.Tensor] | None = None,
+    target: float = 1e-2,
+    adjoint: str | adjoints.Adjoint | None = None,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    max_steps: int = 4096,
+    **options: Any,
+) -> GradientReport:
     """Compares the gradients of an adjoint with accurate references on your dynamics, and finds the tolerances to use.
 
     There are two references: the continuous adjoint (`"interpolating"`), and the derivative of the steps
@@ -109,7 +122,7 @@ def check_gradients(
     given = errors(rtol, atol)
     tolerance, found = (rtol, atol), given
     while not _all_within(found, target):
-        tolerance = tuple(x / _LADDER for x in tolerance)
+        tolerance = tolerance[0] / _LADDER, tolerance[1] / _LADDER
         if tolerance[0] < tightest:
             tolerance = None
             break

@@ -3,6 +3,11 @@
 import difflib
 import functools
 import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # What other packages call it, and what to write here.
 _ELSEWHERE = {
@@ -36,12 +41,12 @@ _ELSEWHERE = {
 _OURS = {theirs: ours for ours, names in _ELSEWHERE.items() for theirs in names}
 
 
-def explains_keywords(function):
+def explains_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """The function, which answers a keyword that it does not have with the one that was probably meant."""
     known = [name for name, p in inspect.signature(function).parameters.items() if p.kind != p.VAR_KEYWORD]
 
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         refuse_unknown(function.__name__, kwargs, known)
         return function(*args, **kwargs)
 

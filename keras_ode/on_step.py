@@ -1,12 +1,13 @@
 """Functions that a user wants called at each tried step of a solve."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.complex_states import as_given
 from keras_ode.dynamics import fingerprint
+from keras_ode.typing import Tensors
 
 # Operations that run on the host, which XLA cannot compile.
 _HOST_OPERATIONS = ("Print", "PyFunc", "EagerPyFunc", "WriteSummary", "WriteScalarSummary", "WriteHistogramSummary")
@@ -36,7 +37,7 @@ class StepInfo(NamedTuple):
     error: tf.Tensor
     accepted: tf.Tensor
     running: tf.Tensor
-    y: Any
+    y: Tensors
 
 
 class OnStep:

@@ -1,12 +1,13 @@
 """Paths: continuous inputs of a dynamics, made from observed values, for controlled and forced equations and neural CDEs."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.path_fields import as_real, fields, slope_at, value_at
 from keras_ode.signature import refuse_symbolic
+from keras_ode.typing import TensorsLike, Times, do_not_convert
 
 __all__ = [
     "CubicPath",
@@ -46,12 +47,12 @@ class Path(_Fields):
     __slots__ = ()
 
     @property
-    def knots(self):
+    def knots(self) -> tf.Tensor:
         """The times at which the pieces meet, `[T]` or `[B, T]`, for the `jump_times` of a solve (`[B, T]` with `per_sample`)."""
         return self.times
 
-    @tf.autograph.experimental.do_not_convert
-    def evaluate(self, t):
+    @do_not_convert
+    def evaluate(self, t: Times) -> tf.Tensor:
         """Returns the values at times `t`, in the dtype of `t` if this is a tensor.
 
         At a knot, the piece after it is evaluated, and at the last knot the piece before it.
@@ -68,8 +69,8 @@ class Path(_Fields):
         """
         return self._read(t, value_at)
 
-    @tf.autograph.experimental.do_not_convert
-    def derivative(self, t):
+    @do_not_convert
+    def derivative(self, t: Times) -> tf.Tensor:
         """Returns the derivative with respect to time; arguments and shapes are those of `evaluate`."""
         return self._read(t, slope_at)
 
@@ -144,7 +145,7 @@ class LinearPath(Path):
 
     __slots__ = ()
 
-    def __new__(cls, times, values):
+    def __new__(cls, times: Times, values: TensorsLike) -> "LinearPath":
         return _LinearPath(*fields(times, values, None))
 
 
@@ -177,7 +178,7 @@ class CubicPath(Path):
 
     __slots__ = ()
 
-    def __new__(cls, times, values, kind="natural"):
+    def __new__(cls, times: Times, values: TensorsLike, kind: Literal["natural", "hermite"] = "natural") -> "CubicPath":
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}. Received: kind={kind!r}")
         return _CubicPath(*fields(times, values, kind))
@@ -187,14 +188,14 @@ class _LinearPath(LinearPath):
     """A path that is made from its fields, by which nests are taken apart and put together again."""
 
     __slots__ = ()
-    __new__ = _Fields.__new__
+    __new__ = _Fields.__new__  # type: ignore[assignment]
 
 
 class _CubicPath(CubicPath):
     """See `_LinearPath`."""
 
     __slots__ = ()
-    __new__ = _Fields.__new__
+    __new__ = _Fields.__new__  # type: ignore[assignment]
 
 
 _LINEAR, _CUBIC = "keras_ode.paths.LinearPath", "keras_ode.paths.CubicPath"

@@ -1,5 +1,8 @@
 """Plots of solutions and of vector fields. Matplotlib is imported when a plot is made."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,6 +12,10 @@ from keras_ode.layers import ODELayer
 from keras_ode.signature import arguments_of
 from keras_ode.solution import Solution
 from keras_ode.solve import solve
+from keras_ode.typing import Dynamics, TensorsLike, Times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "COLORS",
@@ -53,7 +60,17 @@ STYLE = {
 }
 
 
-def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_unit=None, ax=None, **options):
+def plot_trajectories(
+    model: Dynamics | Solution,
+    y0: TensorsLike | None = None,
+    t: Times | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    units: Sequence[str | None] | None = None,
+    time_unit: str | None = None,
+    ax: "Axes | None" = None,
+    **options: Any,
+) -> "Axes":
     """Draws every component of the state against time, with one color for each component and one line for each sample.
 
     Args:
@@ -80,7 +97,7 @@ def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_u
     ax = _axes(ax)
     names = _names(labels, units, ys.shape[-1])
     for i, name in enumerate(names):
-        look = {"color": f"C{i}", "linestyle": _LINE_STYLES[i % len(_LINE_STYLES)]}
+        look: dict[str, Any] = {"color": f"C{i}", "linestyle": _LINE_STYLES[i % len(_LINE_STYLES)]}
         ax.plot(ts, ys[..., i], alpha=_alpha(ys.shape[1]), **look)
         ax.plot([], [], label=name, **look)
     ax.set_xlabel(_with_unit("t", time_unit))
@@ -91,8 +108,16 @@ def plot_trajectories(model, y0=None, t=None, *, labels=None, units=None, time_u
 
 
 def plot_phase_portrait(
-    model, y0=None, t=None, *, vector_field=True, labels=None, units=None, ax=None, **options
-):
+    model: Dynamics | Solution,
+    y0: TensorsLike | None = None,
+    t: Times | None = None,
+    *,
+    vector_field: bool = True,
+    labels: Sequence[str] | None = None,
+    units: Sequence[str | None] | None = None,
+    ax: "Axes | None" = None,
+    **options: Any,
+) -> "Axes":
     """Draws trajectories of a two-dimensional state in its plane. Circles mark their starts and squares their ends.
 
     Args:
@@ -122,8 +147,9 @@ def plot_phase_portrait(
     for b, color in enumerate(colors):
         ax.plot(ys[:, b, 0], ys[:, b, 1], color=color, linestyle="-", alpha=alpha, zorder=2)
     for index, marker, face in ((0, "o", "white"), (-1, "s", colors)):
+        x, y = ys[index].T
         ax.scatter(
-            *ys[index].T, marker=marker, s=30 * alpha, facecolors=face, edgecolors=colors, label=f"t = {ts[index]:g}", zorder=3
+            x, y, marker=marker, s=30 * alpha, facecolors=face, edgecolors=colors, label=f"t = {ts[index]:g}", zorder=3
         )
     if vector_field and not isinstance(model, Solution):
         limits = ax.get_xlim(), ax.get_ylim()
@@ -135,8 +161,17 @@ def plot_phase_portrait(
 
 
 def plot_vector_field(
-    model, xlim=(-1.0, 1.0), ylim=(-1.0, 1.0), t=None, *, num_points=20, batched=True, labels=None, units=None, ax=None
-):
+    model: Dynamics,
+    xlim: tuple[float, float] = (-1.0, 1.0),
+    ylim: tuple[float, float] = (-1.0, 1.0),
+    t: float | None = None,
+    *,
+    num_points: int = 20,
+    batched: bool = True,
+    labels: Sequence[str] | None = None,
+    units: Sequence[str | None] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draws the directions of a two-dimensional vector field as arrows, and its magnitude as their color.
 
     Args:

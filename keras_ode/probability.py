@@ -4,9 +4,12 @@
 """
 
 import numbers
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from keras_ode.models.bijector import FlowBijector
 from keras_ode.models.flow import ContinuousNormalizingFlow
+from keras_ode.typing import Dynamics
 
 __all__ = [
     "Flow",
@@ -51,9 +54,17 @@ class Flow(FlowBijector):
     estimation, SOSA.
     """
 
-    def __init__(self, dynamics, event_shape, divergence="exact", num_vectors=None, name="flow", **ode):
+    def __init__(
+        self,
+        dynamics: Dynamics | Sequence[Dynamics],
+        event_shape: Sequence[int],
+        divergence: Literal["exact", "hutchinson", "hutch++"] = "exact",
+        num_vectors: int | None = None,
+        name: str = "flow",
+        **ode: Any,
+    ) -> None:
         event_shape = list(event_shape) if isinstance(event_shape, (list, tuple)) else event_shape
-        if not isinstance(event_shape, list) or not all(isinstance(n, numbers.Integral) and n > 0 for n in event_shape):
+        if not isinstance(event_shape, list) or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in event_shape):
             raise ValueError(f"event_shape must be a list of positive integers, such as [2]. Received: {event_shape!r}")
         given = {"dynamics": dynamics, "event_shape": event_shape, "divergence": divergence, "num_vectors": num_vectors}
         flow = ContinuousNormalizingFlow(dynamics, divergence=divergence, num_vectors=num_vectors, **ode)

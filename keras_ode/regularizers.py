@@ -6,7 +6,8 @@ takes no part in error control, so it does not change the steps.
 
 import copy
 import numbers
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -58,7 +59,7 @@ class Regularizer(configurable.Configurable):
     needs_error = False
     num_leaves = None
 
-    def __init__(self, weight=0.01):
+    def __init__(self, weight: float = 0.01) -> None:
         if not isinstance(weight, numbers.Real) or not 0 <= weight < np.inf:
             raise ValueError(f"weight must be a number that is not negative. Received: weight={weight!r}")
         self.weight = weight
@@ -168,7 +169,7 @@ class ErrorEstimate(Regularizer):
     sums_steps = True
     needs_error = True
 
-    def __init__(self, weight=100.0):
+    def __init__(self, weight: float = 100.0) -> None:
         super().__init__(weight)
 
     def of_step(self, step, size):
@@ -252,7 +253,7 @@ class RandomEndTime(configurable.Configurable):
     NeurIPS.
     """
 
-    def __init__(self, t=(0.0, 1.0), width=0.5):
+    def __init__(self, t: Sequence[float] = (0.0, 1.0), width: float = 0.5) -> None:
         self.t = tuple(float(x) for x in t)
         last = abs(self.t[-1] - self.t[-2]) if len(self.t) > 1 else 0.0
         if not isinstance(width, numbers.Real) or not 0 < width < last:
@@ -284,7 +285,7 @@ REGULARIZERS = {
 TIMES = {"random_end_time": RandomEndTime}
 
 
-def get(identifier):
+def get(identifier: str | dict[str, Any] | Regularizer) -> Regularizer:
     """Returns the regularizer for a name (`"kinetic"`), a configuration or a `Regularizer` object.
 
     Example:

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_ode.complex_states import leaves_of_nest, packed_as
 from keras_ode.dense import DenseOutput
+from keras_ode.typing import Tensors, Times
 
 
 class Solution(NamedTuple):
@@ -45,8 +46,8 @@ class Solution(NamedTuple):
     """
 
     ts: tf.Tensor
-    ys: Any
-    stats: dict
+    ys: Tensors
+    stats: dict[str, tf.Tensor]
     status: tf.Tensor
     event_time: Any = None
     event_state: Any = None
@@ -54,7 +55,7 @@ class Solution(NamedTuple):
     event_index: Any = None
     step_size: Any = None
 
-    def evaluate(self, t):
+    def evaluate(self, t: Times) -> Tensors:
         """Returns the state at any times in the interval, and NaN for times outside of it.
 
         Args:
@@ -75,7 +76,7 @@ class Solution(NamedTuple):
         start = tuple(leaf[0] for leaf in leaves_of_nest(self.ys))
         return packed_as(self.ys, self._checked_dense().evaluate(t, start))
 
-    def derivative(self, t):
+    def derivative(self, t: Times) -> Tensors:
         """Returns the derivative of the state with respect to time; arguments and shapes are those of `evaluate`."""
         return packed_as(self.ys, self._checked_dense().derivative(t))
 

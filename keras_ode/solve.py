@@ -1,60 +1,67 @@
 """`solve` and `odeint`: check what is asked, pick the adjoint, return the `Solution`."""
 
 import inspect
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_ode import arguments, dynamics, mass_matrices, tree
+from keras_ode.adjoints import Adjoint
 from keras_ode.adjoints.problem import Problem
 from keras_ode.complex_states import leaves_of_nest, packed_as
+from keras_ode.controllers import Controller
 from keras_ode.dense import DenseOutput
 from keras_ode.diagnosis import raise_on_failure
 from keras_ode.errors import Status
-from keras_ode.events import SteadyState, close_events, ends_the_solve
+from keras_ode.events import Event, SteadyState, close_events, ends_the_solve
 from keras_ode.execution import Segments, run_watched
 from keras_ode.exports import standard_where_exported
 from keras_ode.micro_batches import InMicroBatches, checked_rows, of_rows
 from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.norms import checked_norm
+from keras_ode.on_step import StepInfo
 from keras_ode.regularizers import StepSums, check_supported
 from keras_ode.signature import refuse_symbolic
 from keras_ode.solution import Solution
+from keras_ode.solvers import Solver
 from keras_ode.step_sizes import check_resolved, check_rows, checked_grid
 from keras_ode.steps import at_steps
+from keras_ode.typing import Dynamics, Number, Tensors, TensorsLike, Times, do_not_convert
 
 
-@tf.autograph.experimental.do_not_convert
+@do_not_convert
 @explains_keywords
 def solve(
-    dynamics,
-    y0,
-    t,
+    dynamics: Dynamics,
+    y0: TensorsLike,
+    t: Times,
     *,
-    args=(),
-    solver="tsit5",
-    rtol=1e-3,
-    atol=1e-6,
-    adjoint=None,
-    controller=None,
-    step_size=None,
-    max_steps=4096,
-    max_step=None,
-    min_step=None,
-    norm="rms",
-    per_sample=False,
-    event=None,
-    jump_times=None,
-    dense=False,
-    on_failure="auto",
-    jit_compile="auto",
-    on_step=None,
-    progress=False,
-    save="times",
-    jacobian=None,
-    mass_matrix=None,
-    batch_size=None,
-):
+    args: Sequence[TensorsLike] = (),
+    solver: str | Solver = "tsit5",
+    rtol: Number = 1e-3,
+    atol: Number = 1e-6,
+    adjoint: str | Adjoint | None = None,
+    controller: str | Controller | None = None,
+    step_size: Number | Sequence[Number] | None = None,
+    max_steps: int = 4096,
+    max_step: float | None = None,
+    min_step: float | None = None,
+    norm: Literal["rms", "max"] | Callable[..., Tensors] = "rms",
+    per_sample: bool = False,
+    event: Event | SteadyState | Sequence[Event] | None = None,
+    jump_times: Times | None = None,
+    dense: bool = False,
+    on_failure: Literal["auto", "raise", "nan"] = "auto",
+    jit_compile: bool | Literal["auto"] = "auto",
+    on_step: Callable[[StepInfo], object] | None = None,
+    progress: bool = False,
+    save: Literal["times", "steps"] = "times",
+    jacobian: Callable[..., Tensors] | None = None,
+    mass_matrix: ArrayLike | None = None,
+    batch_size: int | None = None,
+) -> Solution:
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and returns the states at all times `t`.
 
     The solution is differentiable with respect to `y0`, `t`, `args`, and all variables and tensors that the dynamics reads.
@@ -147,8 +154,8 @@ def solve(
     return solve_with(options.pop("dynamics"), options.pop("y0"), options.pop("t"), Options(**options))[0]
 
 
-@tf.autograph.experimental.do_not_convert
-def odeint(func, y0, t, **options):
+@do_not_convert
+def odeint(func: Dynamics, y0: TensorsLike, t: Times, **options: Any) -> Tensors:
     """Returns the states of `solve(func, y0, t, **options)`, each tensor of shape `[T, *shape]`.
 
     Args:

@@ -1,8 +1,11 @@
 """A dynamics in two parts."""
 
+from typing import Any
+
 import keras
 
 from keras_ode.signature import arguments_of
+from keras_ode.typing import Dynamics
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -29,7 +32,7 @@ class Split(keras.Layer):
     Math. 44(1-2), 139-181.
     """
 
-    def __init__(self, stiff, nonstiff, **kwargs):
+    def __init__(self, stiff: Dynamics, nonstiff: Dynamics, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
         for name, part in (("stiff", stiff), ("nonstiff", nonstiff)):
             if not callable(part):

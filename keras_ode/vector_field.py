@@ -1,6 +1,8 @@
 """Pure functions of tensors: what a dynamics is to the solver, however it was written."""
 
 import functools
+from collections.abc import Hashable
+from typing import Any
 
 import tensorflow as tf
 
@@ -14,7 +16,7 @@ from keras_ode.xla import why_not_compiled
 _MOST_EFFECTS = 64
 # Products for so many columns of a Jacobian are written out: each takes time to trace.
 _MOST_UNROLLED = 24
-_effects = {}
+_effects: dict[Hashable, Any] = {}
 
 
 class PureFunction:

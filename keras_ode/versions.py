@@ -13,7 +13,7 @@ _VARIABLES = (
 )  # fmt: skip
 
 
-def show_versions():
+def show_versions() -> None:
     """Prints the versions of Python and of the packages, the devices, and what changes how TensorFlow computes.
 
     Paste the output into a report of a fault.

@@ -1,6 +1,7 @@
 """Which traced functions XLA can compile."""
 
 import functools
+from collections.abc import Hashable
 
 import tensorflow as tf
 
@@ -12,7 +13,7 @@ _LOOPS = ("While", "StatelessWhile")
 
 
 _MOST_REMEMBERED = 1024
-_reasons = {}  # by fingerprint: looking takes as long as a small solve does
+_reasons: dict[Hashable, str | None] = {}  # by fingerprint: looking takes as long as a small solve does
 
 
 def why_not_compiled(graph, fingerprint):

@@ -1,5 +1,7 @@
 """How gradients go through a solve."""
 
+from typing import Any
+
 from keras_ode import configurable
 from keras_ode.adjoints.backsolve import Backsolve
 from keras_ode.adjoints.base import Adjoint
@@ -28,7 +30,7 @@ ADJOINTS = {
 }
 
 
-def get(identifier):
+def get(identifier: str | dict[str, Any] | Adjoint) -> Adjoint:
     """The adjoint of a name (`"backsolve"`), a configuration or an `Adjoint` object.
 
     Example:

@@ -14,7 +14,7 @@ from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Stage
+from keras_ode.solvers.base import Solver, Stage
 
 
 class Backsolve(ContinuousAdjoint):
@@ -53,7 +53,13 @@ class Backsolve(ContinuousAdjoint):
 
     solves_back = True
 
-    def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
+    def __init__(
+        self,
+        checkpoints: int = 32,
+        rtol: float | None = None,
+        atol: float | None = None,
+        solver: str | Solver | None = None,
+    ) -> None:
         self.checkpoints = checked_checkpoints(checkpoints, least=0)
         super().__init__(rtol, atol, solver)
 

@@ -13,6 +13,7 @@ from keras_ode.adjoints.problem import Outcome
 from keras_ode.configurable import Configurable
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.errors import Status
+from keras_ode.solvers import Solver
 from keras_ode.vector_field import ScaledField
 
 
@@ -42,7 +43,7 @@ class Adjoint(Configurable):
     has_forward_mode = False
     solves_back = False
     takes_steps_back = False
-    solver = None
+    solver: Solver | None = None
 
     def with_compiled_parts(self, problem):
         """The problem, with parts compiled that pay where the program around them is not compiled."""
@@ -175,7 +176,7 @@ class ContinuousAdjoint(FirstOrderAdjoint):
         solver: The solver of the backward solve, or `None` for that which the forward solver names.
     """
 
-    def __init__(self, rtol, atol, solver):
+    def __init__(self, rtol: float | None, atol: float | None, solver: str | Solver | None) -> None:
         for name, value in (("rtol", rtol), ("atol", atol)):
             if value is not None and (not isinstance(value, numbers.Real) or not 0 < value < np.inf):
                 raise ValueError(f"{name} must be a positive number, or None. Received: {name}={value!r}")

@@ -41,7 +41,7 @@ class Checkpointed(FirstOrderAdjoint):
 
     differentiates_steps = True
 
-    def __init__(self, checkpoints=32):
+    def __init__(self, checkpoints: int = 32) -> None:
         self.checkpoints = checked_checkpoints(checkpoints)
 
     def forward(self, problem):

@@ -16,7 +16,7 @@ from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Stage
+from keras_ode.solvers.base import Solver, Stage
 from keras_ode.solvers.linear import Linearization, scaled
 from keras_ode.solvers.systems import is_large
 
@@ -56,7 +56,13 @@ class Interpolating(ContinuousAdjoint):
         Rackauckas et al. (2020), Universal differential equations for scientific machine learning.
     """
 
-    def __init__(self, checkpoints=32, rtol=None, atol=None, solver=None):
+    def __init__(
+        self,
+        checkpoints: int = 32,
+        rtol: float | None = None,
+        atol: float | None = None,
+        solver: str | Solver | None = None,
+    ) -> None:
         self.checkpoints = checked_checkpoints(checkpoints)
         super().__init__(rtol, atol, solver)
 

@@ -1,7 +1,9 @@
 """The callback that records the steps of solvers."""
 
 import csv
-from typing import NamedTuple
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -12,6 +14,11 @@ from keras_ode.callbacks import pictures
 from keras_ode.callbacks.layers import find_layers
 from keras_ode.callbacks.tape import Tape
 from keras_ode.callbacks.tensorboard import Summaries
+from keras_ode.layers import ODELayer
+from keras_ode.typing import TensorsLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class SolveRecord(NamedTuple):
@@ -46,7 +53,7 @@ class SolveRecord(NamedTuple):
     layer: str
     epoch: int
     batch: int
-    direction: str
+    direction: Literal["forward", "backward"]
     sample: int | None
     t: np.ndarray
     step_size: np.ndarray
@@ -100,19 +107,31 @@ class SolverStepRecorder(keras.callbacks.Callback):
     flow forward, flow backward
     """
 
-    def __init__(self, every="epoch", capacity=512, layers=None, log_dir=None, probe=None, samples=32):
+    def __init__(
+        self,
+        every: int | Literal["epoch", "batch"] = "epoch",
+        capacity: int = 512,
+        layers: Sequence[str | ODELayer] | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        probe: TensorsLike | None = None,
+        samples: int = 32,
+    ) -> None:
         super().__init__()
         _check(every, capacity, samples, probe)
         self.every, self.capacity, self.samples = every, capacity, samples
         self.layers, self.log_dir, self.probe = layers, log_dir, probe
-        self.records, self.history, self.means = [], [], {}
+        self.records: list[SolveRecord] = []
+        self.history: list[dict[str, float]] = []
+        self.means: dict[str, float] = {}
         self.async_safe = every == "epoch"  # Keras then need not wait for every batch.
-        self._tapes, self._probe_tapes, self._probing = [], [], None
+        self._tapes: list[Tape] = []
+        self._probe_tapes: list[Tape] = []
+        self._probing = None
         self._fits = False
         self._epoch, self._batches = 0, range(1)
         self._summaries, self._num_written = None, 0
 
-    def to_csv(self, path):
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes the records to a file of comma-separated values, with one line for each tried step."""
         columns = ("layer", "epoch", "batch", "direction", "sample", "dropped", "t", "step_size", "error", "accepted")
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -122,11 +141,11 @@ class SolverStepRecorder(keras.callbacks.Callback):
                 shared, steps = [getattr(record, c) for c in columns[:6]], [getattr(record, c) for c in columns[6:9]]
                 writer.writerows([*shared, *step] for step in zip(*steps, record.accepted.astype(int), strict=True))
 
-    def plot(self):
+    def plot(self) -> "Figure":
         """Draws step sizes and scaled errors of the records against time, and returns the Matplotlib figure."""
         return pictures.plot_steps(self.records)
 
-    def plot_nfe(self):
+    def plot_nfe(self) -> "Figure":
         """Draws the mean evaluations of each epoch of `fit`, and returns the Matplotlib figure."""
         return pictures.plot_nfe(self.history)
 

@@ -1,8 +1,11 @@
 """The callback that changes the tolerances of a model's layers from epoch to epoch."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 
 from keras_ode.callbacks.layers import find_layers
+from keras_ode.layers import ODELayer
 from keras_ode.tolerances import check_tolerance
 
 
@@ -28,14 +31,20 @@ class ToleranceSchedule(keras.callbacks.Callback):
     0.0001
     """
 
-    def __init__(self, rtol=None, atol=None, layers=None):
+    def __init__(
+        self,
+        rtol: Callable[[int], float] | dict[int, float] | None = None,
+        atol: Callable[[int], float] | dict[int, float] | None = None,
+        layers: Sequence[str | ODELayer] | None = None,
+    ) -> None:
         super().__init__()
         if rtol is None and atol is None:
             raise ValueError("ToleranceSchedule needs a function or a dictionary: rtol={0: 1e-2, 10: 1e-4}. Received: none")
         self._schedules = {name: x for name, x in (("rtol", rtol), ("atol", atol)) if x is not None}
         for name, schedule in self._schedules.items():
             _check(name, schedule)
-        self.layers, self._found = layers, {}
+        self.layers = layers
+        self._found: dict[str, ODELayer] = {}
 
     def on_train_begin(self, logs=None):
         self._found = find_layers(self.model, self.layers)

@@ -1,6 +1,7 @@
 """Additional dimensions for the state of an ODE."""
 
 import numbers
+from typing import Any
 
 import keras
 from keras import ops
@@ -30,7 +31,7 @@ class Augment(keras.Layer):
     Reference: Dupont, Doucet, Teh (2019), Augmented Neural ODEs, NeurIPS.
     """
 
-    def __init__(self, num_channels, **kwargs):
+    def __init__(self, num_channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(num_channels, numbers.Integral) or isinstance(num_channels, bool) or num_channels < 0:
             raise ValueError(f"num_channels must be a whole number, zero or more. Received: num_channels={num_channels!r}")

@@ -1,5 +1,7 @@
 """Neural controlled differential equations: a continuous recurrent network, driven by a path through irregular observations."""
 
+from typing import Any, Literal
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -61,17 +63,17 @@ class NeuralCDE(keras.Layer):
 
     def __init__(
         self,
-        dynamics,
-        units,
-        initial=None,
-        interpolation="hermite",
-        observed=False,
-        return_sequences=False,
-        name=None,
-        dtype=None,
-        trainable=True,
-        **ode,
-    ):
+        dynamics: keras.Layer,
+        units: int,
+        initial: keras.Layer | None = None,
+        interpolation: Literal["hermite", "natural", "linear"] = "hermite",
+        observed: bool = False,
+        return_sequences: bool = False,
+        name: str | None = None,
+        dtype: "str | keras.DTypePolicy | None" = None,
+        trainable: bool = True,
+        **ode: Any,
+    ) -> None:
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         check_layer(dynamics)
         if interpolation not in _INTERPOLATIONS:

@@ -1,6 +1,7 @@
 """Weights that vary with depth: residual blocks, and the differential equation that they discretize."""
 
 import numbers
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -48,7 +49,14 @@ class DepthVarying(keras.Layer):
     TensorShape([8, 2])
     """
 
-    def __init__(self, layer, num_pieces, t=(0.0, 1.0), kind="constant", **kwargs):
+    def __init__(
+        self,
+        layer: keras.Layer,
+        num_pieces: int,
+        t: tuple[float, float] = (0.0, 1.0),
+        kind: Literal["constant", "linear"] = "constant",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_layer(layer)
         if kind not in ("constant", "linear"):
@@ -142,7 +150,9 @@ class ResidualBlocks(keras.Layer):
     Reference: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, CVPR.
     """
 
-    def __init__(self, layer, num_blocks, shared=False, step_size=1.0, **kwargs):
+    def __init__(
+        self, layer: keras.Layer, num_blocks: int, shared: bool = False, step_size: float = 1.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_layer(layer)
         check_is_number(step_size)

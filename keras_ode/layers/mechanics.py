@@ -1,11 +1,14 @@
 """The dynamics of mechanics: from an energy, a Lagrangian or an acceleration to the derivative of positions and momenta."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import ops
 
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers.time import call_layer, check_layer
+from keras_ode.typing import Number, TensorsLike
 
 
 class _OfLayer(keras.Layer):
@@ -14,7 +17,7 @@ class _OfLayer(keras.Layer):
     Derivatives are computed in the precision of the variables: in half precision, differentiated ones lose too much.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
         check_layer(layer)
         self.layer = layer
@@ -87,7 +90,7 @@ class HamiltonianDynamics(_OfLayer):
         of_q, of_p = tf.split(tape.gradient(energy, y, unconnected_gradients="zero"), 2, axis=-1)
         return tf.concat([of_p, -of_q], axis=-1)
 
-    def energy(self, y, t=0.0):
+    def energy(self, y: TensorsLike, t: Number = 0.0) -> tf.Tensor:
         """Returns the energies of states `[batch, 2 D]` at a time, `[batch, 1]`."""
         y = tf.convert_to_tensor(y, self.variable_dtype)
         return self._of(tf.convert_to_tensor(t, y.dtype), y)
@@ -127,14 +130,14 @@ class LagrangianDynamics(_OfLayer):
     Reference: Cranmer, Greydanus, Hoyer, Battaglia, Spergel, Ho (2020), Lagrangian neural networks, arXiv:2003.04630.
     """
 
-    def __init__(self, layer, kinetic=True, **kwargs):
+    def __init__(self, layer: keras.Layer, kinetic: bool = True, **kwargs: Any) -> None:
         super().__init__(layer, **kwargs)
         self.kinetic = bool(kinetic)
 
     def get_config(self):
         return {**super().get_config(), "kinetic": self.kinetic}
 
-    def energy(self, y):
+    def energy(self, y: TensorsLike) -> tf.Tensor:
         """Returns the energies `v dL/dv - L` of states `[batch, 2 D]`, `[batch, 1]`."""
         y = tf.convert_to_tensor(y, self.variable_dtype)
         value, slope = self._slope(y)

@@ -1,5 +1,7 @@
 """Residual blocks that remember the state before the last: linear two-step methods."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -47,7 +49,16 @@ class LinearMultistepBlocks(keras.Layer):
     depth, ECCV.
     """
 
-    def __init__(self, layer, num_blocks, shared=False, survival=1.0, k_initializer=None, seed=None, **kwargs):
+    def __init__(
+        self,
+        layer: keras.Layer,
+        num_blocks: int,
+        shared: bool = False,
+        survival: float = 1.0,
+        k_initializer: str | keras.initializers.Initializer | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_layer(layer)
         if not 0 < survival <= 1:

@@ -2,24 +2,33 @@
 
 import inspect
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 from keras import ops
+from numpy.typing import ArrayLike
 
 from keras_ode import adjoints, configurable, controllers, internals, mass_matrices, paths, regularizers, solvers
+from keras_ode.adjoints import Adjoint
 from keras_ode.arguments import check_jit_compile, check_takes_jacobian, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
 from keras_ode.complex_states import refuse_complex
+from keras_ode.controllers import Controller
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
 from keras_ode.layers.checks import checked_dynamics, checked_jumps, checked_times
 from keras_ode.layers.tolerances import HasTolerances
 from keras_ode.names import refuse_known_elsewhere, refuse_unknown
 from keras_ode.norms import check_norm
+from keras_ode.regularizers import RandomEndTime, Regularizer
 from keras_ode.signature import mask_of, refuse_symbolic
+from keras_ode.solution import Solution
 from keras_ode.solve import DEFAULTS, Options, solve_with
+from keras_ode.solvers import Solver
 from keras_ode.step_sizes import check_is_number
+from keras_ode.typing import Dynamics, Tensors, TensorsLike, Times, do_not_convert
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -98,29 +107,29 @@ class ODELayer(HasTolerances, keras.Layer):
 
     def __init__(
         self,
-        dynamics,
-        t=(0.0, 1.0),
-        solver="tsit5",
-        rtol=1e-3,
-        atol=1e-6,
-        adjoint=None,
-        controller=None,
-        step_size=None,
-        max_steps=4096,
-        per_sample=False,
-        return_sequences=False,
-        jump_times=None,
-        jit_compile="auto",
-        regularizer=None,
-        max_step=None,
-        min_step=None,
-        norm="rms",
-        jacobian=None,
-        mass_matrix=None,
-        inference_rtol=None,
-        inference_atol=None,
-        **kwargs,
-    ):
+        dynamics: Dynamics,
+        t: Times | RandomEndTime = (0.0, 1.0),
+        solver: str | Solver = "tsit5",
+        rtol: float = 1e-3,
+        atol: float = 1e-6,
+        adjoint: str | Adjoint | None = None,
+        controller: str | Controller | None = None,
+        step_size: float | None = None,
+        max_steps: int = 4096,
+        per_sample: bool = False,
+        return_sequences: bool = False,
+        jump_times: Times | None = None,
+        jit_compile: bool | Literal["auto"] = "auto",
+        regularizer: str | Regularizer | Sequence[str | Regularizer] | None = None,
+        max_step: float | None = None,
+        min_step: float | None = None,
+        norm: Literal["rms", "max"] | Callable[..., Tensors] = "rms",
+        jacobian: Callable[..., Tensors] | None = None,
+        mass_matrix: ArrayLike | None = None,
+        inference_rtol: float | None = None,
+        inference_atol: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         refuse_known_elsewhere("ODELayer", kwargs, inspect.signature(ODELayer.__init__).parameters)
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
@@ -168,8 +177,16 @@ class ODELayer(HasTolerances, keras.Layer):
             mass_matrices.check_solver(self.mass_matrix, self.solver)
             mass_matrices.check_rest(self.mass_matrix, self.adjoint, None, self.jump_times, self.regularizers)
 
-    @tf.autograph.experimental.do_not_convert
-    def __call__(self, y, t=None, args=(), *, jump_times=None, **options):
+    @do_not_convert
+    def __call__(
+        self,
+        y: TensorsLike,
+        t: Times | None = None,
+        args: Sequence[TensorsLike] = (),
+        *,
+        jump_times: Times | None = None,
+        **options: Any,
+    ) -> Tensors:
         refuse_complex(y)
         # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
         args = keras.tree.map_structure(self._as_argument, paths.from_plain(_checked_args(args)))
@@ -213,7 +230,7 @@ class ODELayer(HasTolerances, keras.Layer):
             self.add_loss(regularizer.weight * tf.reduce_mean(tf.abs(penalty)))
         return self._with_masks(tf.nest.map_structure(self._as_output, solution.ys), mask)
 
-    def solve(self, y, t=None, training=None, **options):
+    def solve(self, y: TensorsLike, t: Times | None = None, training: bool | None = None, **options: Any) -> Solution:
         """Calls `keras_ode.solve` with the dynamics and the options of the layer, and returns the whole `Solution`.
 
         Args:
@@ -291,7 +308,7 @@ class ODELayer(HasTolerances, keras.Layer):
             return previous_mask
         return keras.tree.map_structure(lambda mask: _repeated(mask, len(self.t)), previous_mask)
 
-    def get_options(self):
+    def get_options(self) -> dict[str, Any]:
         """Returns the options of the solve, without the dynamics, as keyword arguments for another `ODELayer`."""
         config = self.get_config()
         return {name: config[name] for name in config if name not in ("name", "trainable", "dtype", "dynamics")}

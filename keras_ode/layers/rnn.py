@@ -1,5 +1,7 @@
 """A recurrent layer whose hidden state follows an ODE between observations."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,6 +11,7 @@ from keras_ode import internals, tree
 from keras_ode.exports import standard_where_exported
 from keras_ode.layers.ode import ODELayer
 from keras_ode.signature import mask_of
+from keras_ode.typing import Tensors, TensorsLike, Times
 
 # By which part rounding may change what lies between two times in an exported graph: far less than the tolerances of solves.
 _ROUNDED = 1e-5
@@ -69,19 +72,19 @@ class ODERNN(keras.Layer):
 
     def __init__(
         self,
-        cell,
-        dynamics,
-        return_sequences=False,
-        return_before=False,
-        return_state=False,
-        go_backwards=False,
-        t=None,
-        output_times=None,
-        name=None,
-        dtype=None,
-        trainable=True,
-        **ode,
-    ):
+        cell: keras.Layer,
+        dynamics: keras.Layer,
+        return_sequences: bool = False,
+        return_before: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        t: Times | None = None,
+        output_times: Times | None = None,
+        name: str | None = None,
+        dtype: "str | keras.DTypePolicy | None" = None,
+        trainable: bool = True,
+        **ode: Any,
+    ) -> None:
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         if not hasattr(cell, "state_size"):
             raise TypeError(f"cell must be a cell of a recurrent layer, such as keras.layers.GRUCell(16). Received: {cell!r}")
@@ -90,13 +93,14 @@ class ODERNN(keras.Layer):
         self.return_before = bool(return_before)
         self.return_state, self.stateful = bool(return_state), False  # Keras' wrappers ask for both
         # States keep the precision of the variables; cell and dynamics cast their own copies.
-        self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **({} if t is None else {"t": t}))
+        times: dict[str, Any] = {} if t is None else {"t": t}
+        self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **times)
         self.t = None if t is None else self.ode.t
         self.output_times = None if output_times is None else _checked_output_times(output_times)
         self.supports_masking = True
         self._compiled = tf.function(self._states, autograph=False)
 
-    def __call__(self, x, *args, output_times=None, **kwargs):
+    def __call__(self, x: TensorsLike, *args: Any, output_times: Times | None = None, **kwargs: Any) -> Tensors:
         # Keras knows the shapes of arrays, but not of lists.
         if isinstance(output_times, (list, tuple)) and not tree.holds_tensors(output_times):
             output_times = np.asarray(output_times)

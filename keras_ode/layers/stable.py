@@ -1,11 +1,15 @@
 """Architectures whose forward propagation is stable for any weights: antisymmetric, Hamiltonian and leapfrog networks."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
 import keras
 import tensorflow as tf
 from keras import ops
 
 from keras_ode.layers.depth import checked_count
 from keras_ode.step_sizes import check_is_number
+from keras_ode.typing import TensorsLike
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -39,8 +43,13 @@ class AntisymmetricDynamics(keras.Layer):
     """
 
     def __init__(
-        self, gamma=0.0, activation="tanh", kernel_initializer="glorot_uniform", bias_initializer="zeros", **kwargs
-    ):
+        self,
+        gamma: float = 0.0,
+        activation: str | Callable[..., Any] = "tanh",
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if not gamma >= 0:
             raise ValueError(f"gamma must be zero or positive. Received: gamma={gamma!r}")
@@ -54,7 +63,7 @@ class AntisymmetricDynamics(keras.Layer):
         self.kernel = self.add_weight((size, size), self.kernel_initializer, name="kernel")
         self.bias = self.add_weight((size,), self.bias_initializer, name="bias")
 
-    def matrix(self):
+    def matrix(self) -> tf.Tensor:
         """The matrix `K - K^T - gamma I`."""
         kernel = ops.convert_to_tensor(self.kernel)
         return kernel - ops.transpose(kernel) - self.gamma * ops.eye(kernel.shape[0], dtype=kernel.dtype)
@@ -80,14 +89,14 @@ class _Blocks(keras.Layer):
 
     def __init__(
         self,
-        num_blocks,
-        step_size=1.0,
-        activation="tanh",
-        smoothness=0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        num_blocks: int,
+        step_size: float = 1.0,
+        activation: str | Callable[..., Any] = "tanh",
+        smoothness: float = 0.0,
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
         self.num_blocks = checked_count("num_blocks", num_blocks)
@@ -119,7 +128,7 @@ class _Blocks(keras.Layer):
         kernel, bias = (tf.unstack(ops.cast(ops.convert_to_tensor(v), dtype)) for v in (self.kernel, self.bias))
         return list(zip(kernel, bias, strict=True))
 
-    def refined(self):
+    def refined(self) -> Self:
         """Returns blocks with twice the number of steps of half the length, whose weights interpolate these linearly.
 
         This is the prolongation of multilevel training: train a few blocks, refine them, and continue.
@@ -197,7 +206,7 @@ class HamiltonianBlocks(_Blocks):
             y = y + self.step_size * self.activation(ops.matmul(z, ops.transpose(kernel)) + bias)
         return [y, z] if is_pair else y
 
-    def inverse(self, state):
+    def inverse(self, state: Sequence[TensorsLike]) -> list[tf.Tensor]:
         """Returns the pair `[y, z]` from which the blocks compute the pair `state`."""
         y, z = (ops.convert_to_tensor(x, self.compute_dtype) for x in state)
         for kernel, bias in reversed(self._weights(y.dtype)):

@@ -1,5 +1,7 @@
 """Products of one-dimensional basis functions as a layer: linear in its weights."""
 
+from typing import Any, Literal
+
 import keras
 from keras import ops
 
@@ -64,7 +66,14 @@ class TensorProduct(keras.Layer):
     Reference: Rackauckas et al. (2020), Universal differential equations for scientific machine learning, arXiv:2001.04385.
     """
 
-    def __init__(self, units, degree, basis="legendre", kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(
+        self,
+        units: int,
+        degree: int,
+        basis: Literal["legendre", "chebyshev", "polynomial", "fourier"] = "legendre",
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if basis not in _BASES:
             raise ValueError(f"basis must be one of {tuple(_BASES)}. Received: basis={basis!r}")

@@ -1,5 +1,8 @@
 """Layers that take the time and the state, `layer(t, y)`: building blocks for a dynamics `f(t, y)`."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -11,7 +14,7 @@ from keras_ode.signature import arguments_of, keywords_of, mask_of, takes_time, 
 class _TimeAsChannel:
     """Makes a Keras layer of one input take `(t, y)`, with the time as one more channel of `y`."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.input_spec = None  # Keras would hold it against the first argument, the time.
 
@@ -111,7 +114,7 @@ class ConcatSquash(keras.Layer):
     reversible generative models, ICLR.
     """
 
-    def __init__(self, units, activation=None, **kwargs):
+    def __init__(self, units: int, activation: str | Callable[..., Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.units, self.activation = units, keras.activations.get(activation)
         self.linear = keras.layers.Dense(units, dtype=self.dtype_policy)
@@ -157,7 +160,7 @@ class TimeSequential(keras.Layer):
     TensorShape([8, 2])
     """
 
-    def __init__(self, layers, **kwargs):
+    def __init__(self, layers: Sequence[keras.Layer], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for layer in layers:
             check_layer(layer)

@@ -1,5 +1,8 @@
 """Continuous normalizing flows: a simple density, transformed by an ODE."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -10,6 +13,7 @@ from keras_ode.dynamics import build as build_layer
 from keras_ode.layers import ODELayer
 from keras_ode.layers.time import check_layer
 from keras_ode.signature import arguments_of
+from keras_ode.typing import TensorsLike
 
 # The random vectors that each takes if nothing is said.
 _DIVERGENCES = {"exact": None, "hutchinson": 1, "hutch++": 3}
@@ -66,8 +70,16 @@ class ContinuousNormalizingFlow(keras.Model):
     """
 
     def __init__(
-        self, dynamics, base=None, divergence="exact", num_vectors=None, name=None, dtype=None, trainable=True, **ode
-    ):
+        self,
+        dynamics: keras.Layer | Sequence[keras.Layer],
+        base: Any = None,
+        divergence: Literal["exact", "hutchinson", "hutch++"] = "exact",
+        num_vectors: int | None = None,
+        name: str | None = None,
+        dtype: "str | keras.DTypePolicy | None" = None,
+        trainable: bool = True,
+        **ode: Any,
+    ) -> None:
         # Log-densities keep the precision of the variables; the dynamics casts for itself.
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         self.dynamics = list(dynamics) if isinstance(dynamics, (list, tuple)) else [dynamics]
@@ -98,7 +110,7 @@ class ContinuousNormalizingFlow(keras.Model):
         loss = NegativeLogLikelihood()(y_pred, y_pred, sample_weight)
         return loss + super().compute_loss(x, y, y_pred, sample_weight) if self.losses else loss
 
-    def transport(self, points, inverse=False):
+    def transport(self, points: TensorsLike, inverse: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Transports points from the base to the density, or with `inverse` back to the base.
 
         Args:
@@ -114,16 +126,16 @@ class ContinuousNormalizingFlow(keras.Model):
             state = flow(state, t=np.array(flow.t[::-1])) if inverse else flow(state)
         return state
 
-    def log_prob(self, points):
+    def log_prob(self, points: TensorsLike) -> tf.Tensor:
         """Returns the log-density at points `(batch, ...)`, shape `(batch,)`. It is differentiable with respect to the points."""
         return self(points)
 
-    def sample(self, num_samples, seed=None):
+    def sample(self, num_samples: int, seed: Any = None) -> tf.Tensor:
         """Draws samples of the density, shape `(num_samples, ...)`. `seed` is as in TensorFlow Probability."""
         points = self.distribution().sample(num_samples, seed=seed)
         return self.transport(points)[0]
 
-    def distribution(self):
+    def distribution(self) -> Any:
         """Returns the base distribution."""
         base = self.base
         if base is None:
@@ -134,7 +146,7 @@ class ContinuousNormalizingFlow(keras.Model):
             return tfp.distributions.Independent(tfp.distributions.Normal(zeros, 1.0), len(self.event_shape))
         return base if hasattr(base, "log_prob") else base()
 
-    def as_bijector(self):
+    def as_bijector(self) -> Any:
         """Returns the flow as a `tfp.bijectors.Bijector` from the base to the density, which shares the flow's weights.
 
         `tfp.distributions.TransformedDistribution(base, flow.as_bijector())` is the density as a distribution, and its
@@ -208,7 +220,13 @@ class WithLogDensity(keras.Layer):
     Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation, SOSA.
     """
 
-    def __init__(self, dynamics, divergence="exact", num_vectors=None, **kwargs):
+    def __init__(
+        self,
+        dynamics: keras.Layer,
+        divergence: Literal["exact", "hutchinson", "hutch++"] = "exact",
+        num_vectors: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         check_layer(dynamics)
         if divergence not in _DIVERGENCES:

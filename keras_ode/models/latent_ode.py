@@ -1,10 +1,13 @@
 """Latent ODEs: time series as noisy observations of a latent state that follows a differential equation."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_ode.layers import ODERNN, ODELayer
+from keras_ode.typing import TensorsLike, Times
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -57,8 +60,17 @@ class LatentODE(keras.Model):
     """
 
     def __init__(
-        self, encoder, dynamics, decoder, latent_dim, noise=0.1, name=None, dtype=None, trainable=True, **ode
-    ):
+        self,
+        encoder: keras.Layer,
+        dynamics: keras.Layer,
+        decoder: keras.Layer,
+        latent_dim: int,
+        noise: float = 0.1,
+        name: str | None = None,
+        dtype: "str | keras.DTypePolicy | None" = None,
+        trainable: bool = True,
+        **ode: Any,
+    ) -> None:
         # Times and likelihoods keep the precision of the variables; the parts cast for themselves.
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         if not noise > 0:
@@ -103,11 +115,11 @@ class LatentODE(keras.Model):
         likelihood = tf.reduce_sum(tf.where(mask, likelihood, 0.0), axis=1)
         return super().compute_loss(x, y, y_pred, sample_weight) - tf.reduce_mean(likelihood)
 
-    def encode(self, inputs):
+    def encode(self, inputs: TensorsLike) -> Any:
         """Returns the posterior of the latent state at each series' first time, a `tfp` distribution. `inputs` as in a call."""
         return self._encode(inputs, training=False)
 
-    def decode(self, z0, times=None):
+    def decode(self, z0: TensorsLike, times: Times | None = None) -> tf.Tensor:
         """Returns the observations along the trajectories of latent states.
 
         Args:

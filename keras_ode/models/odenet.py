@@ -1,5 +1,7 @@
 """The ODE network for image classification."""
 
+from typing import Any
+
 import keras
 from keras import layers, ops
 
@@ -38,7 +40,16 @@ class ODENet(keras.Model):
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """
 
-    def __init__(self, num_classes, channels=64, dynamics=None, name=None, dtype=None, trainable=True, **ode):
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int = 64,
+        dynamics: keras.Layer | None = None,
+        name: str | None = None,
+        dtype: "str | keras.DTypePolicy | None" = None,
+        trainable: bool = True,
+        **ode: Any,
+    ) -> None:
         super().__init__(name=name, dtype=dtype, trainable=trainable)
         num_classes, channels = int(num_classes), int(channels)
         policy, self.num_classes, self.channels = self.dtype_policy, num_classes, channels

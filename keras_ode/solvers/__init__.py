@@ -1,5 +1,7 @@
 """Methods of integration."""
 
+from typing import Any
+
 from keras_ode import configurable
 from keras_ode.solvers.adams import AB2, AB3, AB4, AB5, ABM2, ABM3, ABM4, ABM5
 from keras_ode.solvers.auto import Auto
@@ -96,7 +98,7 @@ SOLVERS = {
 }
 
 
-def get(identifier):
+def get(identifier: str | dict[str, Any] | Solver) -> Solver:
     """The solver of a name (`"tsit5"`), a configuration or a `Solver` object.
 
     Example:

@@ -60,7 +60,8 @@ class Auto(Solver):
             benchmarking, Adv. Eng. Softw. 132, 1-6 (counters of steps).
     """
 
-    explicit, implicit = Tsit5(), Rodas5P()
+    explicit: Solver = Tsit5()
+    implicit: Solver = Rodas5P()
     order, error_order = Tsit5.order, Tsit5.error_order
     is_implicit = has_branches = True
     remembers = True

@@ -185,7 +185,7 @@ INTERPOLANT = CorrectedHermite(
 # fmt: on
 
 # The third-order formula is the quadrature with nodes 0, 127/195 and 1.
-B_THIRD = ("31/127", 0, 0, 0, 0, 0, 0, 0, "12675/17272", 0, 0, "3/136", 0)
+B_THIRD: tuple[int | str, ...] = ("31/127", 0, 0, 0, 0, 0, 0, 0, "12675/17272", 0, 0, "3/136", 0)
 B_ERROR_THIRD = tuple(
     weight - Fraction(third)
     for weight, third in zip(TABLEAU.closed.b, B_THIRD, strict=True)

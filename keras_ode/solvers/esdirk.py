@@ -27,7 +27,7 @@ class ESDIRK(Solver):
             NASA TM-2016-219173.
     """
 
-    table = None
+    table: ESDIRKTableau | None = None
     is_implicit = True
     takes_mass_matrix = True
     # By itself, the derivative where a step starts would go wrong by the stiffness times small errors, in gradients too.

@@ -42,7 +42,7 @@ class ESDIRKTableau:
         Kennedy, Carpenter (2003), Appl. Numer. Math. 44(1-2), 139-181.
     """
 
-    gamma: Fraction
+    gamma: Fraction | int | str
     c: tuple
     a: tuple
     b: tuple

@@ -44,7 +44,7 @@ class AsynchronousLeapfrog(Solver):
     order = error_order = 2
     remembers = is_reversible = True
 
-    def __init__(self, eta=1.0):
+    def __init__(self, eta: float = 1.0) -> None:
         self.eta = _number(eta, "eta", 0.5)
         self.order = 2 if self.eta == 1 else 1
 
@@ -181,10 +181,11 @@ class Reversible(Solver):
     Reference: McCallum, Foster (2024), Efficient, accurate and stable gradients for neural ODEs, arXiv:2410.11648.
     """
 
-    order, error_order = explicit.Tsit5.order, explicit.Tsit5.error_order
+    order: int = explicit.Tsit5.order
+    error_order: int | None = explicit.Tsit5.error_order
     remembers = is_reversible = True
 
-    def __init__(self, solver="tsit5", coupling=0.999):
+    def __init__(self, solver: str | ExplicitRungeKutta = "tsit5", coupling: float = 0.999) -> None:
         self.solver = configurable.get(solver, "solver", ExplicitRungeKutta, METHODS)
         self.coupling = _number(coupling, "coupling", 0)
         self.order, self.error_order = self.solver.order, self.solver.error_order

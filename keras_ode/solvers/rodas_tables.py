@@ -47,7 +47,7 @@ class RosenbrockTableau:
         Hairer, Wanner (1996), Solving Ordinary Differential Equations II, sections IV.7 and VI.4.
     """
 
-    gamma: Fraction
+    gamma: Fraction | int | str
     alpha: tuple
     a: tuple
     c: tuple

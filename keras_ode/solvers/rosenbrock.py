@@ -21,7 +21,7 @@ class Rosenbrock(Solver):
     Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.7.
     """
 
-    table = None
+    table: rodas_tables.RosenbrockTableau | None = None
     is_implicit = True
     takes_mass_matrix = takes_algebraic_equations = True
     # For adjoint equations, whose derivative by time would be a second derivative of the dynamics.

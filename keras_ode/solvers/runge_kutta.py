@@ -8,7 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.interpolation import CorrectedHermite, Polynomial
 from keras_ode.solvers.base import Solver, Stage, Step
+from keras_ode.solvers.tableau import ButcherTableau
 
 
 class ExplicitRungeKutta(Solver):
@@ -20,8 +22,8 @@ class ExplicitRungeKutta(Solver):
     Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, chapter II.
     """
 
-    tableau = None
-    interpolant = None
+    tableau: ButcherTableau | None = None
+    interpolant: CorrectedHermite | Polynomial | None = None
 
     def start(self, field, t, y):
         return field(t, y), 1

@@ -1,7 +1,7 @@
 """Symplectic methods for positions and momenta: over long times their energy error stays bounded."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -30,7 +30,7 @@ class Symplectic(Solver):
     drifts: tuple
     is_reversible = True
 
-    def __init__(self, parts=None):
+    def __init__(self, parts: Sequence[Sequence[int]] | None = None) -> None:
         self.parts = None if parts is None else tuple(tuple(numbers) for numbers in parts)
 
     @property
