@@ -42,6 +42,6 @@ def check_format(field, solver, has_event):
         )
     if form == "ONNX" and solver.has_branches:
         raise ValueError(
-            "tf2onnx cannot convert loops within branches, which a solver that changes its method has: use another solver, or "
-            f"export to LiteRT or as a SavedModel. Received: solver={solver!r}"
+            "tf2onnx cannot convert the branches and the loops within branches of a solver that changes its method: use another "
+            f"solver, or export to LiteRT or as a SavedModel. Received: solver={solver!r}"
         )

@@ -13,8 +13,8 @@ PACKAGE = pathlib.Path(keras_ode.__file__).parent
 
 
 def exported(**options):
-    """The graph of a solve that is called from a module of tf2onnx."""
-    namespace = {"__name__": "tf2onnx.convert", "solve": keras_ode.solve, "options": options}
+    """The graph of a solve as Keras traces it when it exports a model."""
+    namespace = {"__name__": "keras.src.export.saved_model", "solve": keras_ode.solve, "options": options}
     exec("def convert(y):\n    return solve(lambda t, y: -t * y, y, **options).ys", namespace)
     return tf.function(namespace["convert"], autograph=False).get_concrete_function(tf.TensorSpec([3, 2])).graph
 

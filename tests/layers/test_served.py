@@ -96,8 +96,16 @@ def test_solver_with_complex_numbers_is_refused_by_formats_that_have_none(tmp_pa
         network.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
 
 
-@pytest.mark.parametrize("options", [{"solver": "auto"}, {"event": keras_ode.Event(lambda t, y: tf.reduce_sum(y) - 9)}])
-def test_solves_with_loops_within_branches_are_refused_by_onnx(options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "auto"},
+        {"solver": "abm2", "step_size": 0.5},
+        {"event": keras_ode.Event(lambda t, y: tf.reduce_sum(y) - 9)},
+    ],
+    ids=["auto", "adams", "event"],
+)
+def test_solves_with_branches_are_refused_by_onnx(options):
     """Seen from a module that is named like the converter's: no graph is needed for the refusal."""
     pytest.importorskip("tf2onnx")
     namespace = {"__name__": "tf2onnx.convert", "solve": keras_ode.solve, "tf": tf, "options": options}
