@@ -128,11 +128,11 @@ def times_of_segments(asked, lost_of_jumps):
     Where that would move them by more than a thousandth of the duration they are refused; NaN, where only the graph knows.
     """
     closed = tf.math.is_finite(asked.elapsed)  # the end may be open
-    duration = tf.reduce_max(tf.where(closed, tf.abs(asked.elapsed), 0), axis=-1)
+    duration = tf.reduce_max(tree.select(closed, tf.abs(asked.elapsed), 0), axis=-1)
     change = tf.abs(asked.times - asked.times[..., :1] - asked.elapsed)
-    change = tf.reduce_max(tf.where(closed, change, 0), axis=-1)
+    change = tf.reduce_max(tree.select(closed, change, 0), axis=-1)
     of_jumps = tf.reduce_max(tf.abs(tf.concat([tf.zeros([1], lost_of_jumps.dtype), lost_of_jumps], axis=0)))
-    change = tf.maximum(change, tf.where(duration > 0, of_jumps, 0))
+    change = tf.maximum(change, tree.select(duration > 0, of_jumps, 0))
     rounded, elapsed = (x[..., 1:] == x[..., :-1] for x in (asked.times, asked.elapsed))
     moved = tf.reduce_any(rounded & ~elapsed) | tf.reduce_any(change > _MOST_MOVED * duration)
     if not tf.executing_eagerly():

@@ -54,7 +54,7 @@ def _run(adjoint, problem, segments, jit_compile):
         _check_compiles(adjoint, problem, segments)
     in_parts, serves = not (is_compiled or segments is not None or problem.watchers), is_exported()
     if serves:
-        check_format(problem.method.solver, segments is not None and segments.event is not None)
+        check_format(field, problem.method.solver, segments is not None and isinstance(segments.event, ClosedEvent))
     may_compile = in_parts and not serves and jit_compile == "auto" and not (field.is_convolutional or field.why_not_compiled)
     if may_compile:
         problem = adjoint.with_compiled_parts(problem)

@@ -20,7 +20,7 @@ def standard_where_exported():
     return tree.standard_operations() if is_exported() else contextlib.nullcontext()
 
 
-def check_format(solver, has_event):
+def check_format(field, solver, has_event):
     """Refuses a solve that the format to which the model is converted cannot hold."""
     form = internals.exported_format()
     if form is None:
@@ -30,6 +30,11 @@ def check_format(solver, has_event):
             f"{form} has no complex numbers, with which this solver computes: use another one for stiff equations, such as "
             f"'kvaerno5' or 'rodas5p', or export a SavedModel. Received: solver={solver!r}"
         )
+    if field.has_complex_numbers:
+        raise ValueError(
+            f"{form} has no arithmetic of complex numbers: write the dynamics with the real and the imaginary part apart, or "
+            "export a SavedModel. Received: a dynamics that computes with complex numbers"
+        )
     if has_event:
         raise ValueError(
             f"{form} cannot hold a solve with an event, whose graph has gradients of the event's function and loops within "
@@ -37,6 +42,6 @@ def check_format(solver, has_event):
         )
     if form == "ONNX" and solver.has_branches:
         raise ValueError(
-            "tf2onnx cannot convert loops within branches, which a solver that changes its method has: use another solver, or "
-            f"export to LiteRT or as a SavedModel. Received: solver={solver!r}"
+            "tf2onnx cannot convert the branches and the loops within branches of a solver that changes its method: use another "
+            f"solver, or export to LiteRT or as a SavedModel. Received: solver={solver!r}"
         )

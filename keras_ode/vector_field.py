@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_ode import graphs, precision, tree
 from keras_ode.closure import no_autocast, spec, trace
+from keras_ode.complex_states import is_complex
 from keras_ode.custom_gradient import custom_gradient, differentiated_last, leave_out_names
 from keras_ode.rebuild import rebuilt
 from keras_ode.xla import why_not_compiled
@@ -100,6 +101,11 @@ class PureFunction:
     @functools.cached_property
     def is_convolutional(self):
         return any("Conv" in op.type for op in self._closure.operations())
+
+    @property
+    def has_complex_numbers(self):
+        """Whether the graph computes with complex numbers."""
+        return any(is_complex(x) for op in self._closure.operations() for x in op.outputs)
 
 
 class VectorField(PureFunction):

@@ -86,6 +86,9 @@ LAYERS = {
     "HamiltonianBlocks": Case(layers.HamiltonianBlocks, lambda: {"num_blocks": 2, "smoothness": 0.1}, (4, 2), True),
     "HamiltonianDynamics": Case(layers.HamiltonianDynamics, lambda: {"layer": dense(1)}, OF_TIME),
     "LagrangianDynamics": Case(layers.LagrangianDynamics, lambda: {"layer": dense(1)}, OF_TIME),
+    "LagrangianDynamics of the full Lagrangian": Case(  # which must be convex in the velocities
+        layers.LagrangianDynamics, lambda: {"layer": keras.layers.Dense(1, activation="softplus"), "kinetic": False}, OF_TIME
+    ),
     "LeapfrogBlocks": Case(layers.LeapfrogBlocks, lambda: {"num_blocks": 2}, (4, 2), True),
     "LinearMultistepBlocks": Case(
         layers.LinearMultistepBlocks, lambda: {"layer": dense(), "num_blocks": 2, "survival": 0.5, "seed": 1}, (4, 2), True
@@ -121,6 +124,7 @@ LAYERS = {
     "ResidualBlocks shared": Case(layers.ResidualBlocks, lambda: {"layer": dense(), "num_blocks": 2, "shared": True}, (4, 2), True),
     "SecondOrderDynamics": Case(layers.SecondOrderDynamics, lambda: {"layer": dense(1)}, OF_TIME),
     "TensorProduct": Case(layers.TensorProduct, lambda: {"units": 2, "degree": 2}, (4, 2), False),
+    "TensorProduct chebyshev": Case(layers.TensorProduct, lambda: {"units": 2, "degree": 2, "basis": "chebyshev"}, (4, 2), False),
     "TimeConv2D": Case(
         layers.TimeConv2D, lambda: {"filters": 2, "kernel_size": 3, "padding": "same", "activation": "silu"}, IMAGES_OF_TIME
     ),

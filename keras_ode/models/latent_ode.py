@@ -112,7 +112,7 @@ class LatentODE(keras.Model):
         values, _, mask = self._parts(x)
         decoded = tfp.distributions.Normal(tf.cast(y_pred, values.dtype), self.noise)
         likelihood = tf.reduce_sum(decoded.log_prob(values), axis=2)
-        likelihood = tf.reduce_sum(tf.where(mask, likelihood, 0.0), axis=1)
+        likelihood = tf.reduce_sum(likelihood if mask is None else tf.where(mask, likelihood, 0.0), axis=1)
         return super().compute_loss(x, y, y_pred, sample_weight) - tf.reduce_mean(likelihood)
 
     def encode(self, inputs: TensorsLike) -> Any:
@@ -156,13 +156,13 @@ class LatentODE(keras.Model):
         if isinstance(self.encoder, ODERNN):
             features = self.encoder(values, t=times, mask=mask, training=training)
         else:
-            since = tf.broadcast_to(times - times[..., :1], tf.shape(mask))[..., None]
+            since = tf.broadcast_to(times - times[..., :1], tf.shape(values)[:2])[..., None]
             features = self.encoder(tf.concat([values, since], axis=-1), mask=mask, training=training)
         mean, spread = tf.split(tf.cast(self.posterior(features), self.variable_dtype), 2, axis=-1)
         return tfp.distributions.MultivariateNormalDiag(mean, tf.nn.softplus(spread) + 1e-4)
 
     def _parts(self, inputs):
-        """Returns the values (zero where masked), the times or `None`, and the mask."""
+        """Returns the values (zero where masked), the times or `None`, and the mask or `None`."""
         parts = inputs if isinstance(inputs, dict) else {"values": inputs}
         values, times, mask = parts["values"], parts.get("times"), parts.get("mask")
         values = tf.cast(tf.convert_to_tensor(values), self.variable_dtype)
@@ -173,8 +173,10 @@ class LatentODE(keras.Model):
                 f"The series must have as many values as there are times: pass these as t to LatentODE, or as "
                 f"inputs['times']. Received: values of shape {values.shape} and {len(self.ode.t)} times"
             )
-        mask = tf.ones(tf.shape(values)[:2], bool) if mask is None else tf.cast(mask, bool)
         times = None if times is None else tf.cast(tf.convert_to_tensor(times), self.variable_dtype)
+        if mask is None:
+            return tf.identity(values), times, None  # without a mask that Keras may have given to the tensor
+        mask = tf.cast(mask, bool)
         return tf.where(mask[..., None], values, tf.zeros_like(values)), times, mask
 
 

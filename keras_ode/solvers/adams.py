@@ -39,7 +39,7 @@ class Adams(Solver):
     """
 
     corrects = False
-    remembers = True
+    remembers = has_branches = True
 
     @property
     def starter(self):

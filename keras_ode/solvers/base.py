@@ -210,7 +210,7 @@ class Solver(Configurable):
         takes_mass_matrix: Whether it solves `M y' = f(t, y)`, with the `MassMatrix` that a field has.
         takes_algebraic_equations: Whether that may be singular.
         has_complex_numbers: Whether it computes with complex numbers, which not all runtimes have.
-        has_branches: Whether its step has loops within branches, which not all converters know.
+        has_branches: Whether its step has branches, which not all converters know.
         remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
         is_reversible: Whether it has `unstep`, which takes a step back.
         controller: The name of the controller of its steps, if no other one is asked for.

@@ -23,19 +23,18 @@ from tests.cases import CASES, dense
 
 testing = pytest.importorskip("keras.src.testing")  # not public: Keras may move it
 ROOT = pathlib.Path(__file__).parents[2]
-# Second cases of a class, and what takes seconds to trace. CI runs these as well.
-SECOND = {
+FIRST = {case.cls: name for name, case in reversed(CASES.items())}.values()  # the first case of each class
+# What takes seconds to trace. CI runs these as well.
+SLOW = {
     "DepthVarying linear",
     "ODELayer of steps of its own",
     "ODERNN sequences",
     "LatentODE of an ODERNN",
     "ResidualBlocks shared",
 }
-SLOW_TO_TRAIN = SECOND | {"LatentODE", "ODENet"}
-SLOW_TO_EXPORT = SLOW_TO_TRAIN | {"ContinuousNormalizingFlow", "NeuralCDE", "ODERNN"}
 
 
-def every(slow=SECOND):
+def every(slow=SLOW):
     return pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in CASES])
 
 
@@ -44,13 +43,15 @@ def test_every_public_layer_and_model_has_a_case():
     assert public == {case.cls for case in CASES.values()}
 
 
-@every(slow=SLOW_TO_TRAIN)
+@every(slow=SLOW | {"LatentODE", "ODENet"})
 def test_layer_passes_the_checks_of_keras(name):
     case, harness = CASES[name], testing.TestCase()
     harness.setUp()
-    # Keras' training step passes one argument; a dynamics of time has two, and trains in the next test.
-    options = {"supports_masking": case.supports_masking, "run_training_check": not isinstance(case.shape, dict)}
-    harness.run_layer_test(case.cls, case.arguments(), input_shape=case.shape, **options)
+    # Keras' training step passes one argument; a dynamics of time has two, and trains in another test.
+    trains = name in FIRST and not isinstance(case.shape, dict)
+    checks = {"run_training_check": trains, "run_mixed_precision_check": name in FIRST}
+    masks = case.supports_masking
+    harness.run_layer_test(case.cls, case.arguments(), input_shape=case.shape, supports_masking=masks, **checks)
 
 
 @every()
@@ -98,86 +99,90 @@ def test_copy_has_its_own_weights_and_the_same_outputs(name, how):
     np.testing.assert_allclose(case.output(copy), expected, rtol=1e-6, atol=case.noise)
 
 
-# Both read and write arrays in the directory that they get. One process for all, as it takes seconds to import TensorFlow.
-LOAD = """
-import pathlib, sys
-import keras, numpy as np
-import keras_ode
-
-for file in pathlib.Path(sys.argv[1]).glob("*.keras"):
-    model, inputs = keras.models.load_model(file), list(np.load(file.with_suffix(".npz")).values())
-    np.save(file.with_suffix(".npy"), model(inputs[0] if len(inputs) == 1 else inputs, training=False))
-"""
-SERVE = """
-import pathlib, sys
+# A process takes all cases, as it takes seconds to import TensorFlow. It reads and writes arrays in the directory that it gets,
+# and prints what went wrong, by the name of the case.
+PROCESS = """
+import json, pathlib, sys, traceback
 import numpy as np
 
-sys.modules["keras_ode"] = None  # Importing it raises an ImportError.
-import tensorflow as tf
+{imports}
 
-for folder in pathlib.Path(sys.argv[1]).glob("*.exported"):
-    model, inputs = tf.saved_model.load(folder), list(np.load(folder.with_suffix(".npz")).values())
-    for rows in (1, 4):
-        some = [x[:rows] for x in inputs]
-        np.save(folder.with_suffix(f".{rows}.npy"), model.serve(some[0] if len(some) == 1 else some))
+folder, errors = pathlib.Path(sys.argv[1]), {{}}
+for file in folder.glob("*.npz"):
+    try:
+        inputs = list(np.load(file).values())
+        run = {load}
+        for rows in map(int, sys.argv[2:]):
+            some = [x[:rows] for x in inputs]
+            np.save(file.with_suffix(f".{{rows}}.npy"), run(some[0] if len(some) == 1 else some))
+    except Exception:
+        errors[file.stem] = traceback.format_exc()
+print(json.dumps(errors))
 """
+LOAD = PROCESS.format(
+    imports="import keras, keras_ode",
+    load='lambda x, model=keras.models.load_model(file.with_suffix(".keras")): model(x, training=False)',
+)
+SERVE = PROCESS.format(
+    imports='sys.modules["keras_ode"] = None  # Importing it raises an ImportError.\nimport tensorflow as tf',
+    load='lambda x, model=tf.saved_model.load(file.with_suffix(".exported")): model.serve(x)',
+)
 
 
-def run(code, folder, cwd):
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr
+def differences(code, write, folder, cwd, rows, tolerance):
+    """What goes wrong in a new process with the cases that are written here, by their names.
 
-
-def in_one_process(slow, write, code, folders, cwd):
-    """A function that returns the directory with the outputs of a case.
-
-    A process takes all cases, or all that are not slow and all that are slow.
+    Args:
+        code: What the process runs.
+        write: A function of a model and of a path without suffix.
+        folder: A directory for files.
+        cwd: The directory in which the process runs.
+        rows: The sizes of batches.
+        tolerance: By how much outputs may differ.
     """
-
-    @functools.cache
-    def outputs(is_slow):
-        folder = folders.mktemp("cases")
-        for name in CASES:
-            if (name in slow) == is_slow:
-                case, model, _ = original(name)
-                write(model, folder / name)
-                np.savez(folder / f"{name}.npz", *case.data())
-        run(code, folder, cwd or folder)
-        return folder
-
-    return lambda name: outputs(name in slow)
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """Saved here, and loaded in another process."""
-    return in_one_process(SECOND, lambda model, path: model.save(f"{path}.keras"), LOAD, tmp_path_factory, ROOT)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """Exported here, and served by a process that cannot import the package."""
-
-    def write(model, path):
-        model.export(f"{path}.exported", verbose=False)
-
-    return in_one_process(SLOW_TO_EXPORT, write, SERVE, tmp_path_factory, None)
+    for name in CASES:
+        case, model, _ = original(name)
+        try:
+            write(model, str(folder / name))
+        except Exception as error:
+            error.add_note(f"It is the case {name!r}.")
+            raise
+        np.savez(folder / f"{name}.npz", *case.data())
+    command = [sys.executable, "-c", code, str(folder), *map(str, rows)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in CASES.keys() - found:
+        case, _, expected = original(name)
+        for n in rows:
+            got = np.load(folder / f"{name}.{n}.npy")
+            try:
+                np.testing.assert_allclose(got, expected[:n], rtol=tolerance, atol=max(tolerance, case.noise))
+            except AssertionError as error:
+                found[name] = f"{n} rows: {error}"
+    return found
 
 
-@every()
-def test_saved_model_is_the_same_in_a_new_process(loaded, name):
-    case, _, expected = original(name)
+def save(model, path):
+    model.save(f"{path}.keras")
+
+
+def export(model, path):
+    model.export(f"{path}.exported", verbose=False)
+
+
+@pytest.mark.slow
+def test_saved_models_are_the_same_in_a_new_process(tmp_path):
     # Threads may add in another order.
-    np.testing.assert_allclose(np.load(loaded(name) / f"{name}.npy"), expected, rtol=1e-6, atol=max(1e-6, case.noise))
+    found = differences(LOAD, save, tmp_path, ROOT, rows=[4], tolerance=1e-6)
+    assert found == {}, "\n\n".join(f"{name}: {what}" for name, what in found.items())
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@every(slow=SLOW_TO_EXPORT)
-def test_exported_model_is_served_without_the_package_at_any_batch_size(served, name, rows):
-    case, _, expected = original(name)
+@pytest.mark.slow
+def test_exported_models_are_served_without_the_package_at_any_batch_size(tmp_path):
     # Fused operations round otherwise.
-    tolerance = {"rtol": 1e-5, "atol": max(1e-5, case.noise)}
-    np.testing.assert_allclose(np.load(served(name) / f"{name}.{rows}.npy"), expected[:rows], **tolerance)
+    found = differences(SERVE, export, tmp_path, tmp_path, rows=[1, 4], tolerance=1e-5)
+    assert found == {}, "\n\n".join(f"{name}: {what}" for name, what in found.items())
 
 
 @pytest.mark.parametrize(

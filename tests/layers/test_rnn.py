@@ -25,6 +25,16 @@ def linear(cell=None, **options):
     return layer
 
 
+def test_layer_from_its_config_takes_times_of_each_row_too():
+    options = {"solver": "euler", "step_size": 0.25, "adjoint": "direct", "max_steps": 8, "jit_compile": False}
+    layer = ODERNN(keras.layers.GRUCell(3), TimeDense(3), go_backwards=True, per_sample=True, **options)
+    again = ODERNN.from_config(layer.get_config())
+    for one in (layer, again):
+        one.build((None, 5, 2))
+    again.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(again(X, t=OWN_TIMES), layer(X, t=OWN_TIMES))
+
+
 @pytest.mark.parametrize("times", [TIMES, OWN_TIMES], ids=["times of all", "times of each"])
 def test_state_flows_where_nothing_is_observed(times):
     layer = linear(per_sample=times.ndim == 2, return_sequences=True)

@@ -96,11 +96,34 @@ def test_solver_with_complex_numbers_is_refused_by_formats_that_have_none(tmp_pa
         network.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
 
 
-@pytest.mark.parametrize("options", [{"solver": "auto"}, {"event": keras_ode.Event(lambda t, y: tf.reduce_sum(y) - 9)}])
-def test_solves_with_loops_within_branches_are_refused_by_onnx(options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "auto"},
+        {"solver": "abm2", "step_size": 0.5},
+        {"event": keras_ode.Event(lambda t, y: tf.reduce_sum(y) - 9)},
+    ],
+    ids=["auto", "adams", "event"],
+)
+def test_solves_with_branches_are_refused_by_onnx(options):
     """Seen from a module that is named like the converter's: no graph is needed for the refusal."""
     pytest.importorskip("tf2onnx")
     namespace = {"__name__": "tf2onnx.convert", "solve": keras_ode.solve, "tf": tf, "options": options}
     exec("def convert(y):\n    return solve(lambda y: -y, y, 1.0, **options).ys", namespace)
     with pytest.raises(ValueError, match="loops within branches.*SavedModel. Received"):
         tf.function(namespace["convert"], autograph=False).get_concrete_function(tf.TensorSpec([None, 2]))
+
+
+def rotation(y):
+    """`y' = i y` for the complex number `y_0 + i y_1`."""
+    turned = tf.complex(y[..., 0], y[..., 1]) * 1j
+    return tf.stack([tf.math.real(turned), tf.math.imag(turned)], axis=-1)
+
+
+@pytest.mark.parametrize("dynamics, dtype", [(rotation, tf.float32), (lambda y: 1j * y, tf.complex64)], ids=["parts", "state"])
+@pytest.mark.parametrize("form, module", [("ONNX", "tf2onnx.convert"), ("LiteRT", "tensorflow.lite.python.lite")])
+def test_dynamics_with_complex_numbers_is_refused_by_formats_that_have_none(form, module, dynamics, dtype):
+    namespace = {"__name__": module, "solve": keras_ode.solve, "dynamics": dynamics}
+    exec("def convert(y):\n    return solve(dynamics, y, 1.0, solver='euler', step_size=0.5).ys", namespace)
+    with pytest.raises(ValueError, match=f"{form} has no arithmetic of complex numbers.*export a SavedModel. Received"):
+        tf.function(namespace["convert"], autograph=False).get_concrete_function(tf.TensorSpec([None, 2], dtype))
