@@ -6,7 +6,10 @@ _DIRECTIONS = ("forward", "backward")
 
 
 def plot_steps(records):
-    """Draws step sizes and scaled errors against time: two rows of axes per layer, a column per direction, a shade per epoch."""
+    """Draws step sizes and scaled errors against time.
+
+    Each layer has two rows of axes, each direction (forward, backward) one column, and each epoch its own shade.
+    """
     import matplotlib.pyplot as plt
 
     if not records:
@@ -40,7 +43,7 @@ def plot_steps(records):
 
 
 def plot_nfe(history):
-    """Draws the mean evaluations of forward and backward solves over the epochs, with one color per layer."""
+    """Draws the mean number of evaluations of forward and backward solves over the epochs, with one color for each layer."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -80,7 +83,7 @@ def _label(sizes, errors, layer, direction, is_first):
 
 
 def _shades(epochs, name):
-    """From light to dark over the epochs."""
+    """Returns a color map from light to dark over the epochs."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
