@@ -23,10 +23,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import keras_ode
+from keras_ode import plotting
 from keras_ode.layers import HamiltonianDynamics, LagrangianDynamics
 
 HORIZON, TIMES, NOISE = 3.0, 16, 0.05
-STYLES = {"plain": ("0.55", "-"), "Hamiltonian": ("C0", "--"), "Lagrangian": ("C1", ":")}
+STYLES = {kind: (plotting.COLORS[role], line) for kind, role, line in
+          (("plain", "failure", "-"), ("Hamiltonian", "ode", "--"), ("Lagrangian", "other", ":"))}
 
 
 def energy(y):
@@ -66,20 +68,21 @@ def trained(kind, epochs, seed):
 
 
 def draw(path, t, truth, predictions, drifts):
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    plt.style.use(plotting.STYLE)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.6))
     left.plot(*truth[0].T, color="black", lw=3, alpha=0.3, label="exact")
     middle.plot(t, truth[0, :, 0], color="black", lw=3, alpha=0.3, label="exact")
     for kind, (color, line) in STYLES.items():
-        left.plot(*predictions[kind][0].T, line, color=color, lw=1, label=kind)
-        middle.plot(t, predictions[kind][0, :, 0], line, color=color, lw=1.2, label=kind)
+        left.plot(*predictions[kind][0].T, line, color=color, lw=1.5, label=kind)
+        middle.plot(t, predictions[kind][0, :, 0], line, color=color, lw=1.5, label=kind)
         right.semilogy(t[1:], np.median(drifts[kind], axis=0)[1:], line, color=color, label=kind)
-    left.set(title="One prediction in phase space", xlabel="angle, rad", ylabel="angular velocity, rad / time")
-    middle.set(title="Its end", xlabel="time", ylabel="angle, rad", xlim=(t[-1] - 10, t[-1]))
-    right.set(title="Change of the true energy, median of the seeds", xlabel="time", ylabel="mean absolute change, energy")
-    right.axvspan(0, HORIZON, color="0.9", label="training horizon")
-    for axes in (left, middle, right):
-        axes.legend(loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=120)
+    left.set(title="One prediction in phase space", xlabel="angle [rad]", ylabel="angular velocity [rad / time]")
+    middle.set(title="The last 10 units of time", xlabel="time", ylabel="angle [rad]", xlim=(t[-1] - 10, t[-1]))
+    right.set(title="Energy: mean absolute change", xlabel="time", ylabel="change of the true energy")
+    band = right.axvspan(0, HORIZON, color="0.9")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend([*handles, band], [*labels, "training horizon"], loc="outside lower center", ncols=5)
+    figure.savefig(path)
 
 
 def main():
