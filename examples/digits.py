@@ -90,6 +90,7 @@ def draw(path, model, history, images, labels):
         percent = 100 * np.array(history[name])
         axes.plot(range(1, len(percent) + 1), percent, style, ms=4, color=plotting.COLORS[role], label=label)
     axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy [%]")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
 
     predictions = model.predict(images, verbose=0).argmax(axis=1)

@@ -1,8 +1,7 @@
 """A pendulum learned by a plain network, a Hamiltonian network and a Lagrangian network, and predicted ten times further.
 
 All three learn noisy trajectories through an ODELayer. The plain network may gain or lose energy at every point. The other
-two learn an energy and a Lagrangian, and whatever these are, the solutions conserve an energy. So predictions far beyond the
-training horizon stay on a closed curve.
+two learn an energy and a Lagrangian, and their solutions conserve an energy, which is the true one as far as it was learned.
 
     python examples/mechanics.py            # less than ten minutes on two CPU cores
     python examples/mechanics.py --quick    # a few epochs, one seed

@@ -56,7 +56,7 @@ def plot_nfe(history):
         for name, style, direction in ((f"{layer}_nfe", "o-", "forward"), (f"{layer}_nfe_backward", "s--", "backward")):
             axis.plot(number, [logs[name] for logs in history], style, color=f"C{i}", ms=4, label=f"{layer}, {direction}")
     axis.set_xlabel("epoch")
-    axis.set_ylabel("evaluations of the dynamics a solve\n(mean over the batches)")
+    axis.set_ylabel("evaluations per solve\n(mean over the batches)")
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
@@ -78,8 +78,8 @@ def _label(sizes, errors, layer, direction, is_first):
         axis.grid(alpha=0.3)
     errors.axhline(1, color="0.3", lw=1, ls=":")
     if is_first:
-        sizes.set_ylabel("step size (in the units of $t$)")
-        errors.set_ylabel("scaled error (1: the tolerance)")
+        sizes.set_ylabel("step size (units of $t$)")
+        errors.set_ylabel("scaled error")
 
 
 def _shades(epochs, name):
