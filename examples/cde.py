@@ -24,9 +24,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import keras_ode
+from keras_ode import plotting
 
 TRAIN, TEST, LENGTH, UNITS, NOISE = 128, 512, 24, 8, 0.3
-COLORS = {"neural CDE": ("C0", "o"), "GRU": ("0.5", "s")}
+COLORS = {"neural CDE": (plotting.COLORS["ode"], "o"), "GRU": (plotting.COLORS["other"], "s")}
 
 
 def spirals(count, missing, seed):
@@ -77,23 +78,24 @@ def trained(kind, missing, epochs, seed):
 
 
 def draw(path, found):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    plt.style.use(plotting.STYLE)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6))
     series, entries = spirals(1, 0.5, seed=4)[0][0], np.arange(LENGTH, dtype="float32")
     path_of_series = keras_ode.paths.CubicPath(entries, series, kind="hermite")  # the layer adds the time as a channel
     fine = np.linspace(0, LENGTH - 1, 300, dtype="float32")
-    for channel, (color, marker) in enumerate((("C0", "o"), ("C1", "s"))):
-        left.plot(fine, path_of_series.evaluate(fine)[:, channel], color=color, lw=1, label=f"path, channel {channel + 1}")
-        left.plot(entries, series[:, channel], marker, color=color, ms=4, label=f"observed, channel {channel + 1}")
-    left.set(title="A series with half of its values, and its path", xlabel="number of the entry", ylabel="coordinate")
+    for channel, (color, marker) in enumerate(((plotting.COLORS["ode"], "o"), (plotting.COLORS["other"], "s"))):
+        left.plot(fine, path_of_series.evaluate(fine)[:, channel], color=color, ls="-", lw=1, label=f"path {channel + 1}")
+        left.plot(entries, series[:, channel], marker, color=color, ms=4, label=f"values {channel + 1}")
+    left.set(title="Half of the values, and the path", xlabel="number of the entry", ylabel="coordinate")
     for kind, (color, marker) in COLORS.items():
         rates = [100 * rate for rate, of in found if of == kind]
         errors = np.array([100 - 100 * np.array(values) for (_, of), values in found.items() if of == kind])
         right.plot(np.repeat(rates, errors.shape[1]), errors.ravel(), marker, color=color, ms=4, alpha=0.5)
         right.plot(rates, np.median(errors, axis=1), marker + "-", color=color, mec="black", label=f"{kind}, median")
-    right.set(title="Test error of each seed", xlabel="missing values, %", ylabel="error, %", ylim=(0, None))
+    right.set(title="Test error of each seed", xlabel="missing values [%]", ylabel="error [%]", ylim=(0, None))
     for axes in (left, right):
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+        axes.legend(fontsize=10)
+    figure.savefig(path)
 
 
 def main():

@@ -1,7 +1,7 @@
-"""A neural ODE learns to read handwritten digits.
+"""A neural ODE learns to classify handwritten digits.
 
-Two convolutions shrink a image to a small stack of feature maps. Then the maps flow along a differential equation,
-whose right-hand side is a convolutional network, and a dense head reads the digit from where they end.
+Two convolutions reduce an image to a small stack of feature maps. These are the initial state of a differential equation, whose
+right-hand side is a convolutional network. A dense layer classifies the digit by the state at the end.
 
     python examples/digits.py            # a few minutes on two CPU cores
     python examples/digits.py --quick    # a quarter of the digits, one epoch
@@ -26,9 +26,9 @@ from keras_ode import plotting
 
 @keras.saving.register_keras_serializable(package="digits")
 class ConvDynamics(layers.Layer):
-    """The right-hand side f(t, y): two convolutions with group normalization, which see the time as one more channel.
+    """The right-hand side f(t, y): two convolutions with group normalization, which get the time as an additional channel.
 
-    Its activation is smooth: at the kinks of relu, solvers lose their order and gradients their accuracy.
+    The activation is smooth, because solvers lose their order, and gradients their accuracy, at the kinks of relu.
     """
 
     def __init__(self, channels, **kwargs):
@@ -44,7 +44,7 @@ class ConvDynamics(layers.Layer):
 
 
 def load_digits(num_train):
-    """Real MNIST digits, shuffled (they come sorted by class): up to 4,000 to train and 1,000 to test."""
+    """Returns MNIST digits in random order (the file is sorted by class): up to 4,000 to train and 1,000 to test."""
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(5000)
     images, labels = images[order].reshape(-1, 28, 28, 1).astype("float32") / 255, labels[order]
@@ -52,7 +52,7 @@ def load_digits(num_train):
 
 
 def augmented(images, labels, batch_size):
-    """Shuffled batches of training images, each shifted and turned a little, differently every time."""
+    """Returns shuffled batches of training images, each of which is shifted and rotated a little at random."""
     move = keras.Sequential([
         layers.RandomTranslation(0.08, 0.08, fill_mode="constant"),
         layers.RandomRotation(0.03, fill_mode="constant"),
@@ -73,45 +73,51 @@ def build_model(channels=32):
 
 
 def solve_inside(model, images, t=None):
-    """The solve within the model, with all it can tell: the states at the times `t`, and the steps that it took."""
+    """Returns the `Solution` of the model's ODE for some images: the states at the times `t`, and statistics of the solve."""
     return model.get_layer("ode").solve(model.get_layer("downsample")(images), t)
 
 
 def draw(path, model, history, images, labels):
-    """The learning curve, the way of the test digits through the equation, and what was read wrongly."""
-    predictions = model.predict(images, verbose=0).argmax(axis=1)
+    """Draws the trajectories of test digits through the ODE, the learning curve, and mistakes."""
     plt.style.use(plotting.STYLE)
-    figure = plt.figure(figsize=(13, 5))
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1, 1.2, 1.2))
+    figure = plt.figure(figsize=(9, 7.6))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    left, right = bottom.subfigures(1, 2, width_ratios=(1, 1.15))
+    draw_trajectories(top, model, images[:300], labels[:300])
 
     axes = left.subplots()
     for name, label, role, style in (("accuracy", "training", "reference", "s--"), ("val_accuracy", "test", "ode", "o-")):
         percent = 100 * np.array(history[name])
         axes.plot(range(1, len(percent) + 1), percent, style, ms=4, color=plotting.COLORS[role], label=label)
     axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy [%]")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
 
-    states = solve_inside(model, images[:300], np.linspace(0, 1, 41)).ys.numpy().reshape(41, 300, -1)
-    means = np.stack([states[-1, labels[:300] == digit].mean(axis=0) for digit in range(10)])
-    plane = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)[2][:2]
-    axes = middle.subplots()
-    axes.set(title="300 test digits in the ODE", xticks=[], yticks=[])
-    axes.set(xlabel="first direction of the class means", ylabel="second direction")
-    for digit in range(10):
-        ways, color = states[:, labels[:300] == digit] @ plane.T, plt.cm.tab10(digit)
-        axes.plot(ways[..., 0], ways[..., 1], color=color, lw=0.5, alpha=0.5)
-        axes.plot(*ways[-1].T, "o", color=color, ms=3)
-        axes.text(*np.median(ways[-1], axis=0), digit, size=16, weight="bold", ha="center", va="center", zorder=10 + digit,
-                  color="white", bbox={"boxstyle": "circle,pad=0.15", "fc": color, "ec": "black"})
-
-    wrong = np.flatnonzero(predictions != labels)[:12]
-    shown = [*wrong, *np.flatnonzero(predictions == labels)][:12]
-    right.suptitle("Misclassified test digits", size=14)
-    for axes, i in zip(right.subplots(3, 4).flat, shown, strict=True):
+    predictions = model.predict(images, verbose=0).argmax(axis=1)
+    wrong = np.flatnonzero(predictions != labels)
+    right.suptitle("Mistakes: digit → prediction", size=14)
+    for axes, i in zip(right.subplots(2, 4).flat, wrong, strict=False):
         axes.imshow(images[i, ..., 0], cmap="gray_r")
-        axes.set_title(f"{labels[i]} read as {predictions[i]}", size=12, pad=3)
+        axes.set_title(f"{labels[i]} → {predictions[i]}", size=12, pad=3)
+    for axes in right.axes:
         axes.axis("off")
     figure.savefig(path)
+
+
+def draw_trajectories(figure, model, images, labels):
+    """Draws the states of digits at three times, projected to the plane in which the means of the classes vary most."""
+    states = solve_inside(model, images, np.linspace(0, 1, 41)).ys.numpy().reshape(41, len(images), -1)
+    means = np.stack([states[-1, labels == digit].mean(axis=0) for digit in range(10)])
+    plane = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)[2][:2]
+    points = states @ plane.T
+    figure.suptitle(f"Trajectories of {len(images)} test digits through the ODE", size=14)
+    for axes, step in zip(figure.subplots(1, 3, sharex=True, sharey=True), (0, 20, 40), strict=True):
+        for digit in range(10):
+            lines, color = points[: step + 1, labels == digit], plt.cm.tab10(digit)
+            axes.plot(lines[..., 0], lines[..., 1], "-", color=color, lw=0.6, alpha=0.4)
+            axes.plot(*lines[-1].T, color=color, ls="none", marker=f"${digit}$", ms=6, mew=0.4)
+        axes.set(title=f"$t = {step / 40:g}$", xticks=[], yticks=[], xlabel="direction 1")
+    figure.axes[0].set_ylabel("direction 2")
 
 
 def main():
@@ -143,7 +149,7 @@ def main():
     draw(arguments.output / "digits.png", model, history, *test)
     served = tf.saved_model.load(arguments.output / "digits_saved_model")
     np.testing.assert_allclose(served.serve(test[0]), model(test[0]), rtol=1e-3, atol=1e-3)
-    print(f"The SavedModel predicts the same. All took {time.perf_counter() - began:.0f} s.")
+    print(f"The SavedModel predicts the same. The run took {time.perf_counter() - began:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """A pendulum learned by a plain network, a Hamiltonian network and a Lagrangian network, and predicted ten times further.
 
 All three learn noisy trajectories through an ODELayer. The plain network may gain or lose energy at every point. The other
-two learn an energy and a Lagrangian, and whatever these are, the solutions conserve an energy. So predictions far beyond the
-training horizon stay on a closed curve.
+two learn an energy and a Lagrangian, and their solutions conserve an energy, which is the true one as far as it was learned.
 
     python examples/mechanics.py            # less than ten minutes on two CPU cores
     python examples/mechanics.py --quick    # a few epochs, one seed
@@ -23,10 +22,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import keras_ode
+from keras_ode import plotting
 from keras_ode.layers import HamiltonianDynamics, LagrangianDynamics
 
 HORIZON, TIMES, NOISE = 3.0, 16, 0.05
-STYLES = {"plain": ("0.55", "-"), "Hamiltonian": ("C0", "--"), "Lagrangian": ("C1", ":")}
+STYLES = {kind: (plotting.COLORS[role], line) for kind, role, line in
+          (("plain", "failure", "-"), ("Hamiltonian", "ode", "--"), ("Lagrangian", "other", ":"))}
 
 
 def energy(y):
@@ -66,20 +67,21 @@ def trained(kind, epochs, seed):
 
 
 def draw(path, t, truth, predictions, drifts):
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    plt.style.use(plotting.STYLE)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.6))
     left.plot(*truth[0].T, color="black", lw=3, alpha=0.3, label="exact")
     middle.plot(t, truth[0, :, 0], color="black", lw=3, alpha=0.3, label="exact")
     for kind, (color, line) in STYLES.items():
-        left.plot(*predictions[kind][0].T, line, color=color, lw=1, label=kind)
-        middle.plot(t, predictions[kind][0, :, 0], line, color=color, lw=1.2, label=kind)
+        left.plot(*predictions[kind][0].T, line, color=color, lw=1.5, label=kind)
+        middle.plot(t, predictions[kind][0, :, 0], line, color=color, lw=1.5, label=kind)
         right.semilogy(t[1:], np.median(drifts[kind], axis=0)[1:], line, color=color, label=kind)
-    left.set(title="One prediction in phase space", xlabel="angle, rad", ylabel="angular velocity, rad / time")
-    middle.set(title="Its end", xlabel="time", ylabel="angle, rad", xlim=(t[-1] - 10, t[-1]))
-    right.set(title="Change of the true energy, median of the seeds", xlabel="time", ylabel="mean absolute change, energy")
-    right.axvspan(0, HORIZON, color="0.9", label="training horizon")
-    for axes in (left, middle, right):
-        axes.legend(loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=120)
+    left.set(title="One prediction in phase space", xlabel="angle [rad]", ylabel="angular velocity [rad / time]")
+    middle.set(title="The last 10 units of time", xlabel="time", ylabel="angle [rad]", xlim=(t[-1] - 10, t[-1]))
+    right.set(title="Energy: mean absolute change", xlabel="time", ylabel="change of the true energy")
+    band = right.axvspan(0, HORIZON, color="0.9")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend([*handles, band], [*labels, "training horizon"], loc="outside lower center", ncols=5)
+    figure.savefig(path)
 
 
 def main():

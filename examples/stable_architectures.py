@@ -25,12 +25,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import datasets
+from keras_ode import datasets, plotting
 from keras_ode.layers import AntisymmetricDynamics, Augment, HamiltonianBlocks, LeapfrogBlocks, ResidualBlocks
 
 WIDTH, DURATION, GAMMA, SMOOTHNESS = 8, 8.0, 0.5, 1e-4
 KINDS = ("residual", "antisymmetric", "Hamiltonian", "leapfrog", "Hamiltonian, multilevel")
-STYLES = {"residual": ("0.0", "x"), "antisymmetric": ("C0", "o"), "Hamiltonian": ("C1", "s"), "leapfrog": ("C2", "^")}
+COLORS = plotting.COLORS
+STYLES = {"residual": (COLORS["ink"], "x", "-"), "antisymmetric": (COLORS["ode"], "o", "--"),
+          "Hamiltonian": (COLORS["other"], "s", "-."), "leapfrog": (COLORS["third"], "^", ":")}
 CLASSES = {"ellipses": 2, "swiss_roll": 2, "peaks": 5}
 
 
@@ -96,8 +98,12 @@ def growth(kind, depth, seed, step_size=0.1, change=1e-6):
 
 
 def draw(path, models, spectra, depths, growths):
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7.5), layout="constrained")
-    for ax, (name, model) in zip(axes[0], models.items(), strict=False):
+    """Draws the classes of each data set, the eigenvalues after training, and the growth of a small change."""
+    plt.style.use(plotting.STYLE)
+    columns = 2 if len(models) == 1 else 3
+    figure, axes = plt.subplots(2, columns, figsize=(4 * columns, 7.5))
+    *maps, left, right, growing = axes.flat
+    for ax, (name, model) in zip(maps, models.items(), strict=True):
         points, labels = getattr(datasets, name)(400, seed=1)
         ends = np.linspace(points.min(axis=0) - 0.2, points.max(axis=0) + 0.2, 121, dtype="float32")
         grid = np.stack(np.meshgrid(*ends.T), axis=-1)
@@ -106,18 +112,23 @@ def draw(path, models, spectra, depths, growths):
         for label in range(CLASSES[name]):
             style = {"color": plt.cm.cividis(label / labels.max()), "ms": 3.5, "mec": "black", "mew": 0.3}
             ax.plot(*points[labels == label].T, "os^Dv"[label], label=f"class {label}", **style)
-        ax.set(title=f"{name.replace('_', ' ')}: Hamiltonian network", xlabel="$x_1$", ylabel="$x_2$")
-        ax.legend(fontsize=7, loc="upper right")
-    for kind, (color, marker) in STYLES.items():
-        ax = axes[1, 0] if kind in ("residual", "antisymmetric") else axes[1, 1]
-        ax.plot(spectra[kind].real, spectra[kind].imag, marker, ms=2, color=color, alpha=0.4, label=kind)
-        axes[1, 2].loglog(depths, np.median(growths[kind], axis=0), marker=marker, color=color, label=kind)
-    for ax in axes[1, :2]:
+        ax.set(title=f"{name.replace('_', ' ').capitalize()} (Hamiltonian)", xlabel="$x_1$", ylabel="$x_2$")
+        ax.legend(fontsize=10, loc="upper right", frameon=True)
+    for kind, (color, marker, line) in STYLES.items():
+        ax = left if kind in ("residual", "antisymmetric") else right
+        ax.plot(spectra[kind].real, spectra[kind].imag, marker, ms=3, color=color, alpha=0.4, label=kind)
+        growing.plot(depths, np.median(growths[kind], axis=0), line, marker=marker, color=color, label=kind)
+    for ax in (left, right):
         ax.axvline(0, color="0.5", lw=1)
         ax.set(title="Eigenvalues after training", xlabel="real part, 1 / time", ylabel="imaginary part, 1 / time", xlim=(-3, 3))
-    axes[1, 2].set(title="A small change, untrained", xlabel="blocks of step 0.1", ylabel="change of output / change of input")
-    list(map(plt.Axes.legend, axes[1])), list(map(plt.Axes.set_axis_off, axes[0, len(models):]))
-    figure.savefig(path, dpi=120)
+        for handle in ax.legend().legend_handles:
+            handle.set(markersize=7, alpha=1)
+    growing.set(title="A small change, untrained", xlabel="blocks of step 0.1", ylabel="change of output / of input")
+    growing.set_xscale("log", base=2)
+    growing.set_yscale("log")
+    growing.set_xticks(depths, depths)
+    growing.legend(fontsize=10)
+    figure.savefig(path)
 
 
 def main():

@@ -1,6 +1,6 @@
-"""Data sets in NumPy: generated ones, which with the same seed are the same on every machine, and a measured one.
+"""Small data sets as NumPy arrays: generated ones, which depend only on the seed, and one of measurements.
 
-Points in the plane are returned with their classes, if they have classes: `points, labels`, float32 `[N, 2]` and int32 `[N]`.
+Data sets of points in the plane return `points`, float32 `[N, 2]`, and, if the points have classes, also `labels`, int32 `[N]`.
 """
 
 from typing import TypeAlias
@@ -27,14 +27,13 @@ __all__ = [
 Floats: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.int32]
 
-
 def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
-    """Two classes: two arms of a spiral, wound into each other by one and a half turns.
+    """Returns points of two classes on the two arms of a spiral, which make one and a half turns around each other.
 
     Args:
-        num_samples: The number of points.
-        noise: The standard deviation of the noise.
-        seed: The seed of the random numbers.
+        num_samples: The number of points. Defaults to `1000`.
+        noise: The standard deviation of the normal noise that is added to each coordinate. Defaults to `0.1`.
+        seed: The seed of the random numbers. Defaults to `0`.
 
     Returns:
         `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
@@ -53,7 +52,9 @@ def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple
 
 
 def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
-    """Two classes: two interlocking half circles. Arguments and results are as in `spirals`.
+    """Returns points of two classes on two interlocking half circles.
+
+    The arguments and the results are as in `spirals`.
 
     Example:
 
@@ -68,7 +69,9 @@ def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[F
 
 
 def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> tuple[Floats, Labels]:
-    """Two classes: two concentric circles, of radius 1 and 2. Arguments and results are as in `spirals`.
+    """Returns points of two classes on concentric circles with the radii 1 and 2.
+
+    The arguments and the results are as in `spirals`, but `noise` defaults to `0.08`.
 
     Example:
 
@@ -83,9 +86,10 @@ def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> tupl
 
 
 def pinwheel(num_samples: int = 1000, noise: float = 0.1, seed: int = 0, num_arms: int = 5) -> tuple[Floats, Labels]:
-    """One class for each arm: Gaussian clusters around the origin, stretched outward and sheared by a rotation.
+    """Returns points on the arms of a pinwheel, with one class for each arm.
 
-    Arguments and results are as in `spirals`; `noise` is the width of an arm.
+    The arms are Gaussian clusters around the origin that are stretched outward and bent. The arguments and the results are as
+    in `spirals`. In addition, `num_arms` is the number of arms, by default `5`. `noise` is the width of an arm.
 
     Example:
 
@@ -105,11 +109,11 @@ def pinwheel(num_samples: int = 1000, noise: float = 0.1, seed: int = 0, num_arm
 
 
 def checkerboard(num_samples: int = 1000, seed: int = 0) -> Floats:
-    """Points distributed uniformly over the eight dark squares of a four-by-four board on `[-2, 2]^2`.
+    """Returns points that are distributed uniformly over the eight dark squares of a four-by-four board on `[-2, 2]^2`.
 
     Args:
-        num_samples: The number of points.
-        seed: The seed of the random numbers.
+        num_samples: The number of points. Defaults to `1000`.
+        seed: The seed of the random numbers. Defaults to `0`.
 
     Returns:
         `points`, float32 `[num_samples, 2]`.
@@ -127,7 +131,9 @@ def checkerboard(num_samples: int = 1000, seed: int = 0) -> Floats:
 
 
 def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) -> tuple[Floats, Labels]:
-    """Eight classes: eight Gaussians on a circle of radius 2. Arguments and results are as in `spirals`.
+    """Returns points of eight classes: eight Gaussian distributions whose means lie on a circle of radius 2.
+
+    The arguments and the results are as in `spirals`, but `noise`, the standard deviation of each, defaults to `0.2`.
 
     Example:
 
@@ -142,7 +148,9 @@ def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) 
 
 
 def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> tuple[Floats, Labels]:
-    """Two classes: two spirals of two turns, side by side at a distance of 0.2. Arguments and results are as in `spirals`.
+    """Returns points of two classes on two parallel spirals of two turns, at a distance of 0.2 from each other.
+
+    The arguments and the results are as in `spirals`, but `noise` defaults to `0.0`.
 
     Example:
 
@@ -160,7 +168,9 @@ def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> tu
 
 
 def ellipses(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
-    """Two classes: a filled ellipse within an elliptic ring. Arguments and results are as in `spirals`.
+    """Returns points of two classes: a filled ellipse, and an elliptic ring around it.
+
+    The arguments and the results are as in `spirals`.
 
     Example:
 
@@ -179,11 +189,11 @@ def ellipses(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tupl
 
 
 def peaks(num_samples: int = 1000, seed: int = 0) -> tuple[Floats, Labels]:
-    """Five equally frequent classes: points of `[-3, 3]^2`, classified by the value of MATLAB's `peaks` function.
+    """Returns points in `[-3, 3]^2` of five equally frequent classes, by the value of MATLAB's `peaks` function.
 
     Args:
-        num_samples: The number of points.
-        seed: The seed of the random numbers.
+        num_samples: The number of points. Defaults to `1000`.
+        seed: The seed of the random numbers. Defaults to `0`.
 
     Returns:
         `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
@@ -207,12 +217,14 @@ def peaks(num_samples: int = 1000, seed: int = 0) -> tuple[Floats, Labels]:
 
 
 def spheres(num_samples: int = 1000, dimension: int = 2, seed: int = 0) -> tuple[Floats, Labels]:
-    """A ball (class 0, radius 0.5) within a shell (class 1, radii 1 to 1.5), which no homeomorphism can separate.
+    """Returns points of a ball (class 0, radius 0.5) and of a spherical shell around it (class 1, radii 1 to 1.5).
+
+    A homeomorphism, such as the flow of an ODE, cannot map the two classes to the two sides of a hyperplane.
 
     Args:
-        num_samples: The number of points, of which about a third lie in the ball.
-        dimension: The dimension of the space.
-        seed: The seed of the random numbers.
+        num_samples: The number of points, about a third of which lie in the ball. Defaults to `1000`.
+        dimension: The dimension of the space. Defaults to `2`.
+        seed: The seed of the random numbers. Defaults to `0`.
 
     Returns:
         `points`, float32 `[num_samples, dimension]`, and `labels`, int32 `[num_samples]`.
@@ -238,14 +250,14 @@ def spheres(num_samples: int = 1000, dimension: int = 2, seed: int = 0) -> tuple
 def periodic(
     num_samples: int = 1000, num_times: int = 100, noise: float = 0.1, seed: int = 0, duration: float = 5.0
 ) -> tuple[Floats, Floats]:
-    """Sine waves of the same amplitude, each with its own frequency, phase and irregular times.
+    """Returns sine waves of the same amplitude, each with its own frequency and phase, at irregular times.
 
     Args:
-        num_samples: The number of series.
-        num_times: The number of observations in each series.
-        noise: The standard deviation of the noise.
-        seed: The seed of the random numbers.
-        duration: The length of the time interval, which starts at 0.
+        num_samples: The number of series. Defaults to `1000`.
+        num_times: The number of observations in each series. Defaults to `100`.
+        noise: The standard deviation of the normal noise that is added to each value. Defaults to `0.1`.
+        seed: The seed of the random numbers. Defaults to `0`.
+        duration: The end of the time interval, which starts at 0. Defaults to `5.0`.
 
     Returns:
         `times`, float32 `[num_samples, num_times]`, increasing, and `values`, float32 `[num_samples, num_times, 1]`.
@@ -270,19 +282,19 @@ def periodic(
 def bidirectional_spirals(
     num_samples: int = 1000, num_times: int = 100, noise: float = 0.1, seed: int = 0
 ) -> tuple[Floats, Floats, Floats]:
-    """Pieces of spirals that wind outward, half of them counterclockwise and half clockwise.
+    """Returns pieces of spirals that wind outward, half of them counterclockwise and half clockwise.
 
     Each piece starts at a random point of its spiral and continues for one and a half turns.
 
     Args:
-        num_samples: The number of spirals.
-        num_times: The number of observations of each spiral, at equal distances in time.
-        noise: The standard deviation of the noise.
-        seed: The seed of the random numbers.
+        num_samples: The number of spirals. Defaults to `1000`.
+        num_times: The number of observations of each spiral, at equal distances in time. Defaults to `100`.
+        noise: The standard deviation of the normal noise that is added to each coordinate. Defaults to `0.1`.
+        seed: The seed of the random numbers. Defaults to `0`.
 
     Returns:
-        `times`, float32 `[num_times]` from 0 to 1; `observed`, float32 `[num_samples, num_times, 2]`; and `truth`, the
-        same without noise.
+        `times`, float32 `[num_times]`, from 0 to 1; `observed`, float32 `[num_samples, num_times, 2]`; and `truth`, the same
+        as `observed` but without the noise.
 
     Example:
 
@@ -303,7 +315,7 @@ def bidirectional_spirals(
 
 
 def hare_lynx() -> tuple[Floats, Floats]:
-    """The pelts of snowshoe hares and Canada lynxes that the Hudson's Bay Company collected each year from 1900 to 1920.
+    """Returns the pelts of snowshoe hares and Canada lynxes that the Hudson's Bay Company collected from 1900 to 1920.
 
     Returns:
         `years`, float32 `[21]`, and `pelts`, float32 `[21, 2]`: hares and lynxes, in thousands.
@@ -314,8 +326,8 @@ def hare_lynx() -> tuple[Floats, Floats]:
     >>> print(years[0], pelts[0])
     1900.0 [30.  4.]
 
-    References: Hewitt (1921), The conservation of the wild life of Canada, Scribner; the numbers as in Carpenter (2018),
-    Predator-prey population dynamics: the Lotka-Volterra model in Stan, and in Howard (2009), Modeling basics, Texas A&M
+    References: Hewitt (1921), The conservation of the wild life of Canada, Scribner; the numbers are those of Carpenter (2018),
+    Predator-prey population dynamics: the Lotka-Volterra model in Stan, and of Howard (2009), Modeling basics, Texas A&M
     University.
     """
     pelts = np.array(_HARE_LYNX, "float32").reshape(-1, 2)

@@ -1,7 +1,7 @@
-"""Penalties on a solve that make a trained model cheaper to solve: `ODELayer(regularizer=...)`.
+"""Penalties on a solve, `ODELayer(regularizer=...)`, which lead to models that need fewer evaluations of the dynamics.
 
-A penalty is an additional leaf after those of the state. It is only accumulated: the field does not depend on it, and it
-takes no part in error control, so it does not change the steps.
+A penalty is accumulated in an additional leaf after the leaves of the state. The vector field does not depend on this leaf, and
+error control ignores it, so a penalty does not change the steps.
 """
 
 import copy
@@ -30,17 +30,21 @@ __all__ = [
 class Regularizer(configurable.Configurable):
     """A penalty on a solve: a layer adds `weight` times its mean over the batch to the model's losses.
 
-    The penalty is either the integral of `integrand`, or the sum of `of_step` over the accepted steps.
+    The penalty is either the integral of `integrand`, or the sum of `of_step` over the accepted steps. To define your own
+    penalty, override one of these two methods.
 
     Args:
-        weight: The factor of the penalty, not negative. Defaults to `0.01`.
+        weight: The number by which the penalty is multiplied, zero or positive. Defaults to `0.01`.
 
     Attributes:
-        sums_steps: Whether the penalty is a sum over steps. Its gradient is that of the steps that were taken, so it needs
-            an adjoint that differentiates steps: `"checkpointed"`, `"reversible"` or `"direct"`.
-        needs_noise: Whether the integrand takes random signs, which are drawn again for each solve.
+        sums_steps: Whether the penalty is a sum over steps. Its gradient is obtained by differentiating these steps, so it
+            needs `adjoint="checkpointed"`, `"reversible"` or `"direct"`.
+        needs_noise: Whether the integrand uses random signs, which are drawn anew for each solve.
         needs_error: Whether the solver must estimate its error.
-        num_leaves: The number of leaves of the state, from the first, on which the integral depends. `None` means all.
+        num_leaves: The integral depends on this many leaves of the state, counted from the first. `None` means all.
+
+    Raises:
+        ValueError: If the weight is negative or not a number.
 
     Example:
 
@@ -65,26 +69,43 @@ class Regularizer(configurable.Configurable):
         self.weight = weight
 
     def of_leaves(self, num_leaves):
-        """Returns the same penalty with an integral over the state's first leaves only. A sum over steps does not change."""
+        """Returns a copy whose integrand uses only the first `num_leaves` leaves of the state. Sums over steps do not change."""
         other = copy.copy(self)
         other.num_leaves = num_leaves
         return other
 
     def start(self, y, like):
-        """Returns the initial leaf: a zero for each row, or one like `like` for a sum over steps."""
+        """Returns the initial leaf: zeros of shape `[B]`, or zeros in the shape of `like` for a sum over steps."""
         return tf.zeros_like(like) if self.sums_steps else tf.zeros(tf.shape(y[0])[:1], like.dtype)
 
     def integrand(self, y, derivative, noise, like):
-        """Returns the integrand at a point, a number for each row, like `like`. The other arguments are leaves; those of `noise`
-        are booleans."""
+        """Returns the integrand at a point.
+
+        Args:
+            y: The leaves of the state, a tuple of tensors `[B, ...]`.
+            derivative: The leaves of the derivative of the state, in the shapes of `y`.
+            noise: Random booleans in the shapes of `y`, for classes that set `needs_noise`.
+            like: The integral so far, shape `[B]`.
+
+        Returns:
+            A tensor with the shape and the dtype of `like`: one number for each row.
+        """
         raise NotImplementedError
 
     def of_step(self, step, size):
-        """Returns what a step of `size` (positive, a scalar or `[B]`) adds to the sum: a number like `size`."""
+        """Returns what an accepted step adds to the sum.
+
+        Args:
+            step: The step, with its leaves before and after it (`step.start`, `step.y`) and its error estimate (`step.error`).
+            size: The positive step size: a scalar, or `[B]` if every row has its own.
+
+        Returns:
+            A tensor with the shape and the dtype of `size`.
+        """
         raise NotImplementedError
 
     def derivative(self, total, y, derivative, noise):
-        """Returns the derivative of the leaf `total`."""
+        """Returns the derivative of the leaf that accumulates the penalty."""
         if self.sums_steps:
             return tf.zeros_like(total)
         y, derivative, noise = (leaves[: self.num_leaves] for leaves in (y, derivative, noise))
@@ -96,10 +117,10 @@ NFERegularizer = Regularizer
 
 
 class Kinetic(Regularizer):
-    """The kinetic energy of the trajectory, `integral of |f(t, y)|^2 dt`: trajectories become straight and slow.
+    """The kinetic energy of the trajectory, `integral of |f(t, y)|^2 dt`, which favors straight and slow trajectories.
 
     Args:
-        weight: The factor of the penalty. Defaults to `0.01`.
+        weight: The number by which the penalty is multiplied. Defaults to `0.01`.
 
     Example:
 
@@ -119,11 +140,12 @@ class Kinetic(Regularizer):
 class JacobianFrobenius(Regularizer):
     """The squared Frobenius norm of the Jacobian along the trajectory, `integral of |e^T df/dy|^2 dt`.
 
-    This is Hutchinson's estimate with random signs `e`, one vector for each solve. It costs one vector-Jacobian product
-    per evaluation. Use it together with `Kinetic`, as the paper does: `regularizer=["kinetic", "jacobian_frobenius"]`.
+    This is Hutchinson's estimate with a vector `e` of random signs, which is drawn once for each solve. It costs one
+    vector-Jacobian product per evaluation of the dynamics. Use it together with `Kinetic`, as the paper does:
+    `regularizer=["kinetic", "jacobian_frobenius"]`.
 
     Args:
-        weight: The factor of the penalty. Defaults to `0.01`.
+        weight: The number by which the penalty is multiplied. Defaults to `0.01`.
 
     Example:
 
@@ -146,13 +168,14 @@ class JacobianFrobenius(Regularizer):
 
 
 class ErrorEstimate(Regularizer):
-    """The solver's own error estimates: the sum of `|error| h` over the accepted steps.
+    """The sum of `|error| h` over the accepted steps, where `error` is the error that the solver estimates.
 
-    `|error|` is the root mean square of the estimated error of a step, and `h` is the step size. The error is about the
-    tolerance or less, so the weight must be large.
+    `|error|` is the root mean square of the estimated error of a step, and `h` is the step size. Errors are about as large as
+    the tolerance or smaller, so the weight must be large. This penalty needs a solver that estimates its error, and an adjoint
+    that differentiates the steps, such as `"checkpointed"`. `ODELayer` raises a `ValueError` for others.
 
     Args:
-        weight: The factor of the penalty. Defaults to `100`.
+        weight: The number by which the penalty is multiplied. Defaults to `100`.
 
     Example:
 
@@ -177,12 +200,14 @@ class ErrorEstimate(Regularizer):
 
 
 class Stiffness(Regularizer):
-    """The stiffness that the solver estimates: the sum of the Jacobian's spectral radius over the accepted steps.
+    """The sum of the estimated spectral radius of the Jacobian, a measure of stiffness, over the accepted steps.
 
     The spectral radius is estimated from the last two stages of each step, as in `Solution.stats["stiffness"]`.
+    This penalty needs an adjoint that differentiates the steps, such as `"checkpointed"`. `ODELayer` raises a `ValueError` for
+    others.
 
     Args:
-        weight: The factor of the penalty. Defaults to `0.01`.
+        weight: The number by which the penalty is multiplied. Defaults to `0.01`.
 
     Example:
 
@@ -202,12 +227,12 @@ class Stiffness(Regularizer):
 
 
 class StepSums(NamedTuple):
-    """Adds penalties that are sums over steps to their leaves. `regularizers` holds one for each of the last leaves."""
+    """Adds to the leaves of penalties that are sums over steps. `regularizers` has one entry for each of the last leaves."""
 
     regularizers: tuple
 
     def __call__(self, step, interval):
-        """Returns the step, including what it adds to the sums."""
+        """Returns the step with the updated sums."""
         count = len(step.y) - len(self.regularizers)
         of_state = step.select(lambda leaves: leaves[:count])
         # The choice of the step sizes is not differentiated.
@@ -236,13 +261,17 @@ def check_supported(regularizers, solver, adjoint):
 
 
 class RandomEndTime(configurable.Configurable):
-    """Times with a random last time in training: uniform in `[t[-1] - width, t[-1] + width]`, drawn once per call.
+    """Times whose last one is random in training: uniform in `[t[-1] - width, t[-1] + width]`, drawn once per call.
 
-    This prevents the dynamics from becoming stiff shortly before its end. In inference the times are `t`.
+    This keeps the dynamics from becoming stiff shortly before the end of the interval. In inference, the times are `t`.
 
     Args:
-        t: Two or more strictly monotone times. Defaults to `(0.0, 1.0)`.
-        width: Less than the difference between the last two times. Defaults to `0.5`.
+        t: Two or more strictly increasing or decreasing times. Defaults to `(0.0, 1.0)`.
+        width: Half the width of the interval from which the last time is drawn, in the units of `t`. It must be positive and
+            less than the distance of the last two times. Defaults to `0.5`.
+
+    Raises:
+        ValueError: If the width is outside these limits.
 
     Example:
 
@@ -263,7 +292,7 @@ class RandomEndTime(configurable.Configurable):
         self.width = float(width)
 
     def drawn(self, shift):
-        """Returns the times, with the last one moved by `shift`, a number in [-1, 1], times the width."""
+        """Returns the times, the last one plus `shift * width`, where `shift` is a number in `[-1, 1]`."""
         if not np.array_equal(np.asarray(self.t, shift.dtype.as_numpy_dtype), self.t):
             shift = tf.cast(shift, tf.float64)  # times far from zero are rounded after they are subtracted
         return tf.concat([tf.constant(self.t[:-1], shift.dtype), [self.t[-1] + self.width * shift]], axis=0)
@@ -286,7 +315,17 @@ TIMES = {"random_end_time": RandomEndTime}
 
 
 def get(identifier: str | dict[str, Any] | Regularizer) -> Regularizer:
-    """Returns the regularizer for a name (`"kinetic"`), a configuration or a `Regularizer` object.
+    """Returns a regularizer from its name, its configuration or a `Regularizer` object.
+
+    Args:
+        identifier: A name such as `"kinetic"`, a dictionary with the entries `"name"` and `"config"`, or a `Regularizer`,
+            which is returned as it is.
+
+    Returns:
+        A `Regularizer`.
+
+    Raises:
+        ValueError: If there is no regularizer of that name.
 
     Example:
 
@@ -306,6 +345,6 @@ def get_all(identifiers):
 
 
 def _root(square):
-    """The square root, with derivative zero at zero."""
+    """Returns the square root, whose derivative at zero is defined as zero."""
     positive = square > 0
     return tf.where(positive, tf.sqrt(tf.where(positive, square, 1)), square)

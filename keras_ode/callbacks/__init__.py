@@ -1,4 +1,4 @@
-"""Keras callbacks that record what the solvers do, and that change their tolerances."""
+"""Keras callbacks that record the steps of solvers, or change the tolerances during training."""
 
 from keras_ode.callbacks.recorder import SolveRecord, SolverStepRecorder
 from keras_ode.callbacks.tolerances import ToleranceSchedule

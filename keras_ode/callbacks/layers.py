@@ -1,11 +1,16 @@
-"""The layers of a model that callbacks are about."""
+"""Finds the layers of a model that a callback records or changes."""
 
 from keras_ode import internals
 from keras_ode.layers.ode import ODELayer
 
 
 def find_layers(model, wanted=None):
-    """The `ODELayer`s of a model that are wanted, as layers or by name, by their labels: names, made unique."""
+    """Returns a dictionary from labels (unique names) to the `ODELayer`s of a model.
+
+    Args:
+        model: The model.
+        wanted: A list of layers or names of layers. `None` means all `ODELayer`s of the model.
+    """
     found = {}
     for layer in internals.layers_within(model):
         if isinstance(layer, ODELayer) and not any(layer is other for other in found.values()):

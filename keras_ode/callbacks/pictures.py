@@ -6,7 +6,10 @@ _DIRECTIONS = ("forward", "backward")
 
 
 def plot_steps(records):
-    """Draws step sizes and scaled errors against time: two rows of axes per layer, a column per direction, a shade per epoch."""
+    """Draws step sizes and scaled errors against time.
+
+    Each layer has two rows of axes, each direction (forward, backward) one column, and each epoch its own shade.
+    """
     import matplotlib.pyplot as plt
 
     if not records:
@@ -40,7 +43,7 @@ def plot_steps(records):
 
 
 def plot_nfe(history):
-    """Draws the mean evaluations of forward and backward solves over the epochs, with one color per layer."""
+    """Draws the mean number of evaluations of forward and backward solves over the epochs, with one color for each layer."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -53,7 +56,7 @@ def plot_nfe(history):
         for name, style, direction in ((f"{layer}_nfe", "o-", "forward"), (f"{layer}_nfe_backward", "s--", "backward")):
             axis.plot(number, [logs[name] for logs in history], style, color=f"C{i}", ms=4, label=f"{layer}, {direction}")
     axis.set_xlabel("epoch")
-    axis.set_ylabel("evaluations of the dynamics a solve\n(mean over the batches)")
+    axis.set_ylabel("evaluations per solve\n(mean over the batches)")
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
@@ -75,12 +78,12 @@ def _label(sizes, errors, layer, direction, is_first):
         axis.grid(alpha=0.3)
     errors.axhline(1, color="0.3", lw=1, ls=":")
     if is_first:
-        sizes.set_ylabel("step size (in the units of $t$)")
-        errors.set_ylabel("scaled error (1: the tolerance)")
+        sizes.set_ylabel("step size (units of $t$)")
+        errors.set_ylabel("scaled error")
 
 
 def _shades(epochs, name):
-    """From light to dark over the epochs."""
+    """Returns a color map from light to dark over the epochs."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize

@@ -24,19 +24,21 @@ if TYPE_CHECKING:
 class SolveRecord(NamedTuple):
     """The steps of one solve, or of the solve of one sample if the layer is `per_sample`.
 
+    `SolverStepRecorder.records` is a list of these. Arrays are NumPy arrays with one entry for each of the `N` tried steps.
+
     Attributes:
         layer: The name of the layer.
-        epoch, batch: The numbers of the epoch and the batch, counted from 0. A probe has the number of the epoch's last batch.
+        epoch, batch: The epoch and the batch, counted from 0. The record of a probe has the last batch of its epoch.
         direction: `"forward"` or `"backward"`.
         sample: The row of the batch, or `None` if all rows share their steps.
-        t: The start of each tried step, `[N]`.
-        step_size: The size of each tried step, negative if time runs backward, in the units of `t`.
-        error: The scaled error of each tried step. A step is accepted if it is at most 1, unless steps are constant. NaN if
+        t: The time at which each step starts, `[N]`.
+        step_size: The size of each step, `[N]`, in the units of `t`. It is negative if time runs backward.
+        error: The scaled error of each step, `[N]`. An adaptive solver accepts a step whose scaled error is at most 1. NaN if
             the solver does not estimate its error.
-        accepted: Whether each step was accepted.
-        dropped: The number of further tried steps, beyond the `capacity` of the recorder.
-        num_samples: The number of samples in the batch; those beyond the recorder's `samples` have no record. `1` if all
-            share their steps.
+        accepted: Whether each step was accepted, bool `[N]`.
+        dropped: The number of tried steps that were not stored because they exceeded the `capacity` of the recorder.
+        num_samples: The number of samples in the batch, or `1` if all rows share their steps. Samples beyond the recorder's
+            limit `samples` have no record.
 
     Example:
 
@@ -67,33 +69,35 @@ class SolverStepRecorder(keras.callbacks.Callback):
     """Records each step that the model's `ODELayer`s try, forward and backward, in `fit`, `evaluate` and `predict`.
 
     For every layer, the logs contain `<layer>_nfe` and `<layer>_nfe_backward` (evaluations of the dynamics in a forward and
-    in a backward solve), `<layer>_rejected` (steps that a forward solve rejected) and `<layer>_failures` (failed solves of
-    both passes), as means over the batches of the epoch. So they appear in the progress bar and in `History`, and other
-    callbacks can monitor them. If every sample has its own steps, evaluations are those of the slowest sample, rejected
-    steps are the mean over the samples, and failures are their sum.
+    in a backward solve), `<layer>_rejected` (steps that a forward solve rejected) and `<layer>_failures` (failed forward and
+    backward solves), as means over the batches of the epoch. You see them in the progress bar and in `History`, and other
+    callbacks can monitor them. If every sample has its own steps, the evaluations are those of the slowest sample, the rejected
+    steps are the mean over the samples, and the failures are the sum over the samples.
 
-    A recorder does not change the results of the model, but Keras traces the model again for it. Without a recorder in
-    `callbacks`, nothing is recorded and the compiled program is not affected.
+    A recorder does not change the results of the model, but it makes Keras trace the model once more. If there is no recorder
+    in `callbacks`, nothing is recorded and the compiled program is not affected.
 
     Args:
-        every: The solves to record step by step: `"epoch"` records those of the last batch of an epoch, `"batch"` records
-            all, and a number `n` records those of every `n`-th batch. Defaults to `"epoch"`.
-        capacity: The maximum number of steps to store for a solve. Further steps are only counted. Where every sample has its
-            own steps, those of all samples that are tried at once count as one. Defaults to `512`.
-        layers: The `ODELayer`s to record, or their names. Defaults to all `ODELayer`s of the model.
+        every: Which solves to record step by step. `"epoch"` (the default) records the last batch of each epoch, `"batch"`
+            records every batch, and a number `n` records every `n`-th batch.
+        capacity: The maximum number of steps to store for a solve. Further steps are counted, but not stored. If every sample
+            has its own steps, the steps that all samples try at once count as one. Defaults to `512`.
+        layers: A list of the `ODELayer`s to record, or of their names. Defaults to all `ODELayer`s of the model.
         log_dir: The directory in which `fit` writes the logs, and histograms of step sizes and errors, for TensorBoard.
-        probe: An input of the model that is solved at the end of each epoch (backward from the sum of the outputs) and
-            recorded instead of the batches, so that you can compare epochs.
+            Defaults to `None`, which writes nothing.
+        probe: An input of the model. At the end of each epoch, the recorder solves it forward, and backward from the sum of the
+            outputs, and records these solves instead of those of the batches, so that you can compare epochs. Defaults to
+            `None`.
         samples: The maximum number of rows of a batch to store for a `per_sample` layer. Defaults to `32`.
 
     Attributes:
         records: A list of `SolveRecord`s.
-        history: The logs of every epoch of `fit`, a list of dictionaries.
-        means: The logs of the last epoch, `evaluate` or `predict`.
+        history: The logs of the recorder for every epoch of `fit`, a list of dictionaries.
+        means: The logs of the recorder for the last epoch, or for the last `evaluate` or `predict`.
 
     Some solves have no records. Validation in `fit` has only logs. With `adjoint="direct"` there is no backward solve to
     record. If a layer is called several times per batch, only the last call has records, while the logs are means over all
-    calls. Backward steps of `adjoint="checkpointed"` are the accepted forward steps, which it recomputes. Under
+    calls. With `adjoint="checkpointed"`, the backward steps are the accepted forward steps, which are computed again. Under
     `tf.distribute`, the records are those of the first replica.
 
     Example:
@@ -132,7 +136,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self._summaries, self._num_written = None, 0
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Writes the records to a file of comma-separated values, with one line for each tried step."""
+        """Writes the records to a CSV file at `path`, with a header and one line for each tried step."""
         columns = ("layer", "epoch", "batch", "direction", "sample", "dropped", "t", "step_size", "error", "accepted")
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -142,11 +146,18 @@ class SolverStepRecorder(keras.callbacks.Callback):
                 writer.writerows([*shared, *step] for step in zip(*steps, record.accepted.astype(int), strict=True))
 
     def plot(self) -> "Figure":
-        """Draws step sizes and scaled errors of the records against time, and returns the Matplotlib figure."""
+        """Draws the step sizes and the scaled errors of the records against time.
+
+        Returns:
+            The Matplotlib figure.
+
+        Raises:
+            ValueError: If there are no records yet.
+        """
         return pictures.plot_steps(self.records)
 
     def plot_nfe(self) -> "Figure":
-        """Draws the mean evaluations of each epoch of `fit`, and returns the Matplotlib figure."""
+        """Draws the mean number of evaluations of the dynamics in each epoch of `fit`, and returns the Matplotlib figure."""
         return pictures.plot_nfe(self.history)
 
     # What Keras calls.
@@ -237,12 +248,12 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self._detach()
 
     def _own(self, logs):
-        """The logs that are the recorder's."""
+        """Returns those of the logs that come from the recorder."""
         names = {name for tape in self._tapes for name in tape.totals.names}
         return {name: value for name, value in (logs or {}).items() if name.removeprefix("val_") in names}
 
     def _by_tag(self):
-        """The means by their tags in TensorBoard, which shows in one group what has the same name before the slash."""
+        """Returns the means by their tags in TensorBoard, which groups tags by the part before the slash."""
         tags = {name: (tape.label, name.removeprefix(f"{tape.label}_")) for tape in self._tapes for name in tape.totals.names}
         tags = {f"{prefix}{name}": f"{label}/{prefix}{log}" for name, (label, log) in tags.items() for prefix in ("", "val_")}
         return {tags[name]: value for name, value in self.means.items()}
@@ -276,7 +287,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
             tape.rewind()
 
     def _solve_probe(self):
-        """Solves the probe forward and backward, with its own tapes."""
+        """Solves the probe forward and backward, and records it on separate tapes."""
         if self._probing is None:
             self._probing = _probing(self.model)
         for tape in self._probe_tapes:
@@ -290,7 +301,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
     # Records.
 
     def _collect(self):
-        """Turns what is on the tapes into records, batch by batch."""
+        """Makes records of what the tapes hold, batch by batch."""
         found = []
         for tape in (*self._tapes, *self._probe_tapes):
             for direction, (calls, kept) in tape.read().items():
@@ -303,7 +314,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
         self._rewind()
 
     def _batch_of(self, call, calls):
-        """The batch that made a call, if each made as many; with one record an epoch, the last."""
+        """Returns the batch to which a call belongs, if all batches made equally many calls. With `"epoch"`, the last batch."""
         return self._batches[-1] if self.every == "epoch" else self._batches[call * len(self._batches) // calls]
 
     def _is_due(self, batch):
@@ -343,7 +354,7 @@ def _is_count(value):
 
 
 def _ode_layers(model, wanted):
-    """The `ODELayer`s to record by their labels."""
+    """Returns a dictionary from labels to the `ODELayer`s to record."""
     chosen = find_layers(model, wanted)
     for label, layer in chosen.items():
         if layer.jump_times:
@@ -355,12 +366,12 @@ def _ode_layers(model, wanted):
 
 
 def _forget_functions(model):
-    """Makes Keras trace the model again."""
+    """Makes Keras trace the model again in the next `fit`, `evaluate` or `predict`."""
     model.train_function = model.test_function = model.predict_function = None
 
 
 def _probing(model):
-    """A function that solves an input forward, and backward from the sum of the outputs."""
+    """Returns a function that solves an input forward, and backward from the sum of the outputs."""
 
     def step(x):
         with tf.GradientTape() as tape:

@@ -54,12 +54,12 @@ class Tape:
             ring.rewind()
 
     def read(self):
-        """Returns for each direction the number of solves since `rewind`, and counts and rows of the last ones: see `_Ring`."""
+        """Returns for each direction the number of solves since `rewind`, and the stored counts and rows: see `_Ring`."""
         return {direction: ring.read() for direction, ring in self._rings.items()}
 
 
 class Totals(internals.Metrics):
-    """Means over the solves since the last reset, as the four logs of a layer."""
+    """The four logs of a layer: means over the solves since the last reset."""
 
     def __init__(self, label):
         self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
@@ -74,7 +74,7 @@ class Totals(internals.Metrics):
         self._sums.assign(tf.zeros_like(self._sums))
 
     def update_state(self, *args, **kwargs):
-        """Does nothing: solves update the totals themselves."""
+        """Does nothing, because the solves update the totals themselves."""
 
     def result(self):
         solves, nfe, tried, accepted, backward_solves, nfe_backward, failures = tf.unstack(tf.convert_to_tensor(self._sums))
@@ -104,10 +104,10 @@ class _TotalsHandle:
 
 
 class _Ring:
-    """The records of the last solves: call `n` is in slot `n % slots`.
+    """The records of the last solves, in a ring of slots: solve `n` is in slot `n % slots`.
 
-    Each has the rows of a `StepRecord`, its clock (zeros where it has none), and its counts: of each sample that is kept the
-    number of steps tried (-1 where there is none), the number of samples in the batch, and the number of rows.
+    A record consists of the rows of a `StepRecord`, its clock (zeros if it has none), and three counts for each stored sample:
+    the number of tried steps (-1 if the batch has no such sample), the number of samples in the batch, and the number of rows.
     """
 
     def __init__(self, capacity, samples, slots, dtype):
@@ -151,7 +151,7 @@ class _RingHandle:
             return [*put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
 
     def _entries(self, record, status):
-        """The counts, the clock and the rows of as many samples as the ring keeps, for one slot."""
+        """Returns the counts, the clock and the rows of as many samples as the ring stores."""
         has_clock = tf.is_tensor(record.clock)
         if not status.shape.rank:
             counts = tf.stack([record.num_rows, 1, record.num_rows])
@@ -170,7 +170,7 @@ class _RingHandle:
 
 
 def _on_clock(clock, rows):
-    """Rows whose times since the start of a clock are converted to the time that it shows."""
+    """Converts the times of rows from the time since the start of a clock to the time of the equation: see `integrate.Clock`."""
     start, end, span = clock.T
     if not span.any():
         return rows
@@ -189,6 +189,6 @@ def _variable(value, aggregation):
 
 
 def _local(variable):
-    """The variable's handle, as a tensor of the graph that is being traced."""
+    """Returns the variable's handle, as a tensor of the graph that is being traced."""
     handle = variable.handle
     return handle if tf.executing_eagerly() else tf.compat.v1.get_default_graph().capture(handle)

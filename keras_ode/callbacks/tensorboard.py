@@ -9,13 +9,13 @@ _DATA_CLASSES = {"scalars": 1, "histograms": 2}
 
 
 class Summaries:
-    """Writes summaries to a directory."""
+    """Writes summaries to the directory `log_dir`."""
 
     def __init__(self, log_dir):
         self._writer = tf.summary.create_file_writer(str(log_dir))
 
     def write(self, step, scalars, records):
-        """Writes scalars by name, and histograms of the step sizes and errors of the records, for one step of training."""
+        """Writes scalars by name, and histograms of the step sizes and errors of the records, for one training step."""
         with self._writer.as_default(step=step):
             for name, value in scalars.items():
                 tf.summary.write(name, tf.constant(value, tf.float32), metadata=_metadata("scalars"))
@@ -28,8 +28,10 @@ class Summaries:
 
 
 def _write_histogram(name, values):
-    """Writes the numbers of values in bins of equal width; nothing where all are NaN, like the errors that a solver does not
-    estimate."""
+    """Writes a histogram of the finite values in bins of equal width.
+
+    If there are none, it writes nothing: the errors are NaN for a solver that does not estimate them.
+    """
     finite = values[np.isfinite(values)]
     if finite.size:
         counts, edges = np.histogram(finite, bins=_BINS)

@@ -1,4 +1,4 @@
-"""The callback that changes the tolerances of a model's layers from epoch to epoch."""
+"""The callback that changes the tolerances of a model's layers between epochs."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,15 +10,20 @@ from keras_ode.tolerances import check_tolerance
 
 
 class ToleranceSchedule(keras.callbacks.Callback):
-    """Sets the tolerances of the model's `ODELayer`s at the begin of each epoch of `fit`.
+    """Sets the tolerances of the model's `ODELayer`s at the start of each epoch of `fit`.
 
-    Early epochs need no accurate solves. Nothing is traced again. The logs hold the tolerances that were set, as
-    `<layer>_rtol` and `<layer>_atol`. After training the layers keep the last ones, as with a schedule of learning rates.
+    Early epochs usually do not need accurate solves, so you can save time with loose tolerances there. A change does not
+    trace the model again. The logs contain the tolerances, as `<layer>_rtol` and `<layer>_atol`. After training, the layers
+    keep the last tolerances, as an optimizer keeps the last learning rate of a schedule.
 
     Args:
-        rtol, atol: For each tolerance that shall change a function of the epoch, which is counted from 0, or a dictionary from
-            the first epoch of a stage to its tolerance. Before the first of them, a tolerance stays as it is.
-        layers: The `ODELayer`s, or their names. Defaults to all `ODELayer`s of the model.
+        rtol, atol: The schedule of a tolerance: a function of the epoch, which is counted from 0, or a dictionary such as
+            `{0: 1e-2, 10: 1e-4}`, whose keys are the epochs from which on a tolerance is used. Before the first of these
+            epochs, and with `None` (the default), the tolerance does not change.
+        layers: A list of `ODELayer`s, or of their names. Defaults to all `ODELayer`s of the model.
+
+    Raises:
+        ValueError: If both schedules are `None`, or if a tolerance is negative or an epoch is not a whole number.
 
     Example:
 
@@ -74,7 +79,7 @@ def _check(name, schedule):
 
 
 def _at(schedule, epoch):
-    """The tolerance in an epoch, or `None` for the one that the layer has."""
+    """Returns the tolerance of an epoch, or `None` if it does not change."""
     if not isinstance(schedule, dict):
         return float(schedule(epoch))
     begun = [first for first in schedule if first <= epoch]

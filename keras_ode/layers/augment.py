@@ -9,9 +9,10 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class Augment(keras.Layer):
-    """Appends channels of zeros, so that the trajectories of an ODE need not cross each other.
+    """Appends channels of zeros to the state, which gives the trajectories of an ODE room to pass each other.
 
-    Without additional dimensions an ODE cannot, for example, move a ball out of the sphere around it.
+    Trajectories of an ODE cannot cross, so without additional dimensions an ODE cannot, for example, move the points of a ball
+    out of the spherical shell that surrounds it.
 
     Args:
         num_channels: The number of channels to append.

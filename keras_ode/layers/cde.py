@@ -18,37 +18,42 @@ _INTERPOLATIONS = ("hermite", "natural", "linear")
 class NeuralCDE(keras.Layer):
     """A neural controlled differential equation, `dz = f(z) dX`, along the path X through a series of observations.
 
-    X interpolates the observations of each channel, and its last channel is the time. So a series may be irregular, every series
-    of a batch may have its own times, and values may be missing: give them as NaN. The hidden state starts at `g(X)`, a function
-    of the first values. Because the time is a channel, the solution does not depend on the parameter of the path, and the layer
-    uses the number of the observation: one solve serves all rows, whatever their times are.
+    X interpolates the observations of each channel, and the last channel of X is the time. The times of a series may therefore
+    be irregular, every series of a batch may have its own times, and values may be missing (pass them as NaN). The hidden state
+    starts at `g`, a function of the first values. Because the time is a channel, the solution does not depend on how the path
+    is parametrized. The layer uses the index of the observation as the parameter, so one solve is enough for all rows of a
+    batch.
 
     Args:
         dynamics: A Keras layer `f(z)` that maps the hidden state `[batch, units]` to a matrix for each row, as a vector
             `[batch, units * (channels + 1)]`. It should end with `"tanh"`, as in the paper, so that `f` is bounded.
         units: The size of the hidden state.
-        initial: A Keras layer `g`, from the first values and the first time `[batch, channels + 1]` to the hidden state
-            `[batch, units]`. A missing first value is replaced with that of the channel's first observation. Defaults to a
-            `Dense` layer.
-        interpolation: How the observations are interpolated: `"hermite"`, which is cubic and does not look ahead by more than one
-            observation, `"natural"`, the natural cubic spline, or `"linear"`, where a step of the solver ends at each
-            observation. Defaults to `"hermite"`.
-        observed: Whether the path has, for each channel, one more: the number of the channel's observations so far. Use it if it
-            matters when something was observed. The matrices then have `2 * channels + 1` columns. Defaults to `False`.
+        initial: A Keras layer `g` that maps the first values and the first time, `[batch, channels + 1]`, to the hidden state
+            `[batch, units]`. If the first value of a channel is missing, the channel's first observed value is used. Defaults
+            to a `Dense` layer.
+        interpolation: How the observations are interpolated. `"hermite"` (the default) uses cubic polynomials that look ahead
+            by at most one observation. `"natural"` is the natural cubic spline, which uses the whole series. With `"linear"`, a
+            step of the solver ends at each observation.
+        observed: Whether to add to each channel a second one, the number of the channel's observations so far. Use it if the
+            fact that something was observed is itself informative. The matrices then have `2 * channels + 1` columns.
+            Defaults to `False`.
         return_sequences: Whether to return the hidden states at all times, or only at the last time (the default).
         name, dtype, trainable: As in `keras.Layer`.
         **ode: Arguments of `ODELayer`, without `t`: `solver`, `rtol`, `atol`, `adjoint`, ...
 
     Call arguments:
-        x: The observations, with NaN where a value is missing. Every channel of every series needs at least one observation. Pad
-            series that are shorter with NaN.
-        t: The times of the observations, increasing, `[T]` or `[B, T]`. Defaults to `0, 1, ..., T - 1`.
+        x: The observations, with NaN where a value is missing. Every channel of every series needs at least one observation.
+            Pad shorter series with NaN.
+        t: The increasing times of the observations, `[T]` or `[B, T]`. Defaults to `0, 1, ..., T - 1`.
 
     Input shape:
         `(batch, T, channels)`.
 
     Output shape:
-        `(batch, units)`; with `return_sequences`, `(batch, T, units)`.
+        `(batch, units)`, or `(batch, T, units)` with `return_sequences`.
+
+    Raises:
+        ValueError: If the dynamics does not return `units * (channels + 1)` numbers for each row.
 
     Example:
 
@@ -58,7 +63,8 @@ class NeuralCDE(keras.Layer):
     >>> layer(series, t=tf.constant([0.0, 0.1, 0.7])).shape
     TensorShape([1, 8])
 
-    Reference: Kidger, Morrill, Foster, Lyons (2020), Neural controlled differential equations for irregular time series, NeurIPS.
+    Reference: Kidger, Morrill, Foster, Lyons (2020), Neural controlled differential equations for irregular time series,
+    NeurIPS.
     """
 
     def __init__(
@@ -119,7 +125,7 @@ class NeuralCDE(keras.Layer):
         return tf.cast(states, self.compute_dtype)
 
     def _with_time(self, x, t):
-        """The observations and, behind them, the numbers of those so far (if asked for) and the times."""
+        """Returns the channels of the path: the observations, their counts so far if `observed`, and the times."""
         parts = [x]
         if self.observed:
             parts.append(tf.cumsum(tf.cast(~tf.math.is_nan(x), x.dtype), axis=1))
@@ -151,7 +157,7 @@ class NeuralCDE(keras.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ControlledDynamics(keras.Layer):
-    """The dynamics `f(z) X'(t)`. A path in half precision has no times: so nothing is cast here."""
+    """The dynamics `f(z) X'(t)`. Half precision cannot resolve the times of a path, so this layer casts nothing."""
 
     def __init__(self, dynamics, units, **kwargs):
         super().__init__(autocast=False, **kwargs)

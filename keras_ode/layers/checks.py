@@ -1,4 +1,4 @@
-"""What an `ODELayer` may be given, checked where it is made."""
+"""Checks of the arguments of `ODELayer`."""
 
 import numpy as np
 

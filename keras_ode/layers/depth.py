@@ -1,4 +1,4 @@
-"""Weights that vary with depth: residual blocks, and the differential equation that they discretize."""
+"""Weights that vary with depth: residual blocks, and the dynamics of the differential equation that they discretize."""
 
 import numbers
 from typing import Any, Literal
@@ -15,19 +15,20 @@ from keras_ode.step_sizes import check_is_number
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class DepthVarying(keras.Layer):
-    """A layer whose weights are functions of time: piecewise constant, or piecewise linear.
+    """A layer whose weights are functions of time, either piecewise constant or piecewise linear.
 
-    The interval is divided into equal pieces. Piecewise constant weights have one value for each piece. Piecewise linear
-    weights have one value for each knot, that is, at least two. Outside the interval, the weights are those at its ends.
+    The interval `t` is divided into equal pieces. Piecewise constant weights have one value for each piece, and piecewise
+    linear weights have one value for each knot. Before and after the interval, the weights keep the values at its ends.
 
-    Solvers do not know the knots, and steps across them are less accurate than the tolerances. Tighten these, or pass
-    the knots to the layer that solves the equation, `ODELayer(dynamics, jump_times=dynamics.knots[1:-1])`. The effect is
-    smaller for piecewise linear weights.
+    A solver does not know the knots, so a step across a knot is less accurate than the tolerances ask for. Pass the knots to
+    the layer that solves the equation, `ODELayer(dynamics, jump_times=dynamics.knots[1:-1])`, or use tighter tolerances. The
+    effect is smaller for piecewise linear weights.
 
     Args:
-        layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the first values; copies of it hold the others.
+        layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the values of the first piece or knot. Copies of
+            the layer hold the other values.
         num_pieces: The number of pieces.
-        t: The first and the last time of the interval. Defaults to `(0.0, 1.0)`.
+        t: The start and the end of the interval. Defaults to `(0.0, 1.0)`.
         kind: `"constant"` or `"linear"`. Defaults to `"constant"`.
         **kwargs: Arguments of `keras.Layer`.
 
@@ -37,10 +38,10 @@ class DepthVarying(keras.Layer):
         y: The state.
 
     Input shape:
-        `()` or `(batch, 1, ..., 1)`, and the input shape of the layer.
+        `()` or `(batch, 1, ..., 1)` for `t`, and the input shape of `layer` for `y`.
 
     Output shape:
-        That of the layer.
+        The output shape of `layer`.
 
     Example:
 
@@ -96,7 +97,7 @@ class DepthVarying(keras.Layer):
         return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
 
     def _at(self, t, y):
-        """The layer's output with the weights of one time."""
+        """Returns the layer's output with its weights at the time `t`."""
         shares = self._shares(t)
         mapping = []
         for values in zip(*(layer.trainable_variables for layer in self.layers), strict=True):
@@ -108,7 +109,7 @@ class DepthVarying(keras.Layer):
             return call_layer(layer, t, y)
 
     def _shares(self, t):
-        """How much each layer's weights count at a time: a list of scalars that sum to one."""
+        """Returns the coefficient of each layer's weights at the time `t`: a list of scalars that sum to one."""
         t = ops.cast(t, self.variable_dtype)
         numbers = range(len(self.layers))
         if self.kind == "linear":
@@ -123,23 +124,23 @@ class DepthVarying(keras.Layer):
 class ResidualBlocks(keras.Layer):
     """Residual blocks `h <- h + f(h)`, or `h <- h + f(n, h)` in block `n = 0, 1, ...`.
 
-    With a `step_size`, they are `h <- h + step_size * f(h)`. They are Euler's method, by default with steps of one. With shared
-    weights they equal `ODELayer(f, t=(0, num_blocks), solver="euler", step_size=1)`. With separate weights they equal the same
-    layer with the dynamics `DepthVarying(f, num_blocks, t=(0, num_blocks))`.
+    With a `step_size`, each block computes `h <- h + step_size * f(h)`. These blocks are steps of Euler's method. With shared
+    weights, they compute the same as `ODELayer(f, t=(0, num_blocks), solver="euler", step_size=1)`. With separate weights, they
+    compute the same as this `ODELayer` with the dynamics `DepthVarying(f, num_blocks, t=(0, num_blocks))`.
 
     Args:
         layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape.
         num_blocks: The number of blocks.
-        shared: Whether all blocks have the same weights. Otherwise the layer is the first block, and copies of it, with
-            weights of their own, are the others. Defaults to `False`.
-        step_size: The factor of `f`. Defaults to `1.0`.
+        shared: Whether all blocks have the same weights. Otherwise `layer` is the first block, and the other blocks are copies
+            of it with their own weights. Defaults to `False`.
+        step_size: The number by which `f` is multiplied. Defaults to `1.0`.
         **kwargs: Arguments of `keras.Layer`.
 
     Input shape:
-        That of the layer.
+        The input shape of `layer`.
 
     Output shape:
-        That of the input.
+        The same as the input shape.
 
     Example:
 
@@ -189,7 +190,7 @@ class ResidualBlocks(keras.Layer):
 
 
 def copies(layer, count):
-    """The layer, and `count - 1` others like it with weights of their own."""
+    """Returns a list of the layer and `count - 1` copies of it, which have their own weights."""
     return [layer, *(type(layer).from_config(layer.get_config()) for _ in range(count - 1))]
 
 

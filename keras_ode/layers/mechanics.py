@@ -1,4 +1,4 @@
-"""The dynamics of mechanics: from an energy, a Lagrangian or an acceleration to the derivative of positions and momenta."""
+"""Dynamics of mechanical systems, which are defined by an energy, a Lagrangian or an acceleration."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from keras_ode.typing import Number, TensorsLike
 
 
 class _OfLayer(keras.Layer):
-    """A dynamics of a state `[batch, 2 D]`, two halves of the same size, that is made from one layer.
+    """The base class of dynamics that are computed from one layer, for a state `[batch, 2 D]` of two halves.
 
-    Derivatives are computed in the precision of the variables: in half precision, differentiated ones lose too much.
+    Derivatives are computed in the precision of the variables, because half precision is too coarse for second derivatives.
     """
 
     def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
@@ -56,19 +56,19 @@ class _OfLayer(keras.Layer):
 class HamiltonianDynamics(_OfLayer):
     """Hamilton's equations `q' = dH/dp`, `p' = -dH/dq` for an energy `H(q, p)` that a layer computes.
 
-    The exact solution conserves `H`, whatever the layer has learned.
+    The exact solution conserves `H`, even if the layer is not trained, unless the layer takes the time.
 
     Args:
-        layer: A Keras layer `H(y)` or `H(t, y)` of the state `y = [q, p]`, `[batch, 2 D]`, which returns an energy for each row,
-            `[batch, 1]`. It must be differentiable twice: use `"tanh"` or `"softplus"`, not `"relu"`.
+        layer: A Keras layer `H(y)` or `H(t, y)` that maps the state `y = [q, p]`, `[batch, 2 D]`, to an energy for each row,
+            `[batch, 1]`. It must be twice differentiable: use `"tanh"` or `"softplus"`, not `"relu"`.
         **kwargs: Arguments of `keras.Layer`.
 
     Call arguments:
         t: The time, a scalar, or `[B, 1]`.
-        y: Positions and momenta, `[q, p]`.
+        y: The positions and the momenta, concatenated: `[q, p]`.
 
     Input shape:
-        `()` or `(batch, 1)`, and `(batch, 2 D)`.
+        `()` or `(batch, 1)` for `t`, and `(batch, 2 D)` for `y`.
 
     Output shape:
         `(batch, 2 D)`.
@@ -91,31 +91,31 @@ class HamiltonianDynamics(_OfLayer):
         return tf.concat([of_p, -of_q], axis=-1)
 
     def energy(self, y: TensorsLike, t: Number = 0.0) -> tf.Tensor:
-        """Returns the energies of states `[batch, 2 D]` at a time, `[batch, 1]`."""
+        """Returns the energies `[batch, 1]` of states `[batch, 2 D]` at the time `t`, which defaults to zero."""
         y = tf.convert_to_tensor(y, self.variable_dtype)
         return self._of(tf.convert_to_tensor(t, y.dtype), y)
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class LagrangianDynamics(_OfLayer):
-    """The Euler-Lagrange equations of a Lagrangian `L(q, v)` that a layer computes: `q' = v`, and `v'` solves `d/dt dL/dv = dL/dq`.
+    """The Euler-Lagrange equations `q' = v`, `d/dt dL/dv = dL/dq` for a Lagrangian `L(q, v)` that a layer computes.
 
-    `v' = (d^2 L / dv^2)^-1 (dL/dq - d^2 L / dv dq v)`. The exact solution conserves the energy `v dL/dv - L`, whatever the
-    layer has learned. Unlike a Hamiltonian network, this needs velocities only, and no momenta.
+    The acceleration is `v' = (d^2 L / dv^2)^-1 (dL/dq - d^2 L / dv dq v)`. The exact solution conserves the energy
+    `v dL/dv - L`, even if the layer is not trained. Unlike Hamilton's equations, these need velocities instead of momenta.
 
     Args:
-        layer: A Keras layer `L(y)` of the state `y = [q, v]`, `[batch, 2 D]`, which returns a number for each row, `[batch, 1]`. It
-            must be differentiable three times: use `"tanh"` or `"softplus"`, not `"relu"`.
-        kinetic: Whether `|v|^2 / 2` is added to the output of the layer. The matrix `d^2 L / dv^2` is then regular for a
-            network with small weights; otherwise it may be singular, and the acceleration not finite. Defaults to `True`.
+        layer: A Keras layer `L(y)` that maps the state `y = [q, v]`, `[batch, 2 D]`, to a number for each row, `[batch, 1]`. It
+            must be three times differentiable: use `"tanh"` or `"softplus"`, not `"relu"`.
+        kinetic: Whether to add `|v|^2 / 2` to the output of the layer. For a network with small weights, this keeps the matrix
+            `d^2 L / dv^2` invertible. If the matrix is singular, the acceleration is not finite. Defaults to `True`.
         **kwargs: Arguments of `keras.Layer`.
 
     Call arguments:
-        t: The time, a scalar, or `[B, 1]`. It has no effect.
-        y: Positions and velocities, `[q, v]`.
+        t: The time, a scalar, or `[B, 1]`. The result does not depend on it.
+        y: The positions and the velocities, concatenated: `[q, v]`.
 
     Input shape:
-        `()` or `(batch, 1)`, and `(batch, 2 D)`.
+        `()` or `(batch, 1)` for `t`, and `(batch, 2 D)` for `y`.
 
     Output shape:
         `(batch, 2 D)`.
@@ -138,14 +138,14 @@ class LagrangianDynamics(_OfLayer):
         return {**super().get_config(), "kinetic": self.kinetic}
 
     def energy(self, y: TensorsLike) -> tf.Tensor:
-        """Returns the energies `v dL/dv - L` of states `[batch, 2 D]`, `[batch, 1]`."""
+        """Returns the energies `v dL/dv - L`, `[batch, 1]`, of states `[batch, 2 D]`."""
         y = tf.convert_to_tensor(y, self.variable_dtype)
         value, slope = self._slope(y)
         v, of_v = (tf.split(x, 2, axis=-1)[1] for x in (y, slope))
         return tf.reduce_sum(v * of_v, axis=-1, keepdims=True) - value
 
     def _slope(self, y):
-        """The Lagrangian and its gradient by the state."""
+        """Returns the Lagrangian and its gradient with respect to the state."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(y)
             value = self._of(tf.zeros([], y.dtype), y)
@@ -169,9 +169,10 @@ class LagrangianDynamics(_OfLayer):
 
 
 def _solved(matrix, right):
-    """The solution of `matrix x = right` for rows of matrices, infinite or NaN where a matrix is singular or not finite.
+    """Returns the solution of `matrix x = right` for a batch of matrices, which is not finite where a matrix is singular.
 
-    TensorFlow's own solvers raise an error there, which would end a training whose solver only has to take a smaller step.
+    TensorFlow's solvers raise an error for a singular matrix, which would end the training. With this function the solver
+    rejects the step and takes a smaller one.
     """
     size = right.shape[-1]
     if size == 1:
@@ -186,19 +187,19 @@ def _solved(matrix, right):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class SecondOrderDynamics(_OfLayer):
-    """A second-order equation `q'' = f(t, q, q')` as a dynamics of the state `[q, q']`.
+    """The dynamics of the second-order equation `q'' = f(t, q, q')`, for the state `[q, q']`.
 
     Args:
-        layer: A Keras layer `f(y)` or `f(t, y)` of the state `y = [q, v]`, `[batch, 2 D]`, which returns the acceleration,
+        layer: A Keras layer `f(y)` or `f(t, y)` that maps the state `y = [q, v]`, `[batch, 2 D]`, to the acceleration,
             `[batch, D]`.
         **kwargs: Arguments of `keras.Layer`.
 
     Call arguments:
         t: The time, a scalar, or `[B, 1]`.
-        y: Positions and velocities, `[q, v]`.
+        y: The positions and the velocities, concatenated: `[q, v]`.
 
     Input shape:
-        `()` or `(batch, 1)`, and `(batch, 2 D)`.
+        `()` or `(batch, 1)` for `t`, and `(batch, 2 D)` for `y`.
 
     Output shape:
         `(batch, 2 D)`.

@@ -1,4 +1,4 @@
-"""Residual blocks that remember the state before the last: linear two-step methods."""
+"""Residual blocks that also use the state before the previous one, as linear two-step methods do."""
 
 from typing import Any
 
@@ -14,29 +14,29 @@ from keras_ode.signature import with_mask
 class LinearMultistepBlocks(keras.Layer):
     """Blocks of a linear two-step method, `h[n+1] = (1 - k[n]) h[n] + k[n] h[n-1] + f(h[n])`, with trainable `k`.
 
-    With `k = 0` they are residual blocks. Before the first block there is no earlier state, so `h[-1] = h[0]`, and `k[0]` has no
+    With `k = 0`, these are residual blocks. There is no state before the first block, so `h[-1] = h[0]`, and `k[0]` has no
     effect. For a small `f`, the recurrence is stable if every `k` lies between -1 and 1. It is then a discretization of the
-    modified equation `(1 + k) h' + (1 - k) h'' / 2 = f(h)`, whose second term vanishes for steps of length zero.
+    modified equation `(1 + k) h' + (1 - k) h'' / 2 = f(h)`.
 
-    With `survival < 1`, training omits `f` at random (stochastic depth): `(1 - k) h[n] + k h[n-1] + s f(h[n])`, where `s` is 1
-    with a probability that decreases linearly from 1 before the first block to `survival` at the last one, and otherwise 0.
-    Each row of a batch has its own `s`. Outside of training, `s` is this probability.
+    With `survival < 1`, training skips `f` at random (stochastic depth). A block then computes
+    `(1 - k) h[n] + k h[n-1] + s f(h[n])`, where `s` is 1 with probability `p[n] = 1 - (1 - survival) (n + 1) / num_blocks`, and
+    0 otherwise. Each row of a batch draws its own `s`. In inference, `s` is `p[n]`.
 
     Args:
-        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape, where `t` is the number of the block.
+        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape. `t` is the index of the block, counted from 0.
         num_blocks: The number of blocks.
-        shared: Whether all blocks have the same `f`. Each has its own `k` in any case. Otherwise the layer is the first block, and
-            copies of it, with weights of their own, are the others. Defaults to `False`.
-        survival: The probability with which the `f` of the last block is kept in training. Defaults to `1.0`.
+        shared: Whether all blocks have the same `f`. Otherwise `layer` is the first block, and the other blocks are copies of
+            it with their own weights. Every block has its own `k` in either case. Defaults to `False`.
+        survival: The probability that the last block keeps its `f` in training, above 0 and at most 1. Defaults to `1.0`.
         k_initializer: The initializer of `k`. Defaults to uniform values between -0.1 and 0.
         seed: The seed of the random numbers in training. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`.
 
     Input shape:
-        That of the layer.
+        The input shape of `layer`.
 
     Output shape:
-        That of the input.
+        The same as the input shape.
 
     Example:
 
@@ -86,7 +86,7 @@ class LinearMultistepBlocks(keras.Layer):
         return y
 
     def _kept(self, f, n, training):
-        """What is left of the `f` of a block."""
+        """Returns the `f` of block `n` times its `s`."""
         probability = 1 - (1 - self.survival) * (n + 1) / self.num_blocks
         if probability == 1:
             return f

@@ -39,50 +39,54 @@ class ODELayer(HasTolerances, keras.Layer):
     not grow with the number of steps.
 
     Args:
-        dynamics: A `keras.Layer`, a `keras.Model` or a function, `f(y)` or `f(t, y)`; the signature tells which. The `args`
-            of the call follow after the state. It returns the derivative of the state, in the shape of the state. `t` is a
-            scalar. Weights are found and saved only in layers and models. To save a layer whose dynamics is a function,
-            register the function with `keras.saving.register_keras_serializable`.
-        t: Two or more strictly monotone times; the input is the state at `t[0]`. A single number is the end of a solve
-            that starts at zero. Defaults to `(0.0, 1.0)`. With `keras_ode.regularizers.random_end_time`, the last time is
-            random in training.
+        dynamics: A `keras.Layer`, a `keras.Model` or a function, either `f(y)` or `f(t, y)`: the layer reads the signature to
+            see whether it takes the time. It returns the derivative of the state, in the shape of the state. `t` is a scalar,
+            and the `args` of the call follow the state. The layer finds weights only in layers
+            and models. To save a layer whose dynamics is a function, register the function with
+            `keras.saving.register_keras_serializable`.
+        t: Two or more strictly increasing or decreasing times. The input is the state at `t[0]`. If you pass a single
+            number, the solve starts at zero and ends there. If you pass `keras_ode.regularizers.random_end_time`, the last
+            time is random in training. Defaults to `(0.0, 1.0)`.
         solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
         rtol, atol: The tolerances. The error of a step is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
             `1e-6`. They are variables: `layer.rtol.assign(1e-5)` changes one without a new trace.
-        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`. It selects how gradients are computed. Defaults to
-            `"interpolating"`, or `"checkpointed"` with a `mass_matrix`.
+        adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how the gradient is computed. Defaults to
+            `"interpolating"`, or to `"checkpointed"` with a `mass_matrix`.
         controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None`
             selects `"pid"` (`"predictive"` for `"radau"`) if the solver estimates its error, and otherwise `"constant"`.
-        step_size: The first step of an adaptive solve, or every step of a constant one, in the units of `t`.
-        max_steps: The maximum number of steps to try. Defaults to `4096`.
+        step_size: The first step of an adaptive solve, or every step of a solve with constant steps, in the units of `t`.
+            `None` (the default) lets an adaptive solve choose its first step.
+        max_steps: The maximum number of steps to try, accepted or rejected. Defaults to `4096`.
         max_step, min_step: The largest and the smallest step of an adaptive solve, in the units of `t`: see `keras_ode.solve`.
-        norm: `"rms"`, `"max"`, or a function of the scaled errors, see `keras_ode.solve`. Register a function to save the
-            layer, as for the dynamics. Defaults to `"rms"`.
+        norm: `"rms"`, `"max"`, or a function of the scaled errors: see `keras_ode.solve`. To save the layer, register the
+            function, as for the dynamics. Defaults to `"rms"`.
         per_sample: Whether every row has its own step size, status and statistics, so that its output does not depend
             on the other rows of the batch. The dynamics then receives `t` as `[B, 1, ..., 1]`. Defaults to `False`.
         return_sequences: Whether to return the states at all times, or only the state at `t[-1]` (the default).
         jump_times: Times at which the dynamics is discontinuous, in any order, for example the knots of `DepthVarying`
-            weights, or the times of doses. A step ends at each of them and a new one begins. Defaults to `None`.
+            weights, or the times of doses. A step ends at each of these times. Defaults to `None`.
         jit_compile: Whether to compile the solve with XLA if the surrounding program is not compiled: `True`, `False` or
-            `"auto"`.
+            `"auto"` (the default), which compiles where that pays: see `keras_ode.solve`.
         regularizer: A name (see `keras_ode.regularizers`), a `Regularizer`, or a list of them. These penalties on the solve
             are added to the model's losses, except in calls with `training=False`. They change neither the steps nor
             the output. Defaults to `None`.
-        jacobian: For implicit solvers, a function `jacobian(t, y, *args)`, like the dynamics, that returns the Jacobian of
-            the dynamics with respect to the state, `[B, D, D]` for a state `[B, D]`: see `keras_ode.solve`. Register it to
-            save the layer, as for a dynamics that is a function. Defaults to `None`.
+        jacobian: For implicit solvers, a function `jacobian(t, y, *args)` that returns the Jacobian of the dynamics with
+            respect to the state, `[B, D, D]` for a state `[B, D]`: see `keras_ode.solve`. To save the layer, register the
+            function, as for the dynamics. Defaults to `None`, which computes the Jacobian by automatic differentiation.
         mass_matrix: A constant matrix M, `[D, D]`, for `M y' = f(t, y)` with a state `[batch, ..., D]`. M may be singular: see
             `keras_ode.solve`. Defaults to `None`.
-        inference_rtol, inference_atol: Other tolerances for calls without `training=True`, as in `predict`. `None`: the same.
+        inference_rtol, inference_atol: Tolerances for calls without `training=True`, as in `predict`. Default to `None`, which
+            uses `rtol` and `atol` there too.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
         y: The state at `t[0]`, a tensor or a nested structure of tensors.
-        t: Times to use instead of the layer's, shape `[T]`, or `[B, T]` with `per_sample`.
-        args: A tuple of further arguments of the dynamics, `f(t, y, *args)`: nested structures of tensors, which have
-            gradients. In a functional model these may be Keras tensors.
-        jump_times: Jump times to use instead of the layer's: numbers or a tensor `[J]`, or `[B, J]` with `per_sample`, where
-            every row has its own. Tensors have gradients. In a functional model this may be a Keras tensor.
+        t: Times to use instead of those of the layer, shape `[T]`, or `[B, T]` with `per_sample`.
+        args: A tuple of further arguments of the dynamics, `f(t, y, *args)`: nested structures of tensors. Gradients with
+            respect to them are computed. In a functional model these may be Keras tensors.
+        jump_times: Jump times to use instead of those of the layer: numbers or a tensor `[J]`, or `[B, J]` with `per_sample`,
+            where every row has its own. Gradients with respect to a tensor are computed. In a functional model this may be
+            a Keras tensor.
         training: Passed to the dynamics.
         mask: The mask of the state. Defaults to the mask that Keras attaches to it, for example after `Masking`. The
             dynamics receives the mask, and it is attached to the output.
@@ -91,7 +95,10 @@ class ODELayer(HasTolerances, keras.Layer):
         `(batch, ...)`, or a nested structure of such shapes.
 
     Output shape:
-        That of the input; with `return_sequences`, `(batch, T, ...)`.
+        The input shape, or `(batch, T, ...)` with `return_sequences`.
+
+    Raises:
+        SolveError: In eager code, if a solve fails. In a graph, as in `fit`, the output is NaN instead.
 
     Example:
 
@@ -99,8 +106,6 @@ class ODELayer(HasTolerances, keras.Layer):
     >>> layer = keras_ode.ODELayer(dynamics, t=(0.0, 1.0))
     >>> layer(tf.zeros([8, 2])).shape
     TensorShape([8, 2])
-
-    If a solve fails in a graph (as in `fit`), the output is NaN. In eager code the layer raises `SolveError`.
 
     Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS.
     """
@@ -235,14 +240,14 @@ class ODELayer(HasTolerances, keras.Layer):
 
         Args:
             y: The state at `t[0]`: `[B, ...]`, or a nested structure of tensors.
-            t: Times to use instead of the layer's.
+            t: Times to use instead of those of the layer, shape `[T]`, or `[B, T]` with `per_sample`.
             training: Passed to the dynamics.
-            **options: Options of `keras_ode.solve` that replace those of the layer, such as `dense=True`, and `args`, a
-                `mask` or an `event`.
+            **options: Options of `keras_ode.solve` that replace those of the layer, such as `dense=True`, `args`, `mask`
+                or `event`.
 
         Returns:
-            The `Solution`, with states of shape `[T, B, ...]` (time first), `status` and `stats`. Penalties of regularizers
-            are not computed, and callbacks do not record the solve.
+            The `Solution`, with states of shape `[T, B, ...]` (time first), `status` and `stats`. This method does not
+            compute the penalties of regularizers, and callbacks do not record its solve.
 
         Raises:
             SolveError: In eager code, if the solve fails.

@@ -21,45 +21,47 @@ _ROUNDED = 1e-5
 class ODERNN(keras.Layer):
     """A recurrent layer for irregular times: the hidden state follows an ODE from one observation to the next.
 
-    At each time with an observation, the cell updates the state with it. At a masked time, the state only follows the ODE.
-    Use `output_times` to get states at other times.
+    At the time of each observation, the cell updates the state. At a masked time, the state is not updated and continues to
+    follow the ODE. Use `output_times` to get states at other times.
 
     Args:
         cell: A cell of a Keras recurrent layer, such as `keras.layers.GRUCell(16)`. If the cell has several states, the first
             one follows the ODE.
         dynamics: The dynamics of the hidden state, a Keras layer `f(h)` or `f(t, h)` that keeps its shape.
-        return_sequences: Whether to return the states after all times, or only the state after the last one (the default).
-        return_before: Whether to return the states right before each observation, which predict it, instead of those right
-            after it. Defaults to `False`.
-        return_state: Whether to return also the last states of the cell, `(output, *states)`, from which you can continue.
-            Defaults to `False`.
+        return_sequences: Whether to return the states at all times, or only the state at the last time (the default).
+        return_before: Whether to return the states right before each observation, from which you can predict it, instead of
+            the states right after it. Defaults to `False`.
+        return_state: Whether to return the last states of the cell too, as `(output, *states)`, so that you can continue from
+            them. Defaults to `False`.
         go_backwards: Whether to process the sequence from the last time to the first, and return sequences in that order.
             Defaults to `False`.
-        t: The times of the observations, if they are the same for all series. Use it in layers such as
-            `keras.layers.Bidirectional` that cannot pass times. Defaults to `None`: the times are passed in the call.
-        output_times: The times at which the states are returned, if they are the same for all series: see below.
+        t: The times of the observations, if they are the same for all series. Use it inside layers that cannot pass times,
+            such as `keras.layers.Bidirectional`. Defaults to `None`: pass the times in the call.
+        output_times: The times at which the states are returned, if they are the same for all series: see the call argument.
         name, dtype, trainable: As in `keras.Layer`.
-        **ode: Arguments of `ODELayer`: `solver`, `rtol`, `atol`, `per_sample`, ... Use `per_sample=True` if rows have their
+        **ode: Arguments of `ODELayer`: `solver`, `rtol`, `atol`, `per_sample`, ... Use `per_sample=True` if each row has its
             own times.
 
     Call arguments:
         x: The observations.
-        t: The times of the observations: strictly monotone, shape `[T]`, or `[B, T]` with `per_sample=True`. Pad rows with
-            fewer times by repeating their last time, and mask them there. Defaults to the layer's times.
-        mask: Where something was observed, bool `[B, T]`. Defaults to the mask that Keras attaches to `x`, for example after
-            `Masking`; without one, everything was observed.
+        t: The times of the observations, strictly increasing or decreasing, shape `[T]`, or `[B, T]` with `per_sample=True`.
+            If a row has fewer times, pad it by repeating its last time, and mask the padding. Defaults to the times of the
+            layer.
+        mask: Which times have an observation, bool `[B, T]`. Defaults to the mask that Keras attaches to `x`, for example after
+            `Masking`. Without a mask, every time has an observation.
         initial_state: The states of the cell right before the first observation: `[B, units]`, or a list if the cell has
             several. Defaults to the initial state of the cell.
-        output_times: The times at which the states are returned, instead of the times of the observations: strictly monotone
-            in the direction of `t`, none before the first observation, `[K]`, or `[B, K]` with `per_sample=True`. At the
-            time of an observation, the state right after it is returned, or right before it with `return_before`.
-            `return_state` then returns the states at the last of all times. Defaults to the layer's.
+        output_times: The times at which the states are returned, instead of the times of the observations: `[K]`, or `[B, K]`
+            with `per_sample=True`. They are strictly monotone in the direction of `t`, and none lies before the first
+            observation. At the time of an observation, the state right after it is returned, or the state right before it
+            with `return_before`. `return_state` returns the states at the last of all times, whether it is an output time or
+            the time of an observation. Defaults to the output times of the layer.
 
     Input shape:
         `(batch, T, features)`.
 
     Output shape:
-        `(batch, units)`; with `return_sequences`, `(batch, T, units)`, or `(batch, K, units)` with `output_times`.
+        `(batch, units)`. With `return_sequences`, `(batch, T, units)`, or `(batch, K, units)` if there are `output_times`.
 
     Example:
 

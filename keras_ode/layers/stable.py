@@ -1,4 +1,4 @@
-"""Architectures whose forward propagation is stable for any weights: antisymmetric, Hamiltonian and leapfrog networks."""
+"""Architectures whose forward propagation is stable by design: antisymmetric, Hamiltonian and leapfrog networks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -16,10 +16,10 @@ from keras_ode.typing import TensorsLike
 class AntisymmetricDynamics(keras.Layer):
     """The dynamics `f(y) = activation((K - K^T - gamma I) y + b)`, whose Jacobian has no eigenvalue with a positive real part.
 
-    The eigenvalues of an antisymmetric matrix are imaginary, and `gamma` moves them to the left. This holds for the Jacobian as
-    well, since the derivative of the activation is not negative. So errors and gradients neither grow nor, for a small `gamma`,
-    vanish along the trajectory. Euler's method needs `gamma > 0` and a small step, because imaginary eigenvalues lie outside
-    its stability region.
+    The eigenvalues of an antisymmetric matrix are imaginary, and `gamma` shifts their real part to `-gamma`. The eigenvalues of
+    the Jacobian have no positive real part either, because the derivative of the activation is not negative. Errors and
+    gradients therefore do not grow along the trajectory, and for a small `gamma` they do not vanish either. Euler's method
+    needs `gamma > 0` and a small step, because imaginary eigenvalues lie outside its stability region.
 
     Args:
         gamma: The shift of the eigenvalues, zero or positive. Defaults to `0.0`.
@@ -31,7 +31,7 @@ class AntisymmetricDynamics(keras.Layer):
         `(batch, ..., channels)`.
 
     Output shape:
-        That of the input.
+        The same as the input shape.
 
     Example:
 
@@ -64,7 +64,7 @@ class AntisymmetricDynamics(keras.Layer):
         self.bias = self.add_weight((size,), self.bias_initializer, name="bias")
 
     def matrix(self) -> tf.Tensor:
-        """The matrix `K - K^T - gamma I`."""
+        """Returns the matrix `K - K^T - gamma I`, `[channels, channels]`."""
         kernel = ops.convert_to_tensor(self.kernel)
         return kernel - ops.transpose(kernel) - self.gamma * ops.eye(kernel.shape[0], dtype=kernel.dtype)
 
@@ -85,7 +85,7 @@ class AntisymmetricDynamics(keras.Layer):
 
 
 class _Blocks(keras.Layer):
-    """What blocks with a matrix and a vector each have in common: weights `[num_blocks, ...]`, and how smooth these are."""
+    """The base class of blocks with a matrix and a vector each: their weights `[num_blocks, ...]` and the smoothness penalty."""
 
     def __init__(
         self,
@@ -122,19 +122,19 @@ class _Blocks(keras.Layer):
         self.bias = self.add_weight((self.num_blocks, size), self.bias_initializer, name="bias")
 
     def _weights(self, dtype):
-        """The matrix and the vector of each block. The penalty on the change of both between blocks is added to the losses."""
+        """Returns the matrix and the vector of each block, and adds the penalty on their changes to the losses."""
         if self.smoothness:
             self.add_loss(self.smoothness * roughness(self.trainable_variables, self.step_size))
         kernel, bias = (tf.unstack(ops.cast(ops.convert_to_tensor(v), dtype)) for v in (self.kernel, self.bias))
         return list(zip(kernel, bias, strict=True))
 
     def refined(self) -> Self:
-        """Returns blocks with twice the number of steps of half the length, whose weights interpolate these linearly.
+        """Returns a layer with twice as many blocks and half the step size, whose weights are interpolated linearly.
 
-        This is the prolongation of multilevel training: train a few blocks, refine them, and continue.
+        This is the prolongation of multilevel training: train a few blocks, refine them, and continue to train.
 
         Raises:
-            ValueError: If the blocks are not built yet, and so have no weights.
+            ValueError: If the layer is not built yet and so has no weights.
         """
         if not self.built:
             raise ValueError(f"Build the layer '{self.name}' before you refine it: call it, or train it.")
@@ -163,27 +163,27 @@ class _Blocks(keras.Layer):
 class HamiltonianBlocks(_Blocks):
     """Verlet steps of a network with two sets of channels, `y' = s(K z + b)` and `z' = -s(K^T y + b)`.
 
-    Block `n` computes `z <- z - h s(K[n]^T y + b[n])` and then `y <- y + h s(K[n] z + b[n])`. Each of these is a shear, so the
-    blocks preserve volume and can be inverted exactly. Propagation is stable if the step is small: for a linear `s` and constant
-    weights, if `h` times the largest singular value of `K` is less than two.
+    Block `n` computes `z <- z - h s(K[n]^T y + b[n])` and then `y <- y + h s(K[n] z + b[n])`. Each of these two maps is a
+    shear, so the blocks preserve volume and have an exact inverse. Forward propagation is stable if the step is small. For a
+    linear `s` and constant weights, it is stable if `h` times the largest singular value of `K` is less than two.
 
     Args:
         num_blocks: The number of blocks.
         step_size: The step `h`. Defaults to `1.0`.
         activation: The function `s`. Defaults to `"tanh"`.
-        smoothness: The weight of the penalty on changes of the weights between blocks, which is added to the losses of the model:
-            the sum of `|K[n+1] - K[n]|^2 / (2 h)`, and the same for `b`. Defaults to `0.0`.
-        kernel_initializer, bias_initializer: As in `keras.layers.Dense`, for each block.
+        smoothness: The weight of a penalty on changes of the weights from block to block. The penalty is the sum of
+            `|K[n+1] - K[n]|^2 / (2 h)`, plus the same sum for `b`, and is added to the losses of the model. Defaults to `0.0`.
+        kernel_initializer, bias_initializer: The initializers of each block, as in `keras.layers.Dense`.
         **kwargs: Arguments of `keras.Layer`.
 
     Call arguments:
-        y: The state `y`, or the pair `[y, z]`. With `y` alone, `z` starts at zero and is not returned.
+        y: The state `y`, or the pair `[y, z]`. If you pass only `y`, then `z` starts at zero and is not returned.
 
     Input shape:
         `(batch, ..., channels)`, or two such shapes.
 
     Output shape:
-        That of the input.
+        The same as the input shape.
 
     Example:
 
@@ -207,7 +207,7 @@ class HamiltonianBlocks(_Blocks):
         return [y, z] if is_pair else y
 
     def inverse(self, state: Sequence[TensorsLike]) -> list[tf.Tensor]:
-        """Returns the pair `[y, z]` from which the blocks compute the pair `state`."""
+        """Returns the input `[y, z]` for which the blocks return the pair `state`."""
         y, z = (ops.convert_to_tensor(x, self.compute_dtype) for x in state)
         for kernel, bias in reversed(self._weights(y.dtype)):
             y = y - self.step_size * self.activation(ops.matmul(z, ops.transpose(kernel)) + bias)
@@ -217,12 +217,12 @@ class HamiltonianBlocks(_Blocks):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class LeapfrogBlocks(_Blocks):
-    """Leapfrog steps of the second-order network `y'' = -K^T s(K y + b)`, from rest.
+    """Leapfrog steps of the second-order network `y'' = -K^T s(K y + b)`, whose velocity starts at zero.
 
-    Block `n` computes `y[n+1] = 2 y[n] - y[n-1] - h^2 K[n]^T s(K[n] y[n] + b[n])`; the first one computes
+    Block `n` computes `y[n+1] = 2 y[n] - y[n-1] - h^2 K[n]^T s(K[n] y[n] + b[n])`. The first block computes
     `y[1] = y[0] - h^2 / 2 K[0]^T s(K[0] y[0] + b[0])`. The Jacobian of the right-hand side is symmetric and has no positive
-    eigenvalue, so solutions oscillate. Propagation is stable if the step is small: for a linear `s` and constant weights, if
-    `h` times the largest singular value of `K` is less than two.
+    eigenvalue, so solutions oscillate. Forward propagation is stable if the step is small. For a linear `s` and constant
+    weights, it is stable if `h` times the largest singular value of `K` is less than two.
 
     Args:
         num_blocks, step_size, activation, smoothness, kernel_initializer, bias_initializer: As in `HamiltonianBlocks`. The
@@ -233,15 +233,15 @@ class LeapfrogBlocks(_Blocks):
         `(batch, ..., channels)`.
 
     Output shape:
-        That of the input.
+        The same as the input shape.
 
     Example:
 
     >>> keras_ode.layers.LeapfrogBlocks(num_blocks=100, step_size=0.1)(tf.zeros([8, 4])).shape
     TensorShape([8, 4])
 
-    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34; in this form: Ruthotto,
-    Haber (2020), Deep neural networks motivated by partial differential equations, J. Math. Imaging Vis. 62.
+    Reference: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems 34. This form of the
+    blocks: Ruthotto, Haber (2020), Deep neural networks motivated by partial differential equations, J. Math. Imaging Vis. 62.
     """
 
     def call(self, y):
@@ -255,19 +255,19 @@ class LeapfrogBlocks(_Blocks):
 
 
 def roughness(weights, step_size):
-    """The integral of the squared rate of change of weights `[num_blocks, ...]` along the blocks, times one half."""
+    """Returns half the integral of the squared rate of change of the weights `[num_blocks, ...]` along the blocks."""
     return sum(ops.sum(ops.square(ops.diff(ops.convert_to_tensor(w), axis=0))) for w in weights) / (2 * step_size)
 
 
 def _interpolated(weight):
-    """The weights `[N, ...]` of blocks at twice as many times, `[2 N, ...]`: behind the last one it is held."""
+    """Interpolates the weights `[N, ...]` of blocks at `2 N` times. After the last block, its weights are repeated."""
     following = ops.concatenate([weight[1:], weight[-1:]], axis=0)
     pairs = ops.stack([weight, (weight + following) / 2], axis=1)
     return ops.convert_to_numpy(ops.reshape(pairs, (-1, *weight.shape[1:])))
 
 
 def _redrawn(initializer, number):
-    """An initializer like this one, but with other random numbers where its seed is fixed."""
+    """Returns the same initializer with another seed, if it has one."""
     config = initializer.get_config()
     if isinstance(config.get("seed"), int):
         config = {**config, "seed": config["seed"] + number}

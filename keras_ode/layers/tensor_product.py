@@ -1,4 +1,4 @@
-"""Products of one-dimensional basis functions as a layer: linear in its weights."""
+"""A layer of products of one-dimensional basis functions, which is linear in its weights."""
 
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ def _recurrence(next_term):
 
 
 def _harmonics(x, degree):
-    """One, and then sines and cosines in turn."""
+    """Returns one, followed by sines and cosines in turn."""
     waves = [(ops.sin if n % 2 else ops.cos)((n + 1) // 2 * x) for n in range(1, degree + 1)]
     return [ops.ones_like(x), *waves]
 
@@ -38,16 +38,18 @@ _BASES = {
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class TensorProduct(keras.Layer):
-    """A linear combination of all products of one-dimensional basis functions, one of each input.
+    """A linear combination of products of one-dimensional basis functions, one function of each input.
 
-    For inputs `x1, ..., xD` and basis functions `p0, ..., pN`, each output is the sum of `w[i, ..., j] p_i(x1) ... p_j(xD)`. There
-    are `(degree + 1)**D` products, so use it for a few inputs. It is linear in its weights.
+    For inputs `x1, ..., xD` and basis functions `p0, ..., pN`, each output is the sum of `w[i, ..., j] p_i(x1) ... p_j(xD)`
+    over all indices. The output is linear in the weights `w`. There are `(degree + 1)**D` products, so use this layer for few
+    inputs.
 
     Args:
         units: The size of the output.
-        degree: The highest degree of each polynomial. For `"fourier"`, the number of sines and cosines after the constant.
-        basis: `"legendre"` (the default) or `"chebyshev"`, which are well conditioned for inputs between -1 and 1,
-            `"polynomial"`, the powers of each input, or `"fourier"`, `1, sin x, cos x, sin 2x, ...`.
+        degree: The highest degree of the polynomials. For `"fourier"`, the number of sines and cosines in addition to the
+            constant.
+        basis: The basis functions. `"legendre"` (the default) and `"chebyshev"` are well conditioned for inputs between -1 and
+            1. `"polynomial"` uses the powers of each input, and `"fourier"` uses `1, sin x, cos x, sin 2x, ...`.
         kernel_initializer: As in `keras.layers.Dense`. Defaults to `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`.
 

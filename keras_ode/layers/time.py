@@ -12,7 +12,7 @@ from keras_ode.signature import arguments_of, keywords_of, mask_of, takes_time, 
 
 
 class _TimeAsChannel:
-    """Makes a Keras layer of one input take `(t, y)`, with the time as one more channel of `y`."""
+    """Lets a Keras layer of one input take `(t, y)`, where the time is appended to `y` as a channel."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,14 +39,14 @@ class TimeDense(_TimeAsChannel, keras.layers.Dense):
 
     Args:
         units: The size of the output.
-        activation: As in `keras.layers.Dense`, like all further arguments.
+        activation: As in `keras.layers.Dense`, like all other arguments.
 
     Call arguments:
         t: The time, a scalar, or `[B, 1, ..., 1]`.
         y: The state.
 
     Input shape:
-        `()` or `(batch, 1, ..., 1)`, and `(batch, ..., channels)`.
+        `()` or `(batch, 1, ..., 1)` for `t`, and `(batch, ..., channels)` for `y`.
 
     Output shape:
         `(batch, ..., units)`.
@@ -67,17 +67,17 @@ class TimeConv2D(_TimeAsChannel, keras.layers.Conv2D):
     Args:
         filters: The number of output channels.
         kernel_size: The size of the convolution window.
-        padding: As in `keras.layers.Conv2D`, like all further arguments.
+        padding: As in `keras.layers.Conv2D`, like all other arguments.
 
     Call arguments:
         t: The time, a scalar, or `[B, 1, 1, 1]`.
         y: The state.
 
     Input shape:
-        `()` or `(batch, 1, 1, 1)`, and `(batch, height, width, channels)`.
+        `()` or `(batch, 1, 1, 1)` for `t`, and `(batch, height, width, channels)` for `y`.
 
     Output shape:
-        That of `keras.layers.Conv2D`.
+        `(batch, new_height, new_width, filters)`, as in `keras.layers.Conv2D`.
 
     Example:
 
@@ -88,11 +88,11 @@ class TimeConv2D(_TimeAsChannel, keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ConcatSquash(keras.Layer):
-    """A dense layer that is gated and shifted by the time: `activation((y W + b) * sigmoid(t w + c) + t v)`.
+    """A dense layer with a gate and a shift that depend on the time: `activation((y W + b) * sigmoid(t w + c) + t v)`.
 
     Args:
         units: The size of the output.
-        activation: A name or a function, as in `keras.layers.Dense`. Defaults to `None`.
+        activation: A name or a function, as in `keras.layers.Dense`. Defaults to `None`, which applies no activation.
         **kwargs: Arguments of `keras.Layer`.
 
     Call arguments:
@@ -100,7 +100,7 @@ class ConcatSquash(keras.Layer):
         y: The state.
 
     Input shape:
-        `()` or `(batch, 1, ..., 1)`, and `(batch, ..., channels)`.
+        `()` or `(batch, 1, ..., 1)` for `t`, and `(batch, ..., channels)` for `y`.
 
     Output shape:
         `(batch, ..., units)`.
@@ -140,7 +140,7 @@ class ConcatSquash(keras.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class TimeSequential(keras.Layer):
-    """A stack of layers as a dynamics `f(t, y)`. Layers that take the time receive it; the others receive only the state.
+    """A stack of layers that forms a dynamics `f(t, y)`. Each layer receives the state, and also the time if it takes it.
 
     Args:
         layers: A list of Keras layers, `layer(t, y)` or `layer(y)`.
@@ -149,6 +149,12 @@ class TimeSequential(keras.Layer):
     Call arguments:
         t: The time, a scalar, or `[B, 1, ..., 1]`.
         y: The state.
+
+    Input shape:
+        `()` or `(batch, 1, ..., 1)` for `t`, and the input shape of the first layer for `y`.
+
+    Output shape:
+        The output shape of the last layer.
 
     Example:
 
@@ -186,20 +192,20 @@ class TimeSequential(keras.Layer):
 
 
 def broadcastable(t, y):
-    """A time in the dtype of `y`, a scalar or with one axis of length one for each but the first axis of `y`."""
+    """Returns the time in the dtype of `y`: a scalar, or `[B, 1, ..., 1]` with as many axes as `y`."""
     t = ops.cast(t, y.dtype)
     return ops.reshape(t, (-1, *[1] * (len(y.shape) - 1))) if len(t.shape) else t
 
 
 def append_time(t, y, axis=-1):
-    """`y` with the time as one more channel."""
+    """Returns `y` with the time appended as a channel."""
     shape = list(ops.shape(y))
     shape[axis] = 1
     return ops.concatenate([y, ops.broadcast_to(broadcastable(t, y), shape)], axis=axis)
 
 
 def call_layer(layer, t, y):
-    """A layer's output, which keeps the mask of the state, where Keras would look for that of the time."""
+    """Returns the layer's output with the mask of the state. Keras would attach the mask of the first argument, the time."""
     mask = mask_of(y)
     is_masked = not keras.tree.is_nested(y) and mask is not None
     output = layer(*arguments_of(layer, t, y), **(keywords_of(layer, mask=mask) if is_masked else {}))
@@ -208,7 +214,7 @@ def call_layer(layer, t, y):
 
 
 def check_layer(layer):
-    """Refuses what is not a Keras layer, `layer(y)` or `layer(t, y)`."""
+    """Raises an error unless `layer` is a Keras layer, `layer(y)` or `layer(t, y)`."""
     if not isinstance(layer, keras.Layer):
         raise TypeError(f"Expected a Keras layer, layer(y) or layer(t, y). Received: {layer!r}")
     takes_time(layer)

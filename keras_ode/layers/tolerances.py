@@ -13,12 +13,12 @@ _NAMES = ("rtol", "atol", "inference_rtol", "inference_atol")
 
 
 class ToleranceVariable(keras.Variable):
-    """A tolerance: a scalar variable that refuses what is no tolerance.
+    """A scalar variable that holds a tolerance and raises an error for any other value.
 
     Args:
-        label: Its name.
-        number: Its first value.
-        dtype: `"float64"`, or `"float32"`: a step that computes in single precision then has no type that TPUs must emulate.
+        label: The name, such as `"rtol"`.
+        number: The initial value.
+        dtype: `"float64"`, or `"float32"`, so that a step in single precision contains no float64, which TPUs must emulate.
     """
 
     def __init__(self, label, number, dtype):
@@ -35,7 +35,7 @@ class ToleranceVariable(keras.Variable):
         )
 
     def assign(self, value):
-        """Sets the tolerance, a number that is not negative, or a scalar tensor."""
+        """Sets the tolerance to a number that is not negative, or to a scalar tensor."""
         known = tf.get_static_value(tf.convert_to_tensor(value))
         if known is not None:
             if known.ndim:
@@ -45,15 +45,15 @@ class ToleranceVariable(keras.Variable):
         return super().assign(value)
 
     def __float__(self):
-        """The shortest number that its type rounds to it: `1e-3`, and not `0.0010000000474974513`."""
+        """Returns the shortest number that the dtype rounds to the value: `1e-3`, not `0.0010000000474974513`."""
         return float(str(self.numpy()))
 
     def is_rounded(self, number):
-        """Whether this is what its type makes of a number."""
+        """Returns whether the value equals `number`, rounded to the dtype of the variable."""
         return bool(self.numpy() == np.asarray(number, self.dtype))
 
     def __eq__(self, other):
-        """Keras would round a number that it is compared with to single precision, even if the variable is in double."""
+        """Compares with a number in the dtype of the variable. Keras would round the number to single precision."""
         return self.is_rounded(other) if isinstance(other, numbers.Real) and tf.executing_eagerly() else super().__eq__(other)
 
     __hash__ = keras.Variable.__hash__
@@ -63,10 +63,10 @@ class ToleranceVariable(keras.Variable):
 
 
 class HasTolerances:
-    """A layer with tolerances: variables which are no weights of it.
+    """A layer with tolerances that are variables, but not weights.
 
-    They are left out of `weights`, so that `get_weights`, `count_params` and the files of weights are those of the dynamics;
-    `variables` lists them. A file holds those that were changed, and the configuration the first ones.
+    `variables` contains the tolerances. `weights` does not, so `get_weights`, `count_params` and weight files contain only what
+    belongs to the dynamics. The configuration stores the initial tolerances, and a weight file stores those that were changed.
     """
 
     def _set_tolerances(self, **tolerances):
@@ -105,7 +105,7 @@ class HasTolerances:
             )
 
     def _tolerances_in(self, training):
-        """`rtol` and `atol` in this mode."""
+        """Returns `rtol` and `atol` for training or inference."""
         found = self._tolerances
         if training:
             return found["rtol"], found["atol"]
@@ -113,7 +113,7 @@ class HasTolerances:
 
 
 class _Untracked:
-    """A dictionary that Keras does not look into."""
+    """A dictionary whose variables Keras does not track."""
 
     def __init__(self, entries):
         self._entries = entries

@@ -29,7 +29,7 @@ class FlowBijector(tfp.bijectors.Bijector):
         return self._transport(x, inverse=True)[1]
 
     def _transport(self, points, inverse):
-        """The flow's `transport`, for any number of batch axes."""
+        """Calls the flow's `transport` for points with any number of batch axes."""
         event = self._flow.event_shape
         batch = tf.shape(points)[: points.shape.rank - len(event)]
         ends, change = self._flow.transport(tf.reshape(points, [-1, *event]), inverse)

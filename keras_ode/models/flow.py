@@ -21,36 +21,42 @@ _DIVERGENCES = {"exact": None, "hutchinson": 1, "hutch++": 3}
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ContinuousNormalizingFlow(keras.Model):
-    """A probability density that transforms a base distribution by an ODE from `t[0]` to `t[-1]`.
+    """A probability density that an ODE, solved from `t[0]` to `t[-1]`, creates from a base distribution.
 
-    Along a trajectory of `dz/dt = f(t, z)`, the log-density changes by minus the integral of the divergence of `f`. Solving
-    the ODE from a point back to the base gives the density at that point exactly, for any network `f`.
+    Along a trajectory of `dz/dt = f(t, z)`, the log-density decreases by the integral of the divergence of `f`. To compute the
+    density at a point, the model solves the ODE from this point back to the base distribution. This works for any network `f`,
+    and the density is exact up to the tolerances if the divergence is.
 
-    `fit(points)` after `compile(optimizer)` minimizes the mean negative log-likelihood, which `evaluate` also returns. The
-    output of the model, and of `predict`, are log-densities.
+    After `compile(optimizer)`, `fit(points)` minimizes the mean negative log-likelihood, and `evaluate(points)` returns it. The
+    model and `predict` return log-densities.
 
     Args:
-        dynamics: A Keras layer `f(t, z)` or `f(z)` that keeps the shape and is smooth (not relu). A list of layers makes
-            stacked flows, of which the first is next to the base; each is solved over the times `t`.
-        base: The distribution at `t[0]`, whose event shape is that of a point: `None` for a standard normal distribution, a
-            `tfp.distributions.Distribution`, or a function that returns one. To save the flow, `base` must be `None` or
-            a function registered with `keras.saving.register_keras_serializable`. Its parameters are not trained.
-        divergence: `"exact"`, which costs a vector-Jacobian product for each dimension; `"hutchinson"`, an unbiased
-            estimate from one product with random signs; or `"hutch++"`, one from nine products that varies less: it is exact
-            for Jacobians of rank three and less. The signs stay the same within a solve and its gradient, and are
-            drawn again in each call. You can evaluate a flow with another `divergence` than it was trained with: create a
-            second `ContinuousNormalizingFlow` with the same dynamics. Defaults to `"exact"`.
-        num_vectors: The number of random vectors of `"hutchinson"`, 1 by default; or `m` for `"hutch++"`, which takes `3 m`
-            products and is exact for Jacobians of rank `m` and less, 3 by default.
+        dynamics: A Keras layer `f(t, z)` or `f(z)` that keeps the shape and is smooth: use `"tanh"` or `"softplus"`, not
+            `"relu"`. If you pass a list of layers, the flows are stacked, beginning at the base. Each of them is solved over
+            the times `t`.
+        base: The distribution at `t[0]`. Its event shape is the shape of a point. Pass `None` (the default) for a standard
+            normal distribution, a `tfp.distributions.Distribution`, or a function that returns one. To save the flow, `base`
+            must be `None` or a function registered with `keras.saving.register_keras_serializable`. The parameters of the
+            base are not trained.
+        divergence: How the divergence is computed. `"exact"` (the default) needs one vector-Jacobian product for each
+            dimension. `"hutchinson"` is an unbiased estimate from one product with random signs. `"hutch++"` is an unbiased
+            estimate of lower variance from nine products, which is exact for Jacobians of rank three or less. The signs stay
+            the same during a solve and its gradient, and are drawn anew in each call. To evaluate a flow with another
+            `divergence` than it was trained with, create a second `ContinuousNormalizingFlow` with the same dynamics.
+        num_vectors: For `"hutchinson"`, the number of random vectors, by default 1. For `"hutch++"`, a number `m`, by default
+            3: the estimate needs `3 m` products and is exact for Jacobians of rank `m` or less.
         name, dtype, trainable: As in `keras.Model`.
         **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ... The state is `(z, log_density)`, but
             the integrals of regularizers use only `z`.
 
     Input shape:
-        `(batch, ...)`: points.
+        `(batch, ...)`, the points.
 
     Output shape:
-        `(batch,)`: their log-densities.
+        `(batch,)`, the log-densities of the points.
+
+    Raises:
+        ValueError: If `divergence` or `num_vectors` is invalid. `get_config` and `save` raise it if `base` is a distribution.
 
     Example:
 
@@ -111,15 +117,15 @@ class ContinuousNormalizingFlow(keras.Model):
         return loss + super().compute_loss(x, y, y_pred, sample_weight) if self.losses else loss
 
     def transport(self, points: TensorsLike, inverse: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Transports points from the base to the density, or with `inverse` back to the base.
+        """Solves the ODE for points of the base distribution, or with `inverse` from points back to the base.
 
         Args:
             points: Points of shape `(batch, ...)`.
-            inverse: Whether to transport points back to the base. Defaults to `False`.
+            inverse: Whether to solve from `t[-1]` back to `t[0]`. Defaults to `False`.
 
         Returns:
-            The points at the end of their trajectories, and the log-determinant of the Jacobian of this map (the logarithm of
-            the change of volume), shape `(batch,)`.
+            The points at the end of their trajectories, `(batch, ...)`, and the log-determinant of the Jacobian of this map
+            (the logarithm of the change of volume), shape `(batch,)`.
         """
         state = (points, ops.zeros_like(ops.reshape(points, (ops.shape(points)[0], -1))[:, 0]))
         for flow in reversed(self.flows) if inverse else self.flows:
@@ -127,11 +133,11 @@ class ContinuousNormalizingFlow(keras.Model):
         return state
 
     def log_prob(self, points: TensorsLike) -> tf.Tensor:
-        """Returns the log-density at points `(batch, ...)`, shape `(batch,)`. It is differentiable with respect to the points."""
+        """Returns the log-density at points `(batch, ...)`, shape `(batch,)`. You can differentiate it with respect to them."""
         return self(points)
 
     def sample(self, num_samples: int, seed: Any = None) -> tf.Tensor:
-        """Draws samples of the density, shape `(num_samples, ...)`. `seed` is as in TensorFlow Probability."""
+        """Draws samples from the density, shape `(num_samples, ...)`. `seed` works as in TensorFlow Probability."""
         points = self.distribution().sample(num_samples, seed=seed)
         return self.transport(points)[0]
 
@@ -147,10 +153,13 @@ class ContinuousNormalizingFlow(keras.Model):
         return base if hasattr(base, "log_prob") else base()
 
     def as_bijector(self) -> Any:
-        """Returns the flow as a `tfp.bijectors.Bijector` from the base to the density, which shares the flow's weights.
+        """Returns a `tfp.bijectors.Bijector` that maps the base to the density and shares the weights of the flow.
 
         `tfp.distributions.TransformedDistribution(base, flow.as_bijector())` is the density as a distribution, and its
         `trainable_variables` are those of the flow.
+
+        Raises:
+            ValueError: If the flow is not built yet: call it on some points first.
         """
         from keras_ode.models.bijector import FlowBijector
 
@@ -186,15 +195,15 @@ class ContinuousNormalizingFlow(keras.Model):
 
 
 def _hutchinson(product, signs):
-    """The mean of `v^T A v` over vectors of random signs."""
+    """Returns the mean of `v^T A v` over vectors of random signs."""
     return tf.add_n([tf.reduce_sum(v * product(v), axis=1) for v in signs]) / len(signs)
 
 
 def _hutch_plus_plus(product, signs):
-    """The trace on the range of a sketch of the matrix, and Hutchinson's estimate of the rest.
+    """Returns the trace on the range of a sketch of the matrix, plus Hutchinson's estimate of the rest.
 
-    The estimate is unbiased for any basis of that range, so its derivative is that of a fixed one: the derivative of the basis is
-    infinite where the rank of the matrix is less than the number of vectors.
+    The estimate is unbiased for any basis of that range, so the basis is not differentiated. Its derivative would be infinite
+    where the rank of the matrix is less than the number of vectors.
     """
     half = len(signs) // 2
     sketch = tf.stack([product(v) for v in signs[:half]], axis=2)
@@ -255,7 +264,7 @@ class WithLogDensity(keras.Layer):
             return velocity, tf.add_n([row[:, i] for i, row in enumerate(rows)])
 
         def product(vectors):
-            """The transposed Jacobian of each row times one of the vectors `[B, D]`."""
+            """Returns the transposed Jacobian of each row times its vector in `vectors`, `[B, D]`."""
             found = tape.gradient(velocity, z, tf.reshape(vectors, tf.shape(z)), unconnected_gradients="zero")
             return tf.reshape(found, tf.shape(vectors))
 
@@ -263,7 +272,7 @@ class WithLogDensity(keras.Layer):
         return velocity, estimate(product, self._signs(z, len(parts)))
 
     def _signs(self, z, size):
-        """Random signs, a list of `[B, D]`: twice as many for Hutch++."""
+        """Returns random signs, a list of tensors `[B, D]`, twice as many for Hutch++."""
         count = self.num_vectors or _DIVERGENCES[self.divergence]
         count = 2 * min(count, size) if self.divergence == "hutch++" else count
         # The generator only advances between solves: the noise is the same whenever the solver, or its adjoint, asks.

@@ -1,4 +1,4 @@
-"""Latent ODEs: time series as noisy observations of a latent state that follows a differential equation."""
+"""Latent ODEs, which model time series as noisy observations of a latent state that follows an ODE."""
 
 from typing import Any
 
@@ -14,29 +14,30 @@ from keras_ode.typing import TensorsLike, Times
 class LatentODE(keras.Model):
     """A variational autoencoder for time series whose latent state follows an ODE.
 
-    The encoder reads a series from its last observation to its first, and returns the normal posterior of the latent state
-    at the first time. The ODE integrates samples of the posterior over all times, and the decoder maps the latent states to
-    observations.
+    The encoder reads a series from its last observation to its first and computes the posterior, a normal distribution, of
+    the latent state at the first time. The ODE is solved over all times from a sample of the posterior, and the decoder maps
+    the latent states to observations.
 
-    `fit(inputs)` after `compile(optimizer)` minimizes the mean negative evidence lower bound over the series, which
-    `evaluate` also returns. The outputs of the model are decoded series, from one sample of the posterior.
+    After `compile(optimizer)`, `fit(inputs)` minimizes the mean negative evidence lower bound (ELBO) of the series, and
+    `evaluate(inputs)` returns it. The model and `predict` return decoded series, from one sample of the posterior.
 
     Args:
         encoder: A Keras layer that maps each series to a vector: an `ODERNN`, which uses the times, or a recurrent layer such
             as `keras.layers.GRU(32, go_backwards=True)`, which gets the time since the first observation as an additional
-            feature. It should go backwards, since the latent state is that at the first time.
+            feature. It should go backwards, because it estimates the latent state at the first time.
         dynamics: The dynamics of the latent state, a Keras layer `f(z)` or `f(t, z)` that keeps its shape.
         decoder: A Keras layer, or a `keras.Sequential`, that maps latent states `[batch, T, latent_dim]` to observations.
         latent_dim: The size of the latent state.
-        noise: The standard deviation of the observations. Defaults to `0.1`.
+        noise: The standard deviation of the observations around the decoded values. Defaults to `0.1`.
         name, dtype, trainable: As in `keras.Model`.
-        **ode: Arguments of `ODELayer`: `t`, the times of all series if they are the same; `per_sample=True` if each
-            series has its own times; `solver`, `rtol`, `atol`, ...
+        **ode: Arguments of `ODELayer`: `t`, the times, if they are the same for all series; `per_sample=True`, if each series
+            has its own times; `solver`, `rtol`, `atol`, ...
 
     Call arguments:
-        inputs: The observed values `[B, T, features]`, or a dict with the entries `"values"`; `"times"`, `[B, T]`, strictly
-            monotone, where rows with fewer times are padded by repeating their last time (with `per_sample=True` only); and
-            `"mask"`, bool `[B, T]`, true where something was observed.
+        inputs: The observed values `[B, T, features]`, or a dict with the entries `"values"`, `"times"` and `"mask"`, where the
+            last two are optional. `"times"`, `[B, T]`, needs `per_sample=True`. Times are strictly increasing or decreasing. If
+            a row has fewer of them, pad it by repeating its last time. `"mask"`, bool `[B, T]`, is true where something was
+            observed.
 
     Output shape:
         `(batch, T, features)`.
@@ -116,16 +117,23 @@ class LatentODE(keras.Model):
         return super().compute_loss(x, y, y_pred, sample_weight) - tf.reduce_mean(likelihood)
 
     def encode(self, inputs: TensorsLike) -> Any:
-        """Returns the posterior of the latent state at each series' first time, a `tfp` distribution. `inputs` as in a call."""
+        """Returns the posterior of the latent state at the first time of each series.
+
+        Args:
+            inputs: As in a call of the model.
+
+        Returns:
+            A `tfp.distributions.MultivariateNormalDiag` with batch shape `[B]` and event shape `[latent_dim]`.
+        """
         return self._encode(inputs, training=False)
 
     def decode(self, z0: TensorsLike, times: Times | None = None) -> tf.Tensor:
-        """Returns the observations along the trajectories of latent states.
+        """Solves the ODE from latent states and returns the decoded observations.
 
         Args:
             z0: Latent states at the first of the times, `[B, latent_dim]`.
-            times: Times that are strictly monotone in either direction, `[T]`, or `[B, T]` with `per_sample=True`. The first
-                is the time of `z0`. They need not contain the times of the series. Defaults to the times of the model.
+            times: Strictly increasing or decreasing times, `[T]`, or `[B, T]` with `per_sample=True`. The first one is the
+                time of `z0`. They may differ from the times of the observations. Defaults to the times of the model.
 
         Returns:
             A tensor `[B, T, features]`.
@@ -181,6 +189,8 @@ class LatentODE(keras.Model):
 
 
 def _narrow(shape, dtype=None):
-    """The initial biases of the posterior: standard deviations of about 0.05. Wide ones hide the data from the decoder, which
-    then takes long to use the latent state at all."""
+    """Returns initial biases of the posterior, for standard deviations of about 0.05.
+
+    With a wide posterior, the decoder sees mostly noise and takes long to learn to use the latent state.
+    """
     return np.repeat([0.0, -3.0], shape[0] // 2).astype(dtype or "float32")

@@ -10,26 +10,27 @@ from keras_ode.layers import ODELayer, TimeConv2D, TimeSequential
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class ODENet(keras.Model):
-    """An image classifier: a residual network whose residual blocks are replaced by one differential equation.
+    """An image classifier: a residual network whose residual blocks are replaced with one ODE.
 
-    Three convolutions, two of them strided, reduce the size of the image, and an `ODELayer` transforms the feature maps. A
-    dense layer computes the class from their means over the nine parts of a three by three grid. The paper takes means over
-    the whole image, with which the model learns more slowly. You may replace the attributes `downsample`, `ode` and
-    `head`.
+    Three convolutions, two of them strided, reduce the size of the image, and an `ODELayer` transforms the feature maps. Each
+    map is then averaged over the nine cells of a three by three grid, and a dense layer computes the logits from these means.
+    The paper averages over the whole image, with which the model learns more slowly. You may replace the attributes
+    `downsample`, `ode` and `head`.
 
     Args:
-        num_classes: The number of classes. The output is their logits.
+        num_classes: The number of classes.
         channels: The number of feature maps. Defaults to `64`, as in the paper.
-        dynamics: A Keras layer `f(t, y)` or `f(y)` for feature maps. `None` uses two convolutions with group
-            normalization, which get the time as an additional channel. The maps between them are twice as many.
+        dynamics: A Keras layer `f(t, y)` or `f(y)` that keeps the shape of feature maps, `[batch, height, width, channels]`.
+            Defaults to `None`, which uses two convolutions that get the time as an additional channel. There are
+            `2 * channels` maps between them, which are normalized in groups.
         name, dtype, trainable: As in `keras.Model`.
         **ode: Arguments of `ODELayer`: `t`, `solver`, `rtol`, `atol`, `adjoint`, ...
 
     Input shape:
-        `(batch, height, width, channels)`.
+        `(batch, height, width, colors)`.
 
     Output shape:
-        `(batch, num_classes)`.
+        `(batch, num_classes)`, the logits.
 
     Example:
 
@@ -94,10 +95,11 @@ class ODENet(keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_ode")
 class GridMeans(keras.Layer):
-    """The means of feature maps over the parts of a grid, for images of any size.
+    """The means of feature maps over the cells of a grid, for images of any size.
 
     Args:
-        size: The number of rows and of columns of the grid. Pixels on a line between two parts count in both, by area.
+        size: The number of rows, and also of columns, of the grid. A pixel that lies in several cells counts in each of them
+            in proportion to the area that it has there.
         **kwargs: Arguments of `keras.Layer`.
 
     Input shape:
@@ -124,7 +126,7 @@ class GridMeans(keras.Layer):
 
 
 def _shares(length, count, dtype):
-    """Returns the share of each of `length` pixels in the mean over each of `count` parts, shape `[length, count]`."""
+    """Returns the weight of each of `length` pixels in the mean over each of `count` cells, shape `[length, count]`."""
     pixels = ops.cast(ops.arange(length), "float32")[:, None] / ops.cast(length, "float32")
     width = 1 / ops.cast(length, "float32")
     parts = ops.arange(count, dtype="float32") / count
@@ -135,7 +137,7 @@ def _shares(length, count, dtype):
 def conv_dynamics(channels, dtype=None):
     """Returns a dynamics of feature maps: two convolutions of the maps and the time, with group normalization between them.
 
-    The maps between them are twice as many as the channels.
+    There are `2 * channels` maps between the convolutions.
     """
     return TimeSequential([
         TimeConv2D(2 * channels, 3, padding="same", dtype=dtype),
@@ -150,5 +152,5 @@ def _normalized(channels, dtype):
 
 
 def _groups(channels):
-    """The largest number of groups of four or more channels: a group of one would lose the mean of each map."""
+    """Returns the largest number of groups of at least four channels. A group of one channel would lose the mean of its map."""
     return max(n for n in range(1, max(1, channels // 4) + 1) if channels % n == 0)

@@ -1,0 +1,42 @@
+"""Cuts the thumbnails of the gallery from the pictures of the examples: `python docs/images/thumbnails.py`."""
+
+import pathlib
+
+from PIL import Image, ImageOps
+
+# The part of each picture that is shown: left, top, right and bottom, as fractions of its width and height.
+PARTS = {
+    "augmented": (0.33, 0.502, 0.665, 1.0),
+    "bayesian": (0.0, 0.0, 0.5, 0.485),
+    "digits": (0.65, 0.05, 1.0, 0.53),
+    "distributed": (0.0, 0.0, 1.0, 1.0),
+    "flows": (0.507, 0.362, 1.0, 0.665),
+    "latent_ode": (0.0, 0.0, 0.5, 0.315),
+    "linear_multistep": (0.0, 0.0, 0.535, 1.0),
+    "odenet_vs_resnet": (0.475, 0.0, 1.0, 1.0),
+    "shooting": (0.0, 0.0, 0.475, 1.0),
+    "stable_architectures": (0.5, 0.5, 1.0, 1.0),
+    "universal": (0.667, 0.0, 1.0, 1.0),
+    "cde": (0.0, 0.0, 0.505, 1.0),
+    "nfe_figures": (0.0, 0.0, 0.5, 0.5),
+    "flows_width": (0.0, 0.0, 1.0, 1.0),
+}
+SIZE = (640, 400)
+
+
+def main():
+    folder = pathlib.Path(__file__).parent
+    (folder / "thumbnails").mkdir(exist_ok=True)
+    for name, (left, top, right, bottom) in PARTS.items():
+        if not (folder / f"{name}.png").exists():
+            continue
+        image = Image.open(folder / f"{name}.png").convert("RGB")
+        width, height = image.size
+        part = image.crop((int(left * width), int(top * height), int(right * width), int(bottom * height)))
+        ImageOps.pad(part, SIZE, Image.Resampling.LANCZOS, color="white").quantize(64).save(
+            folder / "thumbnails" / f"{name}.png", optimize=True
+        )
+
+
+if __name__ == "__main__":
+    main()
