@@ -38,8 +38,8 @@ def error(name, y, tolerance):
 
 
 @functools.cache
-def by_scipy(name, tolerance):
-    """How many steps SciPy's Radau takes with the exact Jacobian, and where it ends."""
+def functions(name):
+    """The right-hand side of a problem and its exact Jacobian, of arrays. They are traced once for all tolerances."""
     problem = PROBLEMS[name]
     function = tf.function(lambda y: problem.dynamics(0.0, y), autograph=False)
     function = function.get_concrete_function(tf.TensorSpec([len(problem.y0)], tf.float64))
@@ -51,9 +51,16 @@ def by_scipy(name, tolerance):
             derivative = function(y)
         return tape.jacobian(derivative, y)
 
+    return lambda t, y: function(tf.constant(y)).numpy(), lambda t, y: jacobian(tf.constant(y)).numpy()
+
+
+@functools.cache
+def by_scipy(name, tolerance):
+    """How many steps SciPy's Radau takes with the exact Jacobian, and where it ends."""
+    problem, (function, jacobian) = PROBLEMS[name], functions(name)
     found = solve_ivp(
-        lambda t, y: function(tf.constant(y)).numpy(), [0, problem.end], np.array(problem.y0, float),
-        method="Radau", rtol=tolerance, atol=tolerance * problem.atol, jac=lambda t, y: jacobian(tf.constant(y)).numpy(),
+        function, [0, problem.end], np.array(problem.y0, float), method="Radau", rtol=tolerance, atol=tolerance * problem.atol,
+        jac=jacobian,
     )  # fmt: skip
     return len(found.t) - 1, found.y[:, -1]
 
