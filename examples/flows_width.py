@@ -100,7 +100,7 @@ def learn(make, units, steps, seed):
     divergences, points = np.zeros([len(NAMES), SEEDS]), {}
     for row, column in np.ndindex(*divergences.shape):
         keras.utils.set_random_seed(seed + column)
-        model.flow.set_weights(make(units).get_weights())  # The compiled programs are those of one model.
+        model.flow.set_weights(Sampler(make(units)).flow.get_weights())  # The compiled programs are those of one model.
         model.chosen.assign(np.eye(len(NAMES))[row])
         for variable in model.optimizer.variables:
             variable.assign(ops.zeros_like(variable))
@@ -121,10 +121,10 @@ def draw(path, results, units):
         for i, (kind, role, style) in enumerate((("planar", "other", "s--"), ("continuous", "ode", "o-"))):
             for ax, n in zip(axes[row, 1 + i * len(units) :], units, strict=False):
                 ax.hist2d(*results[kind, n][1][row].T, bins=100, range=[[-4, 4]] * 2)
-                ax.set_title("" if row else f"{kind}\nM = {n}")
+                ax.set_title("" if row else f"{kind}\n{n} {'units' if i else 'layers'}")
             divergences = [results[kind, n][0][row] for n in units]
             axes[row, -1].loglog(units, divergences, style, color=plotting.COLORS[role], label=kind)
-        axes[row, -1].set(xlim=(1, 100), ylim=(0.003, 5), ylabel="KL [nats]", xlabel="M" if row == 2 else "")
+        axes[row, -1].set(xlim=(1, 100), ylim=(0.003, 5), ylabel="KL [nats]", xlabel="units or layers" if row == 2 else "")
     axes[0, -1].legend(fontsize=10)
     plt.setp(axes[:, :-1], aspect="equal", xticks=[], yticks=[])
     figure.savefig(path, dpi=80)
