@@ -67,8 +67,9 @@ class HyperUnits(keras.Layer):
 
     def __init__(self, units):
         super().__init__()
-        hidden = keras.layers.Dense(16, "tanh", True, RandomNormal(stddev=4.0), RandomNormal(stddev=2.0))
-        out = keras.layers.Dense(6 * units, None, True, RandomNormal(stddev=0.25), RandomNormal(stddev=0.25))
+        wide, middle, narrow = (RandomNormal(stddev=s) for s in (4.0, 2.0, 0.25))
+        hidden = keras.layers.Dense(16, "tanh", kernel_initializer=wide, bias_initializer=middle)
+        out = keras.layers.Dense(6 * units, kernel_initializer=narrow, bias_initializer=narrow)
         self.weights_at = keras.Sequential([keras.Input([1]), hidden, out, keras.layers.Reshape([6, units])])
 
     def call(self, t, state):
@@ -87,8 +88,7 @@ class Sampler(keras.Model):
 
     def call(self, z):
         x, change = self.flow((z, ops.zeros_like(z[:, 0])))
-        energy = ops.sum(energies(x) * self.chosen, axis=-1)
-        log_ratio = -0.5 * ops.sum(z**2, axis=-1) - np.log(2 * np.pi) - change + energy
+        log_ratio = ops.sum(energies(x) * self.chosen, axis=-1) - 0.5 * ops.sum(z**2, axis=-1) - np.log(2 * np.pi) - change
         self.add_loss(ops.mean(log_ratio))
         return {"x": x, "log_ratio": log_ratio}
 
