@@ -6,7 +6,7 @@ in the plane) is a sequence of invertible layers: a matrix, and an affine map of
 other.
 
     python examples/flows.py            # two sets, about ten minutes on two CPU cores
-    python examples/flows.py --quick    # one set, a few steps
+    python examples/flows.py --quick    # one set, small flows, a few steps
     python examples/flows.py --width 64 --steps 10000    # the size and the number of steps of FFJORD
 
 Writes flows.png. Sources: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR, Figure 2 (densities of
@@ -115,16 +115,18 @@ def draw(path, results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one set, a few steps")
+    parser.add_argument("--quick", action="store_true", help="one set, small flows, a few steps")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS[3::2], help="names of data sets")
     parser.add_argument("--width", type=int, default=32, help="units of each hidden layer of the continuous flow")
     parser.add_argument("--steps", type=int, default=2000, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="of the first of three sets of weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    names, steps, seeds = (SETS[:1], 50, 1) if arguments.quick else (arguments.sets, arguments.steps, SEEDS)
+    names, width, steps, seeds = arguments.sets, arguments.width, arguments.steps, SEEDS
+    if arguments.quick:
+        names, width, steps, seeds = SETS[:1], 8, 50, 1
     arguments.output.mkdir(parents=True, exist_ok=True)
-    models, results = flows(arguments.width), {}
+    models, results = flows(width), {}
     # The same weights, solved accurately: what a loose solve gains by its errors is no likelihood.
     exact = ContinuousNormalizingFlow(models[0].dynamics, rtol=1e-5, atol=1e-5)
     exact.compile(jit_compile=True)
@@ -133,7 +135,7 @@ def main():
         points, held_out, scores = samples(name, 50000, seed=1), samples(name, 5000, seed=2), []
         for seed in range(arguments.seed, arguments.seed + seeds):
             keras.utils.set_random_seed(seed)
-            for model, fresh, rate in zip(models, flows(arguments.width), (1e-2, 5e-3), strict=True):
+            for model, fresh, rate in zip(models, flows(width), (1e-2, 5e-3), strict=True):
                 fit(model, fresh.get_weights(), points, steps, rate)
             scores.append([model.predict(held_out, batch_size=5000, verbose=0).mean() for model in (exact, models[1])])
         results[name] = points, density(exact), density(models[1])
