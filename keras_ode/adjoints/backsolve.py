@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import ContinuousAdjoint, Cotangents
-from keras_ode.adjoints.checkpoints import Checkpoints, checked_checkpoints
+from keras_ode.adjoints.checkpoints import Checkpoints
 from keras_ode.adjoints.drift import distance
 from keras_ode.adjoints.equation import AdjointEquation
 from keras_ode.adjoints.forward import solve_forward
@@ -14,7 +14,7 @@ from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Solver, Stage
+from keras_ode.solvers.base import Stage
 
 
 class Backsolve(ContinuousAdjoint):
@@ -52,16 +52,7 @@ class Backsolve(ContinuousAdjoint):
     """
 
     solves_back = True
-
-    def __init__(
-        self,
-        checkpoints: int = 32,
-        rtol: float | None = None,
-        atol: float | None = None,
-        solver: str | Solver | None = None,
-    ) -> None:
-        self.checkpoints = checked_checkpoints(checkpoints, least=0)
-        super().__init__(rtol, atol, solver)
+    least_checkpoints = 0
 
     def forward(self, problem):
         return solve_forward(problem, self._checkpoints(problem))

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import internals, solvers, tree
+from keras_ode.adjoints.checkpoints import checked_checkpoints
 from keras_ode.adjoints.cotangents import integral_weights, nan_unless, size_of, time_cotangents, without_padding
 from keras_ode.adjoints.forward import solve_forward
 from keras_ode.adjoints.problem import Outcome
@@ -172,11 +173,24 @@ class ContinuousAdjoint(FirstOrderAdjoint):
     """An adjoint that solves the adjoint equation backward, by its own solver and tolerances where it has some.
 
     Args:
+        checkpoints: The number of states of the forward solve that are kept.
         rtol, atol: Tolerances of the backward solve, or `None` for those of the forward solve.
         solver: The solver of the backward solve, or `None` for that which the forward solver names.
+
+    Attributes:
+        least_checkpoints: How many it needs.
     """
 
-    def __init__(self, rtol: float | None, atol: float | None, solver: str | Solver | None) -> None:
+    least_checkpoints = 1
+
+    def __init__(
+        self,
+        checkpoints: int = 32,
+        rtol: float | None = None,
+        atol: float | None = None,
+        solver: str | Solver | None = None,
+    ) -> None:
+        self.checkpoints = checked_checkpoints(checkpoints, self.least_checkpoints)
         for name, value in (("rtol", rtol), ("atol", atol)):
             if value is not None and (not isinstance(value, numbers.Real) or not 0 < value < np.inf):
                 raise ValueError(f"{name} must be a positive number, or None. Received: {name}={value!r}")

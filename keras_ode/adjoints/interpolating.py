@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_ode import dense, tree
 from keras_ode.adjoints.base import ContinuousAdjoint, Cotangents
-from keras_ode.adjoints.checkpoints import History, checked_checkpoints
+from keras_ode.adjoints.checkpoints import History
 from keras_ode.adjoints.equation import AdjointEquation
 from keras_ode.adjoints.forward import saved_times, solve_forward
 from keras_ode.adjoints.impulses import Impulses
@@ -16,7 +16,7 @@ from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
 from keras_ode.observers import step_observers
-from keras_ode.solvers.base import Solver, Stage
+from keras_ode.solvers.base import Stage
 from keras_ode.solvers.linear import Linearization, scaled
 from keras_ode.solvers.systems import is_large
 
@@ -55,16 +55,6 @@ class Interpolating(ContinuousAdjoint):
         Serban, Hindmarsh (2005), CVODES: the sensitivity-enabled ODE solver in SUNDIALS, ASME IDETC.
         Rackauckas et al. (2020), Universal differential equations for scientific machine learning.
     """
-
-    def __init__(
-        self,
-        checkpoints: int = 32,
-        rtol: float | None = None,
-        atol: float | None = None,
-        solver: str | Solver | None = None,
-    ) -> None:
-        self.checkpoints = checked_checkpoints(checkpoints)
-        super().__init__(rtol, atol, solver)
 
     def forward(self, problem):
         return solve_forward(problem, _Polynomials(problem, self.checkpoints, dense=True), dense=True)

@@ -51,7 +51,7 @@ class Tape:
     def rewind(self):
         """Discards the recorded steps, but not the totals."""
         for ring in self._rings.values():
-            ring.rewind()
+            ring.calls.assign(0)
 
     def read(self):
         """Returns for each direction the number of solves since `rewind`, and the stored counts and rows: see `_Ring`."""
@@ -120,9 +120,6 @@ class _Ring:
 
     def handle(self):
         return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.clock, self.rows)))
-
-    def rewind(self):
-        self.calls.assign(0)
 
     def read(self):
         variables = (self.calls, self.counts, self.clock, self.rows)
