@@ -234,6 +234,17 @@ def dot_in_full_precision(a, b):
     return xla.dot_general(a, b, numbers, highest)
 
 
+def dynamic_update_slice(buffer, values, index):
+    """XLA's `buffer` with `buffer[index], buffer[index + 1], ...` replaced by `values`.
+
+    A public `tf.tensor_scatter_nd_update` becomes the same with a test of the index, which takes two more kernels.
+    """
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+    indices = tf.stack([index] + [tf.zeros_like(index)] * (buffer.shape.rank - 1))
+    return gen_xla_ops.xla_dynamic_update_slice(buffer, values, indices)
+
+
 # Keras.
 
 

@@ -13,8 +13,8 @@ from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
-from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
+from keras_ode.step_records import step_observers
 
 
 class Backsolve(ContinuousAdjoint):
@@ -91,7 +91,7 @@ class Backsolve(ContinuousAdjoint):
             parameters=result.integral,
             status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
             num_evaluations=result.num_evaluations,
-            record=result.observed[-1] if recording else (),
+            record=recording[0].record(result.observed[-1]) if recording else (),
         )
 
 

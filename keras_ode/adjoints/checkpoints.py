@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.fields import ForwardField
-from keras_ode.observers import StepRecord
+from keras_ode.step_records import StepRecord
 
 # A state takes a fraction of the room of a whole step, and saves taking steps again.
 _STATES_A_STEP = 2

@@ -8,8 +8,9 @@ from keras_ode.adjoints.fields import ForwardField
 from keras_ode.adjoints.problem import Outcome
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
-from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, status_of_stiff, step_observers
+from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, status_of_stiff
 from keras_ode.solvers.mass import derivative
+from keras_ode.step_records import step_observers
 from keras_ode.steps import KeepSteps
 
 # How many derivatives of implicit steps, one of the other, are exact where the loop is differentiated.
@@ -54,7 +55,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     seen = dict(zip(observers, result.observed, strict=False))
     stiffness, latest = seen["stiffness"]
     if problem.recorder is not None:
-        problem.recorder.forward(result, seen.get("record", ()))
+        problem.recorder.forward(result, recording[0].record(seen["record"]) if recording else ())
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     if bound is not None:  # the state moves with the end even where there are no steps
         span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)

@@ -15,10 +15,10 @@ from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
-from keras_ode.observers import step_observers
 from keras_ode.solvers.base import Stage
 from keras_ode.solvers.linear import Linearization, scaled
 from keras_ode.solvers.systems import is_large
+from keras_ode.step_records import step_observers
 
 # A backward step may be so many times as long as the steps that the errors of the forward solve allowed on its way.
 _MOST_ALLOWED = 5
@@ -62,6 +62,7 @@ class Interpolating(ContinuousAdjoint):
     def backward(self, problem, outcome, memory, cotangents):
         history = _Polynomials(problem, self.checkpoints, dense=True)
         method = self.backward_method(problem)
+        recording = step_observers(problem.recorder, problem.times[0])
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
             polynomials=history.writable(memory.kept),
@@ -70,14 +71,14 @@ class Interpolating(ContinuousAdjoint):
             step_size=outcome.step_size,
             status=outcome.status,
             num_evaluations=tf.constant(0),
-            record=tuple(o.start() for o in step_observers(problem.recorder, problem.times[0])),
+            record=tuple(o.start() for o in recording),
         )
 
         def reverse_block(*progress):
             return tuple(_Block(problem, history, memory.trajectory, cotangents, method, _Progress(*progress)).reverse())
 
         end = _Progress(*tree.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
-        record = (steps.on_clock(problem.clock()) for steps in end.record)
+        record = (o.record(steps).on_clock(problem.clock()) for o, steps in zip(recording, end.record, strict=True))
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *record)
 
 
