@@ -87,6 +87,7 @@ class Trial(NamedTuple):
         accept: Whether it was accepted.
         running: Whether the sample was still being solved.
         carry: That with which the step began.
+        number: How many steps were tried before, a scalar or `[B]`.
     """
 
     interval: Interval
@@ -95,6 +96,7 @@ class Trial(NamedTuple):
     accept: tf.Tensor
     running: tf.Tensor
     carry: Any = ()
+    number: Any = 0
 
 
 class Result(NamedTuple):
@@ -276,7 +278,7 @@ class _Run:
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands
         step_size = method.limited(tree.select(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size))
-        trial = Trial(interval, step, error, accept, running, loop.carry)
+        trial = Trial(interval, step, error, accept, running, loop.carry, loop.num_steps)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
         # A rejected step whose successor rounds to the same one cannot be made smaller.

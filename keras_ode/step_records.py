@@ -33,71 +33,61 @@ class StepRecord(NamedTuple):
 
 
 class RecordSteps:
-    """Observes the steps that are tried: `record` returns the first `capacity` of them as a `StepRecord`.
+    """Observes the steps that are tried: `record` returns the first `recorder.capacity` of them as a `StepRecord`.
 
     The loop runs each operation of `see` in every step, so there are as few as possible: the rows of all samples are written
-    together, and times are converted when they are read. TensorFlow's own kernels append rows to a list, which needs neither an
-    index nor a counter; XLA writes them into a buffer in place.
+    together, in place, the loop's own number of steps counts them where all samples share their steps, and times are converted when
+    they are read.
 
     Args:
         recorder: What asks for them: of the first `recorder.samples` samples in the first `recorder.capacity` iterations.
         like: A scalar of the solve, or `[B]`.
-        before: What `see` returned last in an earlier loop, to go on from.
+        before: A `StepRecord` to go on from.
         differentiable: Whether the loop is differentiated.
     """
 
     def __init__(self, recorder, like, before=None, differentiable=False):
-        self.capacity, self.samples = recorder.capacity, recorder.samples
-        self.before, self.differentiable = before, differentiable
+        self.capacity, self.samples, self.differentiable = recorder.capacity, recorder.samples, differentiable
         self.per_sample = like.shape.rank > 0
-        self.appends = tree.writes_in_place() and not differentiable
-        self.like = self._kept(like)
+        self._put = tree.put if differentiable else tree.put_in_place
+        self.before = self._empty(self._kept(like)) if before is None else before
+
+    def _empty(self, like):
+        row = tf.stack([tf.zeros_like(like)] * 4, axis=-1)
+        rows = (tree.repeat if self.differentiable else tree.room)(row, self.capacity + 1)
+        return StepRecord(tf.zeros_like(like, dtype=tf.int32) if self.per_sample else (), 0, rows)
 
     def start(self):
-        if self.before is not None:
-            return self.before
-        row = tf.stack([tf.zeros_like(self.like)] * 4, axis=-1)
-        if self.appends:
-            return tf.raw_ops.EmptyTensorList(element_shape=tf.shape(row), max_num_elements=-1, element_dtype=row.dtype)
-        room = tree.repeat if self.differentiable else tree.room
-        num_steps = tf.zeros_like(self.like, dtype=tf.int32) if self.per_sample else ()
-        return StepRecord(num_steps, tf.constant(0), room(row, self.capacity + 1))
+        num_steps, num_rows, rows, _ = self.before
+        return (num_steps, tf.convert_to_tensor(num_rows), rows) if self.per_sample else rows
 
     def see(self, state, trial):
         error, outcome = trial.error, tf.cast(trial.accept, trial.error.dtype)
         if trial.step.error is None:
             error = tf.fill(tf.shape(error), tf.constant(np.nan, error.dtype))
-        if self.per_sample:  # else the loop only goes on while the one solve runs
-            outcome = tree.select(trial.running, outcome, -1)
-        row = self._kept(tf.stack([trial.interval.start, trial.interval.size, error, outcome], axis=-1))
-        if self.appends:
-            return tf.raw_ops.TensorListPushBack(input_handle=state, tensor=row)
-        num_steps = state.num_steps + tf.cast(self._kept(trial.running), tf.int32) if self.per_sample else ()
-        put = tree.put if self.differentiable else tree.put_in_place
-        rows = put(state.rows, tf.minimum(state.num_rows, self.capacity), row)
-        return StepRecord(num_steps, state.num_rows + 1, rows)
+        if not self.per_sample:  # the loop only goes on while the one solve runs
+            number = self._number(trial.number)
+            return self._put(state, tf.minimum(number, self.capacity), _row(trial.interval, error, outcome))
+        num_steps, number, rows = state
+        row = self._kept(_row(trial.interval, error, tree.select(trial.running, outcome, -1)))
+        rows = self._put(rows, tf.minimum(number, self.capacity), row)
+        return num_steps + tf.cast(self._kept(trial.running), tf.int32), number + 1, rows
 
-    def record(self, state):
-        """The `StepRecord` of what `see` returned last."""
-        if not self.appends:
-            return state
-        num_rows, num_steps = tf.raw_ops.TensorListLength(input_handle=state), ()
-        if self.per_sample:
-            outcomes = self._stacked(state, num_rows)[..., 3]
-            num_steps = tf.reduce_sum(tf.cast(outcomes >= 0, tf.int32), axis=0)
-        size = self.capacity + 1  # A longer list is cut, and a shorter one filled with zeros.
-        return StepRecord(num_steps, num_rows, self._stacked(tf.raw_ops.TensorListResize(input_handle=state, size=size), size))
+    def record(self, state, num_steps):
+        """The `StepRecord` of what `see` returned last, in a loop of so many steps."""
+        return StepRecord(*state) if self.per_sample else StepRecord((), self._number(num_steps), state)
 
-    def _stacked(self, rows, count):
-        """The rows of a list: with a shape that is known as far as that of `like`."""
-        shape, num_elements = [-1 if n is None else n for n in self.like.shape], -1 if tf.is_tensor(count) else count
-        return tf.raw_ops.TensorListStack(
-            input_handle=rows, element_shape=[*shape, 4], element_dtype=self.like.dtype, num_elements=num_elements
-        )
+    def _number(self, number):
+        """The number of rows after so many in this loop."""
+        return self.before.num_rows + number if tf.is_tensor(self.before.num_rows) else number
 
     def _kept(self, values):
         """Those of the samples that are kept, of values of all samples; what all samples share as it is."""
         return values[: self.samples] if self.per_sample else values
+
+
+def _row(interval, error, outcome):
+    return tf.stack([interval.start, interval.size, error, outcome], axis=-1)
 
 
 def step_observers(recorder, like, **options):

@@ -211,7 +211,7 @@ def is_standard():
     return getattr(_building, "conditions", None) is not None
 
 
-def writes_in_place():
+def _writes_in_place():
     """Whether the graph is for TensorFlow's own kernels, which write in place."""
     return not (is_compiled() or is_standard())
 
@@ -226,13 +226,13 @@ def room(like, count, filled=False):
     if filled:
         return repeat(like, count)
     shape = _joined([count], _shape(like))
-    buffer = tf.raw_ops.Empty(shape=shape, dtype=like.dtype) if writes_in_place() else tf.zeros(shape, like.dtype)
+    buffer = tf.raw_ops.Empty(shape=shape, dtype=like.dtype) if _writes_in_place() else tf.zeros(shape, like.dtype)
     return tf.ensure_shape(buffer, [None if tf.is_tensor(count) else count, *like.shape])
 
 
 def copy(buffer):
     """A copy to put into, of a buffer that somebody else reads too."""
-    return tf.raw_ops.DeepCopy(x=buffer) if writes_in_place() else tf.identity(buffer)
+    return tf.raw_ops.DeepCopy(x=buffer) if _writes_in_place() else tf.identity(buffer)
 
 
 def put_in_place(buffer, index, value):
@@ -247,7 +247,7 @@ def put_rows_in_place(buffer, index, values):
     """`put_rows` into a buffer that nobody else reads: see `put_in_place`."""
     if is_compiled() and 0 not in buffer.shape:
         return internals.dynamic_update_slice(buffer, values, index)
-    if not writes_in_place() or 0 in buffer.shape:
+    if not _writes_in_place() or 0 in buffer.shape:
         return put_rows(buffer, index, values)
     return tf.raw_ops.InplaceUpdate(x=buffer, i=_places(index, values), v=values)
 

@@ -10,7 +10,8 @@ solve in float64 at a tolerance of 1e-9. Contestants take turns, one computing a
 
 The floor is the time of a solve's evaluations and vector-Jacobian products alone, each kind in one compiled loop: as many
 as the first row's solve evaluates, and six for each step that it accepts. The first step includes tracing and
-compiling; memory is what the process grew by in it, at most.
+compiling; memory is what the process grew by in it, at most. The last two tables lead with the default configuration: milliseconds
+of each workload, with ratios to the best peer in brackets, and the means of these ratios.
 """
 
 import argparse
@@ -138,7 +139,7 @@ def main():
         workload = workloads()[name]
         results[name] = table.fastest_of_each_name(measure(name, workload, options))
         print("\n".join(table.lines(workload.title, results[name], options.peers)), flush=True)
-    print("", *table.summary(results, options.peers), sep="\n")
+    print("", *table.overview(results, options.peers), "", *table.summary(results, options.peers), sep="\n")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,21 @@ def lines(title, rows, peers):
         yield line([*cells, f"{row.first:.2f}", f"{row.megabytes:.0f}"])
 
 
+def overview(results, peers):
+    """One line for each workload: keras_ode as it is by default, with the best choice of adjoint and mode, and the best peer."""
+    columns = [f"{what}, {whose}" for what in ("training", "inference") for whose in ("default", "best choice", "best peer, ms")]
+    yield from head(["workload", *columns])
+    for title, rows in results.items():
+        cells = []
+        for column in ("train", "infer"):
+            rival = best(of(rows, *peers), column)
+            (default,) = (row for row in rows if row.name == DEFAULT)
+            ours = [math.nan if default.remark else getattr(default, column), best(of(rows, "keras_ode"), column)]
+            names = [row.package for row in of(rows, *peers) if getattr(row, column) == rival]
+            cells += [*(f"{1e3 * x:.2f} ({x / rival:.2f})" for x in ours), f"{1e3 * rival:.2f} ({names[0]})" if names else "none"]
+        yield line([title, *cells])
+
+
 def summary(results, peers):
     """keras_ode over its peers, geometric means over the workloads in which it and any of them agree with the reference."""
     yield from head(["contestant", "workloads", *(f"{what} over {whom}" for what, whom, _, _ in COMPARISONS)])

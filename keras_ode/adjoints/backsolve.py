@@ -91,7 +91,7 @@ class Backsolve(ContinuousAdjoint):
             parameters=result.integral,
             status=tf.where(drift.is_large(result.observed[0]), int(Status.NOT_CONVERGED), result.status),
             num_evaluations=result.num_evaluations,
-            record=recording[0].record(result.observed[-1]) if recording else (),
+            record=recording[0].record(result.observed[-1], result.num_steps) if recording else (),
         )
 
 

@@ -55,7 +55,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     seen = dict(zip(observers, result.observed, strict=False))
     stiffness, latest = seen["stiffness"]
     if problem.recorder is not None:
-        problem.recorder.forward(result, recording[0].record(seen["record"]) if recording else ())
+        problem.recorder.forward(result, recording[0].record(seen["record"], result.num_steps) if recording else ())
     last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     if bound is not None:  # the state moves with the end even where there are no steps
         span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)

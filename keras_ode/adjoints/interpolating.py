@@ -62,7 +62,6 @@ class Interpolating(ContinuousAdjoint):
     def backward(self, problem, outcome, memory, cotangents):
         history = _Polynomials(problem, self.checkpoints, dense=True)
         method = self.backward_method(problem)
-        recording = step_observers(problem.recorder, problem.times[0])
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
             polynomials=history.writable(memory.kept),
@@ -71,14 +70,14 @@ class Interpolating(ContinuousAdjoint):
             step_size=outcome.step_size,
             status=outcome.status,
             num_evaluations=tf.constant(0),
-            record=tuple(o.start() for o in recording),
+            record=tuple(o.record(o.start(), tf.constant(0)) for o in step_observers(problem.recorder, problem.times[0])),
         )
 
         def reverse_block(*progress):
             return tuple(_Block(problem, history, memory.trajectory, cotangents, method, _Progress(*progress)).reverse())
 
         end = _Progress(*tree.while_loop(lambda last, *_: tf.reduce_any(last > 0), reverse_block, tuple(start)))
-        record = (o.record(steps).on_clock(problem.clock()) for o, steps in zip(recording, end.record, strict=True))
+        record = (steps.on_clock(problem.clock()) for steps in end.record)
         return Cotangents(end.a, end.parameters, end.status, end.num_evaluations, *record)
 
 
@@ -195,7 +194,7 @@ class _Block:
             step_size=result.step_size,
             status=tf.where(failed, progress.status, result.status),
             num_evaluations=progress.num_evaluations + tf.reduce_max(result.num_evaluations) + self.refilled,
-            record=tuple(result.observed),
+            record=tuple(o.record(seen, result.num_steps) for o, seen in zip(recording, result.observed, strict=True)),
         )
 
     def _reach(self, late):

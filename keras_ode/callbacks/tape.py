@@ -51,7 +51,7 @@ class Tape:
     def rewind(self):
         """Discards the recorded steps, but not the totals."""
         for ring in self._rings.values():
-            ring.calls.assign(0)
+            ring.rewind()
 
     def read(self):
         """Returns for each direction the number of solves since `rewind`, and the stored counts and rows: see `_Ring`."""
@@ -108,22 +108,30 @@ class _Ring:
 
     A record consists of the rows of a `StepRecord`, its clock (zeros if it has none), and three counts for each stored sample:
     the number of tried steps (-1 if the batch has no such sample), the number of samples in the batch, and the number of rows.
+    Several slots need the number of solves since `rewind`; one slot has a number of rows of -1 until the first.
     """
 
     def __init__(self, capacity, samples, slots, dtype):
         self.slots, self.samples = slots, samples
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self.calls = _variable(np.zeros([], "int32"), first)
-        self.counts = _variable(np.zeros([slots, samples, 3], "int32"), first)
+        self.calls = _variable(np.zeros([], "int32"), first) if slots > 1 else None
+        self.counts = _variable(np.full([slots, samples, 3], -1, "int32"), first)
         self.clock = _variable(np.zeros([slots, samples, 3], dtype), first)
         self.rows = _variable(np.zeros([slots, capacity + 1, samples, 4], dtype), first)
 
     def handle(self):
-        return _RingHandle(self, *(_local(variable) for variable in (self.calls, self.counts, self.clock, self.rows)))
+        calls = None if self.calls is None else _local(self.calls)
+        return _RingHandle(self, calls, *(_local(variable) for variable in (self.counts, self.clock, self.rows)))
+
+    def rewind(self):
+        if self.calls is None:
+            self.counts.assign(tf.fill(self.counts.shape, -1))
+        else:
+            self.calls.assign(0)
 
     def read(self):
-        variables = (self.calls, self.counts, self.clock, self.rows)
-        calls, counts, clock, rows = (tf.convert_to_tensor(v).numpy() for v in variables)
+        counts, clock, rows = (tf.convert_to_tensor(v).numpy() for v in (self.counts, self.clock, self.rows))
+        calls = int(counts[0, 0, 2] >= 0) if self.calls is None else tf.convert_to_tensor(self.calls).numpy()
         slots = [n % self.slots for n in range(max(0, calls - self.slots), calls)]
         written = np.minimum(counts[:, 0, 2], rows.shape[1] - 1)
         return int(calls), [(counts[slot], _on_clock(clock[slot], rows[slot, : written[slot]])) for slot in slots]
@@ -137,14 +145,12 @@ class _RingHandle:
         """Every batch runs these operations, so there are as few as possible."""
         values = zip(self._variables, self._entries(record, status), strict=True)
         pairs = [(variable, value) for variable, value in values if tf.is_tensor(value)]
-        before = []
-        if self._ring.slots == 1:
-            put = [tf.raw_ops.AssignVariableOp(resource=r, value=value) for r, value in pairs]
-        else:
-            before = [tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32)]
-            slot = before[0][None] % self._ring.slots
-            put = [tf.raw_ops.ResourceScatterUpdate(resource=r, indices=slot, updates=value) for r, value in pairs]
-        with tf.control_dependencies(before):
+        if self._calls is None:
+            return [tf.raw_ops.AssignVariableOp(resource=r, value=value) for r, value in pairs]
+        calls = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32)
+        slot = calls[None] % self._ring.slots
+        put = [tf.raw_ops.ResourceScatterUpdate(resource=r, indices=slot, updates=value) for r, value in pairs]
+        with tf.control_dependencies([calls]):
             return [*put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
 
     def _entries(self, record, status):
