@@ -82,5 +82,5 @@ class Solution(NamedTuple):
 
     def _checked_dense(self):
         if self.dense is None:
-            raise ValueError("This solution has no dense output. Ask for it with solve(..., dense=True).")
+            raise ValueError("This solution has no dense output. Pass dense=True to keras_ode.solve.")
         return self.dense

@@ -359,7 +359,7 @@ def _ode_layers(model, wanted):
     for label, layer in chosen.items():
         if layer.jump_times:
             raise ValueError(
-                "A layer with jump_times makes one solve of each segment, which cannot be recorded as one: leave it out of "
+                "A layer with jump_times solves each segment separately, which cannot be recorded as one solve: leave it out of "
                 f"layers. Received: layers={wanted!r}, where {label!r} has jump_times={layer.jump_times}"
             )
     return chosen
