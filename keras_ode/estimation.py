@@ -73,7 +73,7 @@ def multiple_shooting(
         that the solves depend on, and NaN if one of them fails in a graph.
 
     Raises:
-        ValueError: For arguments that make no sense.
+        ValueError: For invalid arguments.
 
     Example:
 
@@ -131,9 +131,9 @@ def estimate(
 
     Args:
         dynamics: As in `keras_ode.solve`: it reads the variables.
-        ys: The observations, `[T, ...]`: a nest like `y0`, with NaN where a value is missing. They are cast to the dtype of the
-            first variable. Keras layers need rows: for one series, `[T, 1, D]`, or `[T, D]` with `group_size`, where the groups
-            are the rows.
+        ys: The observations, `[T, ...]`: a nested structure like `y0`, with NaN where a value is missing. They are cast to the
+            dtype of the first variable. Keras layers need rows: for one series, `[T, 1, D]`, or `[T, D]` with `group_size`,
+            where the groups are the rows.
         t: Their times, `[T]`, strictly increasing.
         y0: The state at `t[0]`, a tensor or a variable. Defaults to `ys[0]`. To estimate it too, pass a variable, and name it in
             `variables`.
@@ -154,7 +154,7 @@ def estimate(
         An `Estimate`.
 
     Raises:
-        ValueError, TypeError: For arguments that make no sense.
+        ValueError, TypeError: For invalid arguments.
         ArithmeticError: If the loss is not finite, for example because a solve failed. The variables keep the values before that
             step, or, with `"lbfgs"`, those at the start.
 
