@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.graphs import traced
 from keras_ode.solve import solve
 from keras_ode.typing import Dynamics, Tensors, TensorsLike, Times, do_not_convert
 
@@ -202,7 +203,7 @@ class _Objective:
     def __init__(self, compute, variables):
         self.variables = variables
         self._compute = compute
-        self.evaluate = tf.function(self._value_and_gradients, autograph=False)
+        self.evaluate = traced(self._value_and_gradients)
 
     def _value_and_gradients(self):
         tensors = [v.value if isinstance(v, keras.Variable) else v for v in self.variables]
@@ -236,7 +237,7 @@ def _by_steps(objective, optimizer, num_steps):
 
         return tf.cond(is_fine, update, lambda: value)
 
-    compiled, losses = tf.function(step, autograph=False), []
+    compiled, losses = traced(step), []
     for number in range(int(num_steps)):
         losses.append(float(compiled()))
         if not np.isfinite(losses[-1]):
