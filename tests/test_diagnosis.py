@@ -239,7 +239,7 @@ def test_input_variable_and_argument_that_are_nan_are_named():
     assert "The variable 'rate' of shape () was NaN before the solve" in message(lambda y: -rate * y, ONE, [0.0, 1.0])
     assert "The state y0 of shape (1,) was NaN before the solve, in 1 of 1" in message(lambda y: -y, nan * ONE, [0.0, 1.0])
     assert "A tensor in args of shape () was NaN before the solve" in message(lambda y, k: -k * y, ONE, [0.0, 1.0], args=(nan,))
-    assert "reads from outside, of shape () is NaN" in message(lambda y: -nan * y, ONE, [0.0, 1.0])
+    assert "reads from outside, of shape () was NaN" in message(lambda y: -nan * y, ONE, [0.0, 1.0])
 
 
 def test_only_the_row_that_failed_is_looked_at():
