@@ -1,8 +1,8 @@
-"""A latent ODE goes on with a spiral that it saw a noisy part of, forward and backward in time.
+"""A latent ODE continues a spiral, of which it has seen a noisy part, forward and backward in time.
 
-Spirals wind outward, half of them clockwise. Of each, 30, 50 or 100 of 100 times are observed, with noise, and these begin
-anywhere: what lies ahead of one is what others were observed in. Beside the latent ODE, a recurrent network with as many
-parameters predicts each next observation. The error is that of the 100 times after the observed ones, without noise.
+Spirals wind outward, half of them clockwise. Each is observed with noise at 30, 50 or 100 of 100 times. The observed parts begin
+at different points of the spirals, so what follows one part was observed in others. For comparison, a recurrent network with as
+many parameters predicts each next observation. The error is that of the 100 times after the observed ones, without noise.
 `--quick` takes one seed. Writes latent_ode.png. After Chen, Rubanova, Bettencourt, Duvenaud (2018), NeurIPS (section 5.1).
 """
 

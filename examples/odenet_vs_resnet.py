@@ -2,7 +2,7 @@
 
 A perceptron, a ResNet of six blocks, an RK-Net (differentiated through the solver's steps) and an ODE-Net (by the adjoint
 equation) learn the same digits; all but the perceptron have the same layers around their blocks. Before, each takes a
-training step at several depths in a process of its own, which tells its memory (read from /proc, which only Linux has).
+training step at several depths in a separate process, whose memory is measured (from /proc, which only Linux has).
 
 `--quick` takes few digits, one seed and one epoch. Writes odenet_vs_resnet.png.
 

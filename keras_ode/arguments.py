@@ -328,7 +328,7 @@ def check_save(save, times, dense, event, jump_times):
         )
     if dense or event is not None or jump_times is not None:
         other = "dense=True" if dense else "event" if event is not None else "jump_times"
-        advice = "use one of both" if dense else "solve the segments one by one"
+        advice = "use one of them" if dense else "solve the segments one by one"
         raise ValueError(f"save='steps' cannot be combined with {other}: {advice}. Received: save='steps'")
     return True
 
@@ -345,7 +345,7 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
         )
     if adjoint.takes_steps_back and not method.solver.is_reversible:
         raise ValueError(
-            f"adjoint={adjoint!r} takes the solver's steps back, so it needs a reversible solver: 'reversible_heun', "
+            f"adjoint={adjoint!r} reverses the solver's steps, so it needs a reversible solver: 'reversible_heun', "
             "'asynchronous_leapfrog', or keras_ode.solvers.Reversible(solver), which makes an explicit Runge-Kutta method "
             f"reversible. Or use adjoint='checkpointed'. Received: solver={method.solver!r}"
         )
@@ -358,13 +358,13 @@ def checked_adjoint(adjoint, dense, method, keeps_steps=False):
     backward = asked or method.solver.backward
     if adjoint.solves_back and (method.solver.is_implicit or backward.is_implicit):
         raise ValueError(
-            f"adjoint={adjoint!r} solves the equation back in time, where a stiff one is unstable: use 'interpolating' or "
-            f"'checkpointed'. Received: solver={method.solver!r}"
+            f"adjoint={adjoint!r} solves the equation backward in time, where a stiff equation is unstable: use 'interpolating' "
+            f"or 'checkpointed'. Received: solver={method.solver!r}"
         )
     if method.controller.adaptive and not backward.error_order:
         raise ValueError(
-            f"The backward solver {type(backward).__name__} does not estimate its error, but the step size is "
-            f"controlled. Received: adjoint={adjoint!r}"
+            f"The backward solver {type(backward).__name__} does not estimate its error, so its step size cannot be controlled. "
+            f"Pass a solver that does to the adjoint, such as solver='tsit5'. Received: adjoint={adjoint!r}"
         )
     return adjoint
 

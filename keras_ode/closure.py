@@ -203,7 +203,7 @@ class Closure:
             if kinds:
                 raise ValueError(
                     f"The dynamics '{self._name}' uses the variable '{variable.path}' in an operation that a gradient cannot "
-                    f"follow, {kinds[0]}. Read it with keras.ops.convert_to_tensor(variable) and go on with the tensor."
+                    f"follow, {kinds[0]}. Read it with keras.ops.convert_to_tensor(variable), and use the tensor."
                 )
         if self._uses.random:
             raise ValueError(

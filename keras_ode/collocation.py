@@ -65,7 +65,7 @@ def collocate(
         A `Collocation`, the pair `states, slopes`: arrays `[K, ...]` in the dtype of `ys`.
 
     Raises:
-        ValueError: For arguments that make no sense, and if there are fewer than three observations within the bandwidth of a time.
+        ValueError: For invalid arguments, and if there are fewer than three observations within the bandwidth of a time.
 
     Example:
 

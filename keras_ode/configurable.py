@@ -62,7 +62,7 @@ def _default(cls, kind, identifier):
         return cls()
     arguments = [p.replace(annotation=p.empty) for p in inspect.signature(cls).parameters.values()]
     raise ValueError(
-        f"A {cls.__name__} needs arguments: give an object, {cls.__name__}{inspect.Signature(arguments)}. "
+        f"A {cls.__name__} needs arguments: pass an object, {cls.__name__}{inspect.Signature(arguments)}. "
         f"Received: {kind}={identifier!r}"
     )
 

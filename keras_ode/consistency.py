@@ -71,8 +71,8 @@ def consistent_state(
         residual = mass.projected(field(t, y).derivative)[0].numpy()
         raise ValueError(
             f"Newton's method found no solution of the algebraic equations: after {_MOST_ITERATIONS} corrections their residual "
-            f"is {np.abs(residual).max():.3g}. Give a y0 that is nearer to one, and check that these equations determine the "
-            f"algebraic unknowns (index 1). Received: y0={start.numpy()!r}, t0={t0!r}"
+            f"is {np.abs(residual).max():.3g}. Pass a y0 that is closer to a solution, and check that these equations determine "
+            f"the algebraic unknowns (index 1). Received: y0={start.numpy()!r}, t0={t0!r}"
         )
     y = nan_unless(ok, y)
     # One more, which is differentiated: by the implicit function theorem.

@@ -100,7 +100,7 @@ class Verdict(NamedTuple):
 
 
 class Controller(configurable.Configurable):
-    """Judges tried steps and proposes the next size. Stateless: its memory is the `state` that goes round the loop.
+    """Judges tried steps and proposes the next size. It has no state of its own: its memory is the `state` that the loop carries.
 
     Attributes:
         adaptive: Whether it chooses the sizes by the errors.

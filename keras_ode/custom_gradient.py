@@ -43,8 +43,8 @@ def refuse_forward_mode(tensors):
     """Refuses to go on where a forward accumulator follows one of these tensors."""
     if is_followed(tensors):
         raise NotImplementedError(
-            "Forward mode (tf.autodiff.ForwardAccumulator) goes through the steps of the solver: use adjoint='direct'. The other "
-            "adjoints, and SteadyState, have derivatives in reverse mode (tf.GradientTape) only."
+            "Forward mode (tf.autodiff.ForwardAccumulator) differentiates the steps of the solver: use adjoint='direct'. The "
+            "other adjoints, and SteadyState, have derivatives in reverse mode (tf.GradientTape) only."
         )
 
 

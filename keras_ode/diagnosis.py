@@ -141,13 +141,14 @@ def _broken_input(problem, sample):
         broken = np.isnan(values) if label.startswith("A ") else ~np.isfinite(values)
         if broken.any():
             kind = "NaN" if np.isnan(values).any() else "infinite"
-            found.append(f"{label} of shape {values.shape} is {kind} itself, in {broken.sum()} of {broken.size} numbers")
+            count = f"in {broken.sum()} of {broken.size} elements"
+            found.append(f"{label} of shape {values.shape} was {kind} before the solve, {count}")
     if not found:
         return None
-    others = f" So are {len(found) - 1} more of the weights and inputs." if len(found) > 1 else ""
+    others = f" The same holds for {len(found) - 1} more of the weights and inputs." if len(found) > 1 else ""
     return (
-        f"{found[0]}, from before the solve.{others} Look for where that comes from: the data, a checkpoint, or a step of the "
-        "optimizer (a lower learning_rate, clipnorm, or keras.callbacks.TerminateOnNaN)."
+        f"{found[0]}.{others} Check the data and the checkpoint. If a step of the optimizer caused it, use a lower learning_rate, "
+        "clipnorm, or keras.callbacks.TerminateOnNaN."
     )
 
 
@@ -156,7 +157,7 @@ def _cause_in_given_steps(method, status, size, stiff):
     if method.solver.is_implicit and status != Status.MAX_STEPS:
         return None
     if status == Status.MAX_STEPS:
-        return "The steps that you asked for need more than that: raise max_steps, or use longer steps."
+        return "Steps of the size that you chose need more than that: raise max_steps, or use longer steps."
     if stiff <= STABILITY_LIMIT:
         return None
     step, remedy = f"constant step_size={size:.3g}", "Use a smaller step_size"

@@ -278,9 +278,9 @@ class _JacobianCall(_Call):
         wanted = tf.TensorShape([*y.shape, y.shape[-1]])
         if matrix.dtype != y.dtype or matrix.shape.rank != wanted.rank or not matrix.shape.is_compatible_with(wanted):
             raise ValueError(
-                f"jacobian '{self.name}' must return the derivatives of the dynamics by the state, element [..., i, j] that of "
-                f"the i-th by the j-th: {y.dtype.name} of shape {wanted} for a state of shape {y.shape}. Received: "
-                f"{matrix.dtype.name} of shape {matrix.shape}"
+                f"jacobian '{self.name}' must return {y.dtype.name} of shape {wanted} for a state of shape {y.shape}, where "
+                "element [..., i, j] is the derivative of element i of the dynamics with respect to element j of the state. "
+                f"Received: {matrix.dtype.name} of shape {matrix.shape}"
             )
         known = matrix.shape.is_fully_defined() and wanted.is_fully_defined()
         return [matrix if known else tf.ensure_shape(matrix, wanted)]
@@ -292,8 +292,8 @@ def _check_jacobian(jacobian, dynamics, penalties):
         raise TypeError(f"jacobian must be a function like the dynamics, jacobian(t, y, *args). Received: jacobian={jacobian!r}")
     if isinstance(dynamics, Split):
         raise ValueError(
-            "jacobian cannot be combined with a Split, whose stiff part alone is differentiated: leave it out, or give the sum of "
-            f"both parts as one function. Received: jacobian={jacobian!r}"
+            "jacobian cannot be combined with a Split, of which only the stiff part is differentiated: leave it out, or pass the "
+            f"sum of both parts as one function. Received: jacobian={jacobian!r}"
         )
     if penalties is not None:
         raise ValueError(
@@ -319,7 +319,7 @@ class _ScalarCall(_Call):
         if not value.dtype.is_floating or not value.shape.is_compatible_with(wanted):
             raise ValueError(
                 f"The function '{self.name}' must return a float or a bool of shape {wanted} (one number"
-                f"{' a sample' if wanted.rank else ''}). Received: {value.dtype.name} of shape {value.shape}"
+                f"{' for each row' if wanted.rank else ''}). Received: {value.dtype.name} of shape {value.shape}"
             )
         return [tf.ensure_shape(tf.cast(value, self._t.dtype), wanted)]
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode import tree
+from keras_ode.graphs import traced
 from keras_ode.solve import solve
 from keras_ode.typing import Dynamics, Tensors, TensorsLike, Times, do_not_convert
 
@@ -73,7 +74,7 @@ def multiple_shooting(
         that the solves depend on, and NaN if one of them fails in a graph.
 
     Raises:
-        ValueError: For arguments that make no sense.
+        ValueError: For invalid arguments.
 
     Example:
 
@@ -131,9 +132,9 @@ def estimate(
 
     Args:
         dynamics: As in `keras_ode.solve`: it reads the variables.
-        ys: The observations, `[T, ...]`: a nest like `y0`, with NaN where a value is missing. They are cast to the dtype of the
-            first variable. Keras layers need rows: for one series, `[T, 1, D]`, or `[T, D]` with `group_size`, where the groups
-            are the rows.
+        ys: The observations, `[T, ...]`: a nested structure like `y0`, with NaN where a value is missing. They are cast to the
+            dtype of the first variable. Keras layers need rows: for one series, `[T, 1, D]`, or `[T, D]` with `group_size`,
+            where the groups are the rows.
         t: Their times, `[T]`, strictly increasing.
         y0: The state at `t[0]`, a tensor or a variable. Defaults to `ys[0]`. To estimate it too, pass a variable, and name it in
             `variables`.
@@ -154,7 +155,7 @@ def estimate(
         An `Estimate`.
 
     Raises:
-        ValueError, TypeError: For arguments that make no sense.
+        ValueError, TypeError: For invalid arguments.
         ArithmeticError: If the loss is not finite, for example because a solve failed. The variables keep the values before that
             step, or, with `"lbfgs"`, those at the start.
 
@@ -202,7 +203,7 @@ class _Objective:
     def __init__(self, compute, variables):
         self.variables = variables
         self._compute = compute
-        self.evaluate = tf.function(self._value_and_gradients, autograph=False)
+        self.evaluate = traced(self._value_and_gradients)
 
     def _value_and_gradients(self):
         tensors = [v.value if isinstance(v, keras.Variable) else v for v in self.variables]
@@ -236,7 +237,7 @@ def _by_steps(objective, optimizer, num_steps):
 
         return tf.cond(is_fine, update, lambda: value)
 
-    compiled, losses = tf.function(step, autograph=False), []
+    compiled, losses = traced(step), []
     for number in range(int(num_steps)):
         losses.append(float(compiled()))
         if not np.isfinite(losses[-1]):

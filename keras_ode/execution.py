@@ -10,6 +10,7 @@ from keras_ode.adjoints.fields import ForwardField
 from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.events import ClosedEvent, SteadyState
 from keras_ode.exports import check_format, is_exported
+from keras_ode.graphs import traced
 from keras_ode.on_step import OnStep
 from keras_ode.programs import programs_of
 from keras_ode.progress import progress_bar
@@ -135,6 +136,4 @@ def _solve(adjoint, problem, segments, tensors, alone=False):
 def _function(adjoint, problem, segments, tensors, jit_compile):
     # Only the shapes stay with the function, not the tensors of its first call.
     problem = problem.with_tensors([tf.TensorSpec(x.shape, x.dtype) for x in tensors[0]])
-    return tf.function(
-        lambda tensors: _solve(adjoint, problem, segments, tensors, jit_compile), autograph=False, jit_compile=jit_compile
-    )
+    return traced(lambda tensors: _solve(adjoint, problem, segments, tensors, jit_compile), jit_compile)

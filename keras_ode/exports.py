@@ -27,21 +27,21 @@ def check_format(field, solver, has_event):
         return
     if solver.has_complex_numbers:
         raise ValueError(
-            f"{form} has no complex numbers, with which this solver computes: use another one for stiff equations, such as "
+            f"{form} has no complex numbers, which this solver needs: use another one for stiff equations, such as "
             f"'kvaerno5' or 'rodas5p', or export a SavedModel. Received: solver={solver!r}"
         )
     if field.has_complex_numbers:
         raise ValueError(
-            f"{form} has no arithmetic of complex numbers: write the dynamics with the real and the imaginary part apart, or "
-            "export a SavedModel. Received: a dynamics that computes with complex numbers"
+            f"{form} has no arithmetic of complex numbers: compute the real and the imaginary part separately in the dynamics, "
+            "or export a SavedModel. Received: a dynamics that computes with complex numbers"
         )
     if has_event:
         raise ValueError(
-            f"{form} cannot hold a solve with an event, whose graph has gradients of the event's function and loops within "
-            "branches: export a SavedModel. Received: an event"
+            f"{form} cannot contain a solve with an event, because its graph has gradients of the event function and loops "
+            "within branches: export a SavedModel. Received: an event"
         )
     if form == "ONNX" and solver.has_branches:
         raise ValueError(
-            "tf2onnx cannot convert the branches and the loops within branches of a solver that changes its method: use another "
-            f"solver, or export to LiteRT or as a SavedModel. Received: solver={solver!r}"
+            "tf2onnx cannot convert the branches of a solver that changes its method from step to step: use another solver, or "
+            f"export to LiteRT or as a SavedModel. Received: solver={solver!r}"
         )

@@ -1,4 +1,6 @@
-"""Looks at traced graphs: what they call, and what they do with the variables that they are given."""
+"""Makes functions that are traced, and looks at their graphs: what they call, and what they do with variables."""
+
+import functools
 
 import tensorflow as tf
 
@@ -12,6 +14,15 @@ UPDATES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 GRADIENT = internals.GRADIENT
 # Operations whose results do not depend on the values that they are given.
 _SHAPES = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"}
+
+
+def traced(function, jit_compile=None):
+    """A `tf.function` whose traces TensorFlow counts on their own.
+
+    TensorFlow counts traces by code object, and warns of "retracing" after five of them. All solves have the same code, so five
+    solves of different kinds would print this warning, which their user could do nothing about. A partial has no code object.
+    """
+    return tf.function(functools.partial(function), autograph=False, jit_compile=jit_compile)
 
 
 def inner_graphs(op):

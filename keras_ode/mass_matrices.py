@@ -17,8 +17,8 @@ def checked_matrix(mass_matrix):
     known = tf.get_static_value(mass_matrix) if tf.is_tensor(mass_matrix) else mass_matrix
     if known is None:
         raise TypeError(
-            "mass_matrix must be constant: numbers, a NumPy array or a tensor of known value. A factor of y' that depends on "
-            f"anything else belongs to the dynamics, which then returns y'. Received: mass_matrix={mass_matrix!r}"
+            "mass_matrix must be constant: numbers, a NumPy array or a tensor of known value. If the factor of y' varies, leave "
+            f"mass_matrix out, and let the dynamics return y' itself. Received: mass_matrix={mass_matrix!r}"
         )
     try:
         matrix = np.asarray(known, np.float64)
@@ -38,7 +38,7 @@ def check_all(mass, y0, solver, adjoint, event, jump_times, regularizers, keeps_
     """Refuses what the matrix does not fit."""
     if keeps_steps and times_vary and adjoint.has_forward_mode:
         raise ValueError(
-            "With a mass_matrix, save='steps' and times that are tensors, use adjoint='checkpointed', or give the times as "
+            "With a mass_matrix, save='steps' and times that are tensors, use adjoint='checkpointed', or pass the times as "
             f"numbers. Received: adjoint={adjoint!r}"
         )
     check_size(mass, y0)
@@ -81,7 +81,7 @@ def check_solver(mass, solver):
         )
     if mass.is_singular and not solver.takes_algebraic_equations:
         raise ValueError(
-            f"{type(solver).__name__} does not solve algebraic equations, which a singular mass matrix makes. Use "
+            f"The mass matrix is singular, so some equations are algebraic, which {type(solver).__name__} does not solve. Use "
             f"solver={_SOLVERS}. Received: solver={solver!r}, mass_matrix={mass.matrix.tolist()}"
         )
 
@@ -94,14 +94,15 @@ def check_rest(mass, adjoint, event, jump_times, regularizers):
             "With a mass_matrix, gradients are those of the steps: use adjoint='checkpointed' or 'direct'"
             f"{explicit}. Received: adjoint={adjoint!r}, mass_matrix={mass.matrix.tolist()}"
         )
-    given = {"event": event is not None and not isinstance(event, SteadyState), "jump_times": jump_times is not None}
-    for name in (name for name, is_given in given.items() if is_given):
-        raise ValueError(
-            f"mass_matrix cannot be combined with {name}: solve the segments one by one, each from a state of "
-            "keras_ode.consistent_state."
-        )
+    given = {"event": None if isinstance(event, SteadyState) else event, "jump_times": jump_times}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"mass_matrix cannot be combined with {name}: solve the segments one by one, each from a state of "
+                f"keras_ode.consistent_state. Received: {name}={value!r}"
+            )
     if regularizers:
         raise ValueError(
-            "Regularizers cannot be combined with a mass_matrix: they measure the value of the dynamics, which is not the "
-            f"derivative of the state then. Received: regularizer={list(regularizers)!r}"
+            "Regularizers cannot be combined with a mass_matrix: they measure the value of the dynamics, which is then not the "
+            f"derivative of the state. Received: regularizer={list(regularizers)!r}"
         )

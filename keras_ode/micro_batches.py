@@ -179,13 +179,13 @@ def checked_rows(batch_size, y0, options):
         raise ValueError(f"batch_size must be a positive whole number, or None. Received: batch_size={batch_size!r}")
     if not options.per_sample:
         raise ValueError(
-            "batch_size solves some rows at a time, which changes nothing only if every row has its own steps: use "
+            "batch_size solves some rows at a time. The result stays the same only if every row has its own steps: use "
             f"per_sample=True. Received: batch_size={batch_size!r}, per_sample={options.per_sample!r}"
         )
     for name, none in _ALONE.items():
         if getattr(options, name) is not none and getattr(options, name) != none:
             raise ValueError(
-                f"batch_size cannot be combined with {name}: leave one of both out. Received: batch_size={batch_size!r}, "
+                f"batch_size cannot be combined with {name}: leave one of them out. Received: batch_size={batch_size!r}, "
                 f"{name}={getattr(options, name)!r}"
             )
     total = tf.nest.flatten(y0)[0].shape[0]

@@ -20,8 +20,8 @@ def check_norm(norm):
     """Refuses what is neither a name nor a function."""
     if not (callable(norm) or isinstance(norm, str) and norm in NORMS):
         raise ValueError(
-            f"norm must be one of {', '.join(map(repr, NORMS))}, or a function norm(errors) of the scaled errors, a nest like "
-            f"the state, that gives one number. Received: norm={norm!r}"
+            f"norm must be one of {', '.join(map(repr, NORMS))}, or a function norm(errors) that returns one number for the "
+            f"scaled errors, a nested structure like the state. Received: norm={norm!r}"
         )
 
 

@@ -45,8 +45,9 @@ def fields(times, values, kind):
     for name, x in (("times", times), ("values", values)):
         if isinstance(x, (tf.Variable, keras.Variable)):
             raise TypeError(
-                f"{name} must be numbers or a Keras tensor where the other is a Keras tensor, or the gradient with respect "
-                f"to a variable would be lost. Construct the path in the call of a layer of your own. Received: {name}={x!r}"
+                "If one of times and values is a Keras tensor, the other must be a Keras tensor or numbers: the gradient with "
+                "respect to a variable would be lost. Construct the path in the call of a layer of your own. Received: "
+                f"{name}={x!r}"
             )
     if is_symbolic[0]:
         return PathFields(kind)(values if is_symbolic[1] else tree.as_tensor(values), times)

@@ -76,12 +76,12 @@ class Path(_Fields):
 
     def _read(self, t, read):
         """What `read` makes of the pieces at times `t`."""
-        refuse_symbolic((*self, t), "Give the path to the dynamics, in args, and read it there.")
+        refuse_symbolic((*self, t), "Pass the path to the dynamics in args, and evaluate it there.")
         if self.times.dtype.size < 4:
             raise TypeError(
                 f"The times of a path cannot be told apart in {self.times.dtype.name}, to which a Keras layer in mixed precision "
-                "casts its arguments. Give the layer that takes the path dtype='float32', or autocast=False. Received: a path "
-                f"with times of {self.times.dtype.name}"
+                "casts its arguments. Build the layer that takes the path with dtype='float32', or autocast=False. Received: a "
+                f"path with times of {self.times.dtype.name}"
             )
         is_tensor = tree.holds_tensors(t)
         t = as_real(t, "t", self.times.dtype)

@@ -174,8 +174,8 @@ def about_dataclasses(value):
     if not dataclasses.is_dataclass(value):
         return ""
     return (
-        f" The dataclass {type(value).__name__} is a nest for TensorFlow only if it has the methods __tf_flatten__ and "
-        "__tf_unflatten__: write these, or use a dict or a NamedTuple in its place."
+        f" The dataclass {type(value).__name__} is a nested structure for TensorFlow only if it has the methods __tf_flatten__ "
+        "and __tf_unflatten__: write these, or use a dict or a NamedTuple in its place."
     )
 
 
@@ -212,7 +212,7 @@ def _wrong_number(dynamics, parameters, num_args, required):
     if names and names[0] in _TIMES and len(names) == num_args + 1:
         hint = f" If it depends on the time alone, take the state as well: (t, y{''.join(', ' + n for n in names[1:])})."
     elif required > num_args + 2:
-        hint = " Give the further arguments as args=(...)."
+        hint = " Pass the further arguments as args=(...)."
     return TypeError(
         f"The dynamics '{name_of(dynamics)}' must take the state, f(y), or the time and the state, f(t, y){extra}. "
         f"Received a function with the arguments ({', '.join(names)}).{hint}"
@@ -224,7 +224,7 @@ def _check_bound(dynamics, names):
     if names and names[0] == "self" and not hasattr(dynamics, "__self__"):
         raise TypeError(
             f"The dynamics '{name_of(dynamics)}' is a method of a class, without an object to call it on: its arguments are "
-            f"({', '.join(names)}). Give the method of an object, such as model.{_callee(dynamics)}. Received: {dynamics!r}"
+            f"({', '.join(names)}). Pass the method of an object, such as model.{_callee(dynamics)}. Received: {dynamics!r}"
         )
 
 
@@ -239,7 +239,7 @@ def _check_order(dynamics, names):
     elif isinstance(dynamics, keras.Layer):
         fix = f"Define its call as call(self, {', '.join(ordered)})"
     else:
-        fix = f"Give `lambda {', '.join(ordered)}: {_callee(dynamics)}({', '.join(names)})` in its place"
+        fix = f"Pass `lambda {', '.join(ordered)}: {_callee(dynamics)}({', '.join(names)})` in its place"
     raise TypeError(
         f"The dynamics '{name_of(dynamics)}' takes the time after the state, ({', '.join(names)}), but is called with the "
         f"time first, f(t, y). {fix}, or rename '{late}' if it is not the time."
@@ -254,13 +254,13 @@ def _check_keywords(dynamics, parameters):
             continue
         if p.name in _TIMES:
             raise TypeError(
-                f"The dynamics '{name_of(dynamics)}' takes '{p.name}' by name only, but is called as f(t, y). Give "
+                f"The dynamics '{name_of(dynamics)}' takes '{p.name}' by name only, but is called as f(t, y). Pass "
                 f"`lambda t, y: {_callee(dynamics)}(y, {p.name}=t)` in its place."
             )
         if p.default is inspect.Parameter.empty:
             raise TypeError(
                 f"The dynamics '{name_of(dynamics)}' must take the state, f(y), or the time and the state, f(t, y). Received "
-                f"a function with the arguments ({', '.join(q.name for q in parameters)}), of which '{p.name}' is given by "
+                f"a function with the arguments ({', '.join(q.name for q in parameters)}), of which '{p.name}' can be passed by "
                 f"name only. Bind it with functools.partial({_callee(dynamics)}, {p.name}=...)."
             )
 

@@ -13,7 +13,7 @@ class Solution(NamedTuple):
     """The result of `keras_ode.solve`: a nested structure of tensors that a `tf.function` can return.
 
     Attributes:
-        ts: The times that you asked for, shape `[T]` (`[B, T]` if every sample has its own). With `save="steps"`, the start and the
+        ts: The times of the states, shape `[T]` (`[B, T]` if every sample has its own). With `save="steps"`, the start and the
             end of every accepted step, `[max_steps + 1]`, or `[B, max_steps + 1]` with `per_sample=True`. The first
             `stats["num_accepted"] + 1` entries count; after them the last time is repeated.
         ys: The states at these times, in the nested structure of `y0`, each tensor of shape `[T, *shape]`. States that a failed
@@ -82,5 +82,5 @@ class Solution(NamedTuple):
 
     def _checked_dense(self):
         if self.dense is None:
-            raise ValueError("This solution has no dense output. Ask for it with solve(..., dense=True).")
+            raise ValueError("This solution has no dense output. Pass dense=True to keras_ode.solve.")
         return self.dense

@@ -123,7 +123,7 @@ def solve(
             traced into the solve; use `tf.py_function` for Python code. The backward pass never calls it.
         progress: Whether to show a progress bar, in eager code. Defaults to `False`.
         save: `"times"` saves the states at all times `t`. `"steps"` saves those at every accepted step from the first of two times
-            `t` to the last. There is room for `max_steps` of them; after the last one, the end is repeated: see `Solution`.
+            `t` to the last. The result has entries for `max_steps` of them; after the last step, the end is repeated.
         jacobian: For implicit solvers, a function `jacobian(t, y, *args)`, like the dynamics, that returns the Jacobian of the
             dynamics with respect to the state: `[D, D]` for a state `[D]`, and `[B, D, D]` for rows `[B, D]`, whose derivatives
             depend on their own row only. Defaults to `None`: automatic differentiation.

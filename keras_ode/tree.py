@@ -332,9 +332,9 @@ def _width(leaf, rows):
     width = leaf.shape[1:].num_elements() if rows else leaf.shape.num_elements()
     if width is None:
         raise ValueError(
-            "An implicit solver needs to know the size of the state where it is traced"
-            + (", but for the number of rows" if rows else "")
-            + f". Received: a state with a leaf of shape {leaf.shape}"
+            "An implicit solver needs to know the size of the state when it is traced"
+            + (", except for the number of rows" if rows else "")
+            + f": use tf.ensure_shape. Received: a state with a leaf of shape {leaf.shape}"
         )
     return width
 

@@ -16,7 +16,7 @@ _VARIABLES = (
 def show_versions() -> None:
     """Prints the versions of Python and of the packages, the devices, and what changes how TensorFlow computes.
 
-    Paste the output into a report of a fault.
+    Include the output when you report a bug.
 
     Example:
 

@@ -17,7 +17,7 @@ LONG = {
 
 
 # What a page needs besides the package.
-NEEDS = {"serving": ("tf2onnx", "onnxruntime")}
+NEEDS = {"serving": ("tf2onnx", "onnxruntime", "ai_edge_litert")}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Programs: traced once, run as plain graphs at first, and compiled when their solves have taken enough steps."""
 
+import pathlib
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -178,3 +182,25 @@ def test_gradient_of_a_program_is_found_by_tf_gradients():
         return tf.gradients(end, y)[0]
 
     np.testing.assert_allclose(gradient(tf.ones([2])), np.full(2, np.exp(-1)), rtol=1e-3)
+
+
+# Solves of six kinds in eager code, and six estimates: TensorFlow's warning begins with five.
+MANY_KINDS = """
+import tensorflow as tf
+import keras_ode
+
+rate = tf.Variable(1.0)
+for size in range(1, 7):
+    options = {"solver": "euler", "step_size": 0.5, "jit_compile": False}
+    keras_ode.solve(lambda y: -y, tf.ones([size]), [0.0, 1.0], **options)
+    ys = tf.ones([2, size])
+    keras_ode.estimate(lambda y: -rate * y, ys, [0.0, 1.0], variables=[rate], num_steps=1, adjoint="checkpointed", **options)
+"""
+
+
+@pytest.mark.slow
+def test_solves_of_many_kinds_do_not_warn_of_retracing():
+    """In a process of its own, since TensorFlow warns only twice."""
+    command = [sys.executable, "-c", MANY_KINDS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+    assert "retracing" not in done.stderr

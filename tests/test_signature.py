@@ -46,9 +46,9 @@ REFUSED = [
     (lambda t, k: k, 1, "take the state as well: \\(t, y, k\\)"),
     (lambda y, *, t: y, 0, "'t' by name only.*`lambda t, y: f\\(y, t=t\\)`"),
     (lambda y, *, t=0.0: y, 0, "'t' by name only"),
-    (lambda t, y, *, k: y, 0, "'k' is given by name only.*functools.partial\\(f, k=...\\)"),
+    (lambda t, y, *, k: y, 0, "'k' can be passed by name only.*functools.partial\\(f, k=...\\)"),
     (lambda y=0.0, k=1.0: y, 0, "All arguments .* have defaults"),
-    (lambda t, y, u: y, 0, "Give the further arguments as args"),
+    (lambda t, y, u: y, 0, "Pass the further arguments as args"),
 ]
 
 
@@ -227,7 +227,7 @@ def test_dataclass_is_a_state_and_an_argument_where_tensorflow_takes_it_for_a_ne
 
 
 def test_other_dataclasses_are_refused_with_what_to_write():
-    one, hint = tf.constant([1.0]), "The dataclass Plain is a nest for TensorFlow only if .* use a dict or a NamedTuple"
+    one, hint = tf.constant([1.0]), "The dataclass Plain is a nested structure for TensorFlow only if .* use a dict or a NamedTuple"
     with pytest.raises(TypeError, match=f"y0 must be .*{hint}"):
         keras_ode.solve(lambda y: y, Plain(one), [0.0, 1.0])
     with pytest.raises(TypeError, match=f"args must contain .*{hint}"):

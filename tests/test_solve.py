@@ -737,7 +737,7 @@ def test_eager_failure_raises_an_error_with_status_time_and_step_size(options):
 @pytest.mark.parametrize(
     "dynamics, options, words",
     [
-        (field_of_nan, {}, "NaN or infinite.*in the dynamics .* is NaN itself, in 1 of 1 numbers, from before the solve"),
+        (field_of_nan, {}, "NaN or infinite.*in the dynamics .* was NaN before the solve, in 1 of 1 elements"),
         (decay, {"max_steps": 3, **CONSTANT}, "after 3 steps: max_steps=3 was reached.*raise max_steps"),
         (lambda t, y: y * tf.sign(0.5 - t) / tf.abs(0.5 - t), {}, "t = 0.5"),
     ],

@@ -207,7 +207,7 @@ def test_step_size_beside_times_is_refused():
 
 
 def test_name_alone_is_answered_with_what_is_missing():
-    with pytest.raises(ValueError, match="A StepTo needs arguments: give an object, StepTo.times.. Received: controller='step_to'"):
+    with pytest.raises(ValueError, match="A StepTo needs arguments: pass an object, StepTo.times.. Received: controller='step_to'"):
         solve(decay, ONE, [0.0, 1.0], solver="euler", controller="step_to")
 
 

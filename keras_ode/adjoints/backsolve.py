@@ -22,13 +22,12 @@ class Backsolve(ContinuousAdjoint):
 
     The backward solve integrates the state `y` and its cotangent `a`, `y' = f(t, y)` and `a' = -a^T df/dy`, from the last
     time to the first. The parameters are not a part of this state: their cotangents, the integrals of `a^T df/dp`, are
-    computed by quadrature over the same steps, without error control.
+    computed by quadrature over the same steps, which are short enough for them too.
 
     If a solution forgets where it started, it cannot be integrated backward: `y` drifts away from the forward solution. So
-    `y` is reset to the forward solution wherever a step ends at a stored state. The saved states are stored, and
-    `checkpoints` of the forward steps. If `y` is nevertheless further away than the square root of the tolerance, relative
-    to the largest size that each element has had, and the cotangent is not negligible there, the gradient would be wrong
-    by about as much, so it is NaN.
+    `y` is reset to the forward solution wherever a step ends at a stored state: a saved one, or one of the `checkpoints`. If
+    `y` is nevertheless further away than the square root of the tolerance, relative to the largest size that each element has
+    had, and the cotangent is not negligible there, the gradient would be wrong by about as much, so it is NaN.
 
     Args:
         checkpoints: The number of states to store in addition to the saved ones; `0` is the method of Chen et al. as published.

@@ -23,11 +23,11 @@ class Adjoint(Configurable):
 
     Attributes:
         compiles_alone: Whether XLA can compile the solve where the program around it is not compiled.
-        pays_to_compile: Whether XLA is worth its time there: not where it compiles anew when the weights change.
-        differentiates_steps: Whether the gradient is that of the steps taken; so dense output, and sums over steps, have
+        pays_to_compile: Whether compilation by XLA pays there. It does not if XLA compiles again when the weights change.
+        differentiates_steps: Whether the gradient is that of the steps, so that dense output and sums over steps have
             gradients.
-        has_forward_mode: Whether forward accumulators go through it.
-        solves_back: Whether the state is integrated back in time.
+        has_forward_mode: Whether it supports forward accumulators.
+        solves_back: Whether the state is integrated backward in time.
         takes_steps_back: Whether the steps are reversed, which only reversible solvers allow.
         solver: The solver of the backward solve, if the user chose one.
 

@@ -14,6 +14,7 @@ from keras_ode.callbacks import pictures
 from keras_ode.callbacks.layers import find_layers
 from keras_ode.callbacks.tape import Tape
 from keras_ode.callbacks.tensorboard import Summaries
+from keras_ode.graphs import traced
 from keras_ode.layers import ODELayer
 from keras_ode.typing import TensorsLike
 
@@ -359,7 +360,7 @@ def _ode_layers(model, wanted):
     for label, layer in chosen.items():
         if layer.jump_times:
             raise ValueError(
-                "A layer with jump_times makes one solve of each segment, which cannot be recorded as one: leave it out of "
+                "A layer with jump_times solves each segment separately, which cannot be recorded as one solve: leave it out of "
                 f"layers. Received: layers={wanted!r}, where {label!r} has jump_times={layer.jump_times}"
             )
     return chosen
@@ -379,6 +380,4 @@ def _probing(model):
             total = tf.add_n([tf.reduce_sum(tf.cast(leaf, "float32")) for leaf in tf.nest.flatten(model(x, training=False))])
         tape.gradient(total, [*model.trainable_weights, *(leaf for leaf in tf.nest.flatten(x) if leaf.dtype.is_floating)])
 
-    return tf.function(
-        lambda x: model.distribute_strategy.run(step, args=(x,)), autograph=False, jit_compile=model.jit_compile
-    )
+    return traced(lambda x: model.distribute_strategy.run(step, args=(x,)), model.jit_compile)

@@ -20,7 +20,7 @@ class DepthVarying(keras.Layer):
     The interval `t` is divided into equal pieces. Piecewise constant weights have one value for each piece, and piecewise
     linear weights have one value for each knot. Before and after the interval, the weights keep the values at its ends.
 
-    A solver does not know the knots, so a step across a knot is less accurate than the tolerances ask for. Pass the knots to
+    A solver does not know the knots, so a step across a knot is less accurate than the tolerances require. Pass the knots to
     the layer that solves the equation, `ODELayer(dynamics, jump_times=dynamics.knots[1:-1])`, or use tighter tolerances. The
     effect is smaller for piecewise linear weights.
 

@@ -367,8 +367,8 @@ class ODELayer(HasTolerances, keras.Layer):
     def _check_not_recorded(self, jump_times):
         if self._recorder is not None:
             raise ValueError(
-                "A solve with jump_times is one solve of each segment, which a SolverStepRecorder cannot record as one: leave "
-                f"the layer '{self.name}' out of the recorder's layers. Received: jump_times={jump_times!r}"
+                "With jump_times, each segment is solved separately, and a SolverStepRecorder cannot record these as one solve: "
+                f"leave the layer '{self.name}' out of the recorder's layers. Received: jump_times={jump_times!r}"
             )
 
     def _noise(self, y):

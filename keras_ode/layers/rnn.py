@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_ode import internals, tree
 from keras_ode.exports import standard_where_exported
+from keras_ode.graphs import traced
 from keras_ode.layers.ode import ODELayer
 from keras_ode.signature import mask_of
 from keras_ode.typing import Tensors, TensorsLike, Times
@@ -100,7 +101,7 @@ class ODERNN(keras.Layer):
         self.t = None if t is None else self.ode.t
         self.output_times = None if output_times is None else _checked_output_times(output_times)
         self.supports_masking = True
-        self._compiled = tf.function(self._states, autograph=False)
+        self._compiled = traced(self._states)
 
     def __call__(self, x: TensorsLike, *args: Any, output_times: Times | None = None, **kwargs: Any) -> Tensors:
         # Keras knows the shapes of arrays, but not of lists.

@@ -105,7 +105,7 @@ class Adams(Solver):
 
 
 class AB2(Adams):
-    """The Adams-Bashforth method of order 2: see `Adams`.
+    """The Adams-Bashforth method of order 2, for constant steps: one evaluation per step.
 
     Example:
 
@@ -118,7 +118,7 @@ class AB2(Adams):
 
 
 class AB3(Adams):
-    """The Adams-Bashforth method of order 3: see `Adams`.
+    """The Adams-Bashforth method of order 3, for constant steps: one evaluation per step.
 
     Example:
 
@@ -131,7 +131,7 @@ class AB3(Adams):
 
 
 class AB4(Adams):
-    """The Adams-Bashforth method of order 4: see `Adams`.
+    """The Adams-Bashforth method of order 4, for constant steps: one evaluation per step.
 
     Example:
 
@@ -144,7 +144,7 @@ class AB4(Adams):
 
 
 class AB5(Adams):
-    """The Adams-Bashforth method of order 5: see `Adams`.
+    """The Adams-Bashforth method of order 5, for constant steps: one evaluation per step.
 
     Example:
 
@@ -157,7 +157,7 @@ class AB5(Adams):
 
 
 class ABM2(AB2):
-    """The Adams-Bashforth-Moulton pair of order 2: see `Adams`.
+    """The Adams-Bashforth-Moulton pair of order 2, for constant steps: it predicts and corrects, in two evaluations per step.
 
     Example:
 
@@ -170,7 +170,7 @@ class ABM2(AB2):
 
 
 class ABM3(AB3):
-    """The Adams-Bashforth-Moulton pair of order 3: see `Adams`.
+    """The Adams-Bashforth-Moulton pair of order 3, for constant steps: it predicts and corrects, in two evaluations per step.
 
     Example:
 
@@ -183,7 +183,7 @@ class ABM3(AB3):
 
 
 class ABM4(AB4):
-    """The Adams-Bashforth-Moulton pair of order 4: see `Adams`.
+    """The Adams-Bashforth-Moulton pair of order 4, for constant steps: it predicts and corrects, in two evaluations per step.
 
     Example:
 
@@ -196,7 +196,7 @@ class ABM4(AB4):
 
 
 class ABM5(AB5):
-    """The Adams-Bashforth-Moulton pair of order 5: see `Adams`.
+    """The Adams-Bashforth-Moulton pair of order 5, for constant steps: it predicts and corrects, in two evaluations per step.
 
     Example:
 

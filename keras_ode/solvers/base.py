@@ -195,25 +195,24 @@ class Step(NamedTuple):
 
 
 class Solver(Configurable):
-    """A method of integration. Stateless: what it remembers between steps is the `carry` of its last step.
+    """A method of integration. It has no state: everything that it needs from earlier steps is in the `carry` of the last step.
 
-    A subclass has `start` and `step`, and names its order. What it does not say of its interpolant and of its gradient
-    follows from these.
+    A subclass defines `start`, `step` and its order. By default, its interpolant and its gradient follow from these.
 
     Attributes:
         order: The order of convergence.
-        error_order: The power of the step size that the error estimate follows, or `None` without an estimate.
+        error_order: The power of the step size to which the error estimate is proportional, or `None` without an estimate.
         weights: How the interpolant is made of the `S` stages of a step with dense output: a NumPy matrix `[S, degree]`. The
             state at `start + theta size` is `y + size * sum_ij weights[i, j] theta^(j + 1) stages[i]`. Defaults to Hermite's
             cubic, for the stages that `hermite_stages` gives.
-        is_implicit: Whether it asks a field for its Jacobian, by `field.linearize`.
+        is_implicit: Whether it uses the Jacobian of the field, `field.linearize`.
         takes_mass_matrix: Whether it solves `M y' = f(t, y)`, with the `MassMatrix` that a field has.
-        takes_algebraic_equations: Whether that may be singular.
-        has_complex_numbers: Whether it computes with complex numbers, which not all runtimes have.
-        has_branches: Whether its step has branches, which not all converters know.
-        remembers: Whether its carry holds more than what `start` gives at the same point. Then carries are kept for gradients.
-        is_reversible: Whether it has `unstep`, which takes a step back.
-        controller: The name of the controller of its steps, if no other one is asked for.
+        takes_algebraic_equations: Whether the mass matrix may be singular.
+        has_complex_numbers: Whether it computes with complex numbers, which some runtimes lack.
+        has_branches: Whether its step has branches, which some converters lack.
+        remembers: Whether its carry holds more than `start` returns at the same point. Then carries are kept for gradients.
+        is_reversible: Whether it has `unstep`, which reverses a step.
+        controller: The name of the default controller of its steps.
 
     Example:
 

@@ -211,9 +211,9 @@ class _Pair:
 def _matrix_of(near):
     if near.matrix is None:
         raise ValueError(
-            f"'radau' forms matrices, and takes at most {MOST_DENSE} unknowns: of a row where rows are independent, else of the "
-            "whole state. Use solver='kvaerno5' or 'kencarp4', which need no matrices, or per_sample=True if rows are independent. "
-            f"Received: a state of shape {', '.join(str(tuple(leaf.shape)) for leaf in near.point[1:])}"
+            f"'radau' forms matrices, so it takes at most {MOST_DENSE} unknowns: in each row if rows are independent, otherwise in "
+            "the whole state. Use solver='kvaerno5' or 'kencarp4', which need no matrices, or per_sample=True if rows are "
+            f"independent. Received: a state of shape {', '.join(str(tuple(leaf.shape)) for leaf in near.point[1:])}"
         )
     return near.matrix
 

@@ -174,8 +174,8 @@ def _parts(structure, name):
     if len(parts) != 2 or not all(parts):
         received = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), structure)
         raise ValueError(
-            f"{name} needs a state of two parts, positions and momenta: give a tuple (q, p), or a dict with the keys 'q' and 'p'; "
-            f"each may be any nest of tensors. Received: y0 of the shapes {received}"
+            f"{name} needs a state of two parts, positions and momenta: pass a tuple (q, p), or a dict with the keys 'q' and 'p'. "
+            f"Each part may be any nested structure of tensors. Received: y0 of the shapes {received}"
         )
     return parts
 

@@ -496,7 +496,7 @@ def test_layer_that_is_not_in_the_model_is_refused():
 
 def test_layer_with_jumps_is_refused():
     layer = keras_ode.ODELayer(lambda y: -y, jump_times=[0.5], name="flow")
-    with pytest.raises(ValueError, match=r"jump_times makes one solve of each segment.*'flow' has jump_times=\(0.5,\)"):
+    with pytest.raises(ValueError, match=r"jump_times solves each segment separately.*'flow' has jump_times=\(0.5,\)"):
         SolverStepRecorder().set_model(keras.Sequential([keras.Input([2]), layer]))
 
 
