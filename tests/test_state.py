@@ -9,11 +9,12 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer
+from tests.marks import slow
 
 # No test looks at the accuracy of a solve: few steps of few stages.
 FAST = {"solver": "euler", "step_size": 0.5, "jit_compile": False}
 HOW = pytest.mark.parametrize(
-    "how", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
+    "how", [lambda f: f, slow(tf.function), tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
 )
 Y = tf.constant([[1.0, 2.0], [3.0, 6.0]])
 
@@ -78,6 +79,7 @@ def test_an_evaluation_reads_what_it_assigned_itself():
         np.testing.assert_allclose(layer(tf.zeros([1, 2])), [[count, count]])
 
 
+@pytest.mark.slow
 def test_spectral_normalization_normalizes_in_fit():
     dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.RandomNormal(stddev=5.0))
     layer = ODELayer(keras.layers.SpectralNormalization(dense, power_iterations=5), **FAST)
@@ -283,6 +285,7 @@ def test_weights_in_the_closure_of_a_function_are_named_in_a_warning():
 # Custom gradients that do not know all
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_the_precision_of_variables_in_a_layer_of_mixed_precision():
     k = keras.Variable(1.0)
     layer = ODELayer(tf.recompute_grad(lambda y: k * y), dtype="mixed_float16", **FAST)
