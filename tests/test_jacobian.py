@@ -37,7 +37,8 @@ def test_solution_is_the_same_with_fewer_evaluations(solver):
     assert saved == 2 * int(found.stats["num_steps"])
 
 
-@pytest.mark.parametrize("per_sample", [slow(False), True])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.slow
 def test_rows_have_a_jacobian_each(per_sample):
     found, expected = (solve(ROWS, solver="rodas5p", per_sample=per_sample, **k) for k in ({"jacobian": jacobian}, {}))
     np.testing.assert_allclose(found.ys, expected.ys, rtol=1e-11)

@@ -108,6 +108,7 @@ def test_samples_have_steps_of_their_own():
     np.testing.assert_allclose(steps["step_size"].sum(axis=0), [1.0, 3.0])
 
 
+@pytest.mark.slow
 def test_steps_up_to_an_event_are_seen_once():
     recording = Recording()
     event = keras_ode.Event(lambda t, y: t - 0.6)

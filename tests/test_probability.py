@@ -65,6 +65,7 @@ def test_log_likelihood_has_the_gradient_of_the_closed_form():
     np.testing.assert_allclose(np.sum(tape.gradient(total, weight) * direction), slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_hutch_plus_plus_is_exact_where_the_rank_is_low():
     points = np.ones((6, 4))
     flow = linear(LOW_RANK, divergence="hutch++", num_vectors=1, solver="bosh3", rtol=1e-7)

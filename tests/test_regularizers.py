@@ -64,7 +64,7 @@ def loss_and_gradient(layer):
 
 @pytest.mark.parametrize(
     "adjoint, per_sample",
-    [slow("backsolve", False), ("interpolating", True), slow("checkpointed", True), ("direct", False)],
+    [slow("backsolve", False), ("interpolating", True), slow("checkpointed", True), slow("direct", False)],
 )
 def test_kinetic_energy_and_its_gradient_are_those_of_the_matrix_exponential(adjoint, per_sample):
     loss, gradient = loss_and_gradient(linear(regularizers.Kinetic(0.5), adjoint=adjoint, per_sample=per_sample))
@@ -137,6 +137,7 @@ def test_error_estimates_of_heun_are_half_the_change_of_slope(adjoint, per_sampl
 
 
 @pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_stiffness_of_a_decay_is_its_rate_at_each_step(adjoint):
     rate = tf.Variable(3.0, dtype="float64")
     layer = ODELayer(

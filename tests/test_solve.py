@@ -288,7 +288,7 @@ def test_one_time_is_the_end_of_a_solve_from_zero(t):
 
 @pytest.mark.parametrize(
     "adjoint, how",
-    [slow("backsolve", eager), slow("interpolating", eager), ("interpolating", tf.function), slow("checkpointed", tf.function), ("direct", eager)],
+    [slow("backsolve", eager), slow("interpolating", eager), slow("interpolating", tf.function), slow("checkpointed", tf.function), ("direct", eager)],
     ids=["backsolve-eager", "interpolating-eager", "interpolating-graph", "checkpointed-graph", "direct-eager"],
 )
 def test_solve_over_no_time_is_the_start_and_moves_with_its_times(adjoint, how):
@@ -594,7 +594,7 @@ def test_args_reach_the_dynamics():
     np.testing.assert_allclose(ys[-1], [1 + np.exp(-1)], rtol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", slow("float64")])
 def test_python_numbers_in_args_take_the_dtype_of_the_state(dtype):
     ys = solve(lambda t, y, k: -k * y, tf.ones([1], dtype), [0.0, 2.0], args=(0.5,), rtol=1e-6).ys
     np.testing.assert_allclose(ys[-1], [np.exp(-1)], rtol=1e-5)
@@ -892,7 +892,7 @@ def test_derivative_of_a_kind_that_is_no_tensor_is_refused_in_a_sentence(dynamic
         solve(dynamics, ONE, [0.0, 1.0])
 
 
-@pytest.mark.parametrize("y0", [[1.0, 2.0], [[1.0, 2.0], [3.0, 4.0]], [np.float64(1.0), 2.0]], ids=str)
+@pytest.mark.parametrize("y0", [slow([1.0, 2.0]), [[1.0, 2.0], [3.0, 4.0]], [np.float64(1.0), 2.0]], ids=str)
 def test_list_of_numbers_is_one_state(y0):
     ys = solve(decay, y0, [0.0, 1.0]).ys
     np.testing.assert_allclose(ys[-1], np.exp(-1) * np.array(y0), rtol=1e-3)

@@ -308,6 +308,7 @@ def test_derivative_that_a_custom_gradient_would_lose_is_refused(what):
         tape.gradient(solve(dynamics).ys[-1], [k, Y])
 
 
+@pytest.mark.slow
 def test_stopped_tensor_under_a_custom_gradient_is_a_constant():
     k = tf.constant(1.0)
     with tf.GradientTape() as tape:

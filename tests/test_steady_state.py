@@ -93,7 +93,7 @@ def test_default_tolerances_are_those_of_the_solve_in_single_precision():
     np.testing.assert_allclose(tape.gradient(loss, rates), [0.0, 0.0], atol=5e-3)
 
 
-@pytest.mark.parametrize("options", [slow({}), {"solver": "rk4", "step_size": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [slow({}), slow({"solver": "rk4", "step_size": 0.1})], ids=str)
 def test_what_repels_forward_attracts_backward(options):
     levels, start = tf.Variable([[1.0], [-2.0]], dtype=tf.float64), tf.constant([[3.0], [3.0]], tf.float64)
     speed = tf.constant([[1.0], [2.0]], tf.float64)

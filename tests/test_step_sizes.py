@@ -45,7 +45,7 @@ def state_and_gradient(**options):
     [
         slow("interpolating", True),  # rows have limits of their own steps below
         ("backsolve", False),
-        ("checkpointed", False),
+        slow("checkpointed", False),
         slow("direct", False),
         slow("interpolating", False),  # the next test claims this in a graph
         slow("backsolve", True),

@@ -123,7 +123,8 @@ def test_backward_solve_takes_the_forward_steps(adjoint, per_sample):
     np.testing.assert_allclose(of_weight, np.e, rtol=1e-3)
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", slow("backsolve")])
+@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve"])
+@pytest.mark.slow
 def test_continuous_adjoints_converge_with_the_grid(adjoint):
     """More steps than checkpoints, saved times between them: the derivative of y = exp(w sin t) sums at three times."""
     grid, t = 2 * np.linspace(0, 1, 81) ** 1.5, [0.0, 0.61, 1.234, 2.0]

@@ -49,8 +49,9 @@ def weighted_states(start, t, rate, **options):
     return solution.ts, solution.stats["num_accepted"], by_start, by_time, by_rate
 
 
-@pytest.mark.parametrize("jit_compile", [False, slow(True)], ids=["graph", "XLA"])
-@pytest.mark.parametrize("adjoint", ["checkpointed", slow("direct")])
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
+@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.slow
 def test_gradient_of_steps_is_that_of_the_states_at_their_times(adjoint, jit_compile):
     start, t = tf.constant([1.0], tf.float64), tf.constant([0.2, 1.0], tf.float64)
     compute = tf.function(lambda *x: weighted_states(*x, adjoint=adjoint, jit_compile=False), jit_compile=jit_compile)

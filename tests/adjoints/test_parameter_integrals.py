@@ -78,6 +78,7 @@ def test_gradient_is_right_within_a_hundred_times_the_tolerance(name):
         assert error(found, expected) < 100 * tolerance
 
 
+@pytest.mark.slow
 def test_bump_that_the_forward_steps_met_is_not_passed_over():
     expected = 0.14 * np.sqrt(np.pi)
     for tolerance in (1e-4, 1e-6, 1e-9):

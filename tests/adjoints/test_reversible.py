@@ -35,7 +35,7 @@ def gradients(solver, adjoint, times=TIMES, how=lambda f: f, dtype="float64", **
 
 
 CASES = [(TIMES, CONSTANT), (TIMES[::-1], ADAPTIVE), (ROWS, {**ADAPTIVE, "per_sample": True})]
-# One pair, and the other ones where there is time: below, rows of another solver are compiled.
+# One pair, and the other ones where there is time.
 PAIRS = [
     pytest.param(solver, *case, marks=[pytest.mark.slow] * ((i, j) != (1, 1)), id=f"{solver}-{j}")
     for i, solver in enumerate(SOLVERS)
@@ -59,7 +59,7 @@ XLA = tf.function(jit_compile=True)
     "how, dtype, rtol",
     [
         pytest.param(tf.function, "float32", 1e-4, id="graph-float32", marks=pytest.mark.slow),
-        pytest.param(XLA, "float64", 1e-10, id="xla-float64"),
+        pytest.param(XLA, "float64", 1e-10, id="xla-float64", marks=pytest.mark.slow),
         pytest.param(tf.function, "float64", 1e-10, id="graph-float64", marks=pytest.mark.slow),
         pytest.param(XLA, "float32", 1e-4, id="xla-float32", marks=pytest.mark.slow),
     ],
@@ -81,6 +81,7 @@ def decayed(value, span=2.0, **options):
     return [float(np.squeeze(x)) for x in (found, *tape.gradient(found, (start, rate)))]
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_closed_form():
     found = decayed(lambda solution: solution.ys[-1], solver=Reversible())
     np.testing.assert_allclose(found, np.array([2, 1, -4]) * np.exp(-1.6), rtol=1e-6)

@@ -402,6 +402,7 @@ def test_probe_is_solved_at_the_end_of_each_epoch():
     np.testing.assert_allclose(recorder.records[2].step_size, after.records[0].step_size, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_of_nested_models_are_recorded_by_name():
     inner = make_model(t=(0.0, 0.5))
     x = keras.Input([2])

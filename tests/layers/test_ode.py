@@ -132,7 +132,9 @@ def test_times_of_the_call_set_the_length_of_the_sequence():
     np.testing.assert_allclose(y, np.broadcast_to(np.exp(-t)[:, None], [3, 5, 2]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("timed", [slow(False), True])
+# Times that learn, below, claim as much.
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.slow
 def test_times_of_the_call_get_their_gradient(timed):
     layer, t = plain(gaussian if timed else Exponential(), rtol=1e-6), tf.constant([0.5, 2.0])
     with tf.GradientTape() as tape:
@@ -350,6 +352,7 @@ def test_dynamics_shared_by_two_layers_gets_the_sum_of_their_gradients():
     assert len(model.trainable_weights) == 1
 
 
+@pytest.mark.slow
 def test_frozen_dynamics_stays_as_it_is_while_the_rest_trains():
     dynamics = untimed()
     dynamics.trainable = False

@@ -48,7 +48,7 @@ STRENGTHS = np.array([[1.0], [2.0], [3.0]], "float32")
 
 @pytest.mark.parametrize(
     "per_sample, adjoint",
-    [slow(False, "backsolve"), (True, "interpolating"), slow(True, "checkpointed"), (False, "direct")],
+    [slow(False, "backsolve"), slow(True, "interpolating"), slow(True, "checkpointed"), (False, "direct")],
 )
 def test_forced_oscillator_and_its_gradient_are_those_of_the_closed_form(adjoint, per_sample):
     layer = ODELayer(forced, rtol=1e-6, atol=1e-7, adjoint=adjoint, per_sample=per_sample, max_steps=64, jit_compile=False)

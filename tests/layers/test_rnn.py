@@ -269,6 +269,7 @@ def test_model_with_output_times_is_saved_and_exported(tmp_path):
     assert np.isfinite(model.fit(inputs, np.zeros([3, 3, 3]), verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_output_times_of_the_layer_are_in_its_config_and_its_masks():
     layer = linear(t=TIMES, output_times=[0.0, 2.0], return_sequences=True)
     again = ODERNN.from_config(layer.get_config())

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.solvers.adams import coefficients
-from tests.marks import slow, slow_except
+from tests.marks import slow_except
 from tests.references import ADAMS, cosine
 
 # One of each kind: with an even and an odd order, each with its own method for the first steps.
@@ -143,7 +143,8 @@ def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
-@pytest.mark.parametrize("adjoint", [slow("interpolating"), "backsolve"])
+@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve"])
+@pytest.mark.slow
 def test_gradient_of_the_equation_is_that_of_the_closed_form(adjoint):
     for a, b in zip(gradients("abm4", adjoint, TIMES, max_steps=200), exact_gradients(TIMES), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -25,8 +25,8 @@ ACCURATE = [name for name in OF_ONE_ORDER if SOLVERS[name].order >= 5]
 
 
 def every_kind(names):
-    """Those names, of which the ones that are like others, or made of others, are tested where there is time."""
-    return [slow(name) if name in (*LIKE_OTHERS, "auto") else name for name in names]
+    """Those names, of which the ones that are like others, or made of others, or have tests of their own, are slow."""
+    return [slow(name) if name in (*LIKE_OTHERS, "auto", "bdf") else name for name in names]
 
 
 def solve(dynamics, y0, t, **options):
@@ -83,7 +83,7 @@ def test_error_at_constant_steps_falls_with_the_order_of_the_method(name):
     assert np.all(np.log2(errors[:-1] / errors[1:]) > SOLVERS[name].order - 0.25)
 
 
-@pytest.mark.parametrize(("name", "order"), [("rodas5p", 4), slow("kvaerno5", 3), ("radau", 3)])
+@pytest.mark.parametrize(("name", "order"), [("rodas5p", 4), slow("kvaerno5", 3), slow("radau", 3)])
 def test_interpolant_of_methods_of_order_five(name, order):
     """Saved states within steps of one size, and of half of it; the error of an interpolant is of one order more."""
     times = np.linspace(0, 1.5, 62)
@@ -122,7 +122,8 @@ def van_der_pol_by_scipy():
     return scipy.integrate.solve_ivp(field, (0, 2000), [2.0, 0.0], "Radau", rtol=1e-10, atol=1e-12).y[:, -1]
 
 
-@pytest.mark.parametrize("name", slow_except(["rodas5p"], ACCURATE))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACCURATE)
 def test_stiff_van_der_pol_oscillation_is_that_of_scipy(name):
     """Over a period and more, with two jumps: steps shrink and grow by ten powers of ten."""
     solution = solve(van_der_pol, [2.0, 0.0], [0.0, 2000.0], solver=name, rtol=1e-6, atol=1e-6)
@@ -143,7 +144,9 @@ def test_single_precision_does_not_ask_stages_for_more_than_it_has():
 # Rows
 
 
-@pytest.mark.parametrize("name", [slow("rodas5p"), slow("kvaerno5"), "radau"])
+# The rows of tests/test_per_sample.py, and those of which one does not converge, below, have systems of their own.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rodas5p", "kvaerno5", "radau"])
 def test_rows_with_rates_of_their_own_are_solved_as_if_alone(name):
     rates = RATES * np.exp(np.random.default_rng(0).normal(size=[64, 3]))
     y0, options = np.tile([1.0, 0.0, 0.0], [64, 1]), {"solver": name, "rtol": 1e-6, "atol": 1e-12}

@@ -102,6 +102,7 @@ def test_linear_equation_with_a_regular_matrix_is_solved_by_the_matrix_exponenti
     np.testing.assert_allclose(ys[1], half, rtol={1: 5e-2, 2: 1e-4}.get(SOLVERS[name].order, 1e-5))
 
 
+@pytest.mark.slow
 def test_general_singular_matrix_and_dense_output_agree_with_the_closed_form():
     """The equation `bell` with its equations and its unknowns mixed."""
     random = np.random.default_rng(0)
