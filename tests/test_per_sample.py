@@ -46,10 +46,10 @@ def test_states_and_steps_of_a_row_are_those_of_solving_it_alone(alone):
     np.testing.assert_array_equal(solution.stats["num_steps"], [int(s.stats["num_steps"]) for s, _ in alone])
 
 
-# Another adjoint than the reference's differs by its own error, a few hundred tolerances of gradients of size 20. The closed form
-# below claims as much.
+# Another adjoint than the reference's differs by its own error, a few hundred tolerances of gradients of size 20.
+@pytest.mark.slow  # quick are the gradients of rows that have a closed form, below
 @pytest.mark.parametrize(
-    ("adjoint", "atol"), [slow("checkpointed", 1e-9), slow("direct", 1e-9), slow("interpolating", 1e-3), slow("backsolve", 1e-2)]
+    ("adjoint", "atol"), [("checkpointed", 1e-9), ("direct", 1e-9), ("interpolating", 1e-3), ("backsolve", 1e-2)]
 )
 def test_gradients_of_a_row_are_those_of_solving_it_alone(alone, adjoint, atol):
     rows = slice(0, 3) if adjoint == "backsolve" else slice(0, 4)  # the stiff row cannot be solved backward so well

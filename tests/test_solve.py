@@ -288,7 +288,11 @@ def test_one_time_is_the_end_of_a_solve_from_zero(t):
 
 @pytest.mark.parametrize(
     "adjoint, how",
-    [slow("backsolve", eager), slow("interpolating", eager), slow("interpolating", tf.function), slow("checkpointed", tf.function), ("direct", eager)],
+    [
+        *(slow(adjoint, eager) for adjoint in ("backsolve", "interpolating")),
+        *(slow(adjoint, tf.function) for adjoint in ("interpolating", "checkpointed")),
+        ("direct", eager),
+    ],
     ids=["backsolve-eager", "interpolating-eager", "interpolating-graph", "checkpointed-graph", "direct-eager"],
 )
 def test_solve_over_no_time_is_the_start_and_moves_with_its_times(adjoint, how):

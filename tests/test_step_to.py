@@ -43,7 +43,9 @@ def by_hand(method, f, y, grid):
 
 
 @pytest.mark.parametrize("solver", ["euler", slow("rk4")])
-@pytest.mark.parametrize("how", [lambda f: f, slow(tf.function), tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"])
+@pytest.mark.parametrize(
+    "how", [lambda f: f, slow(tf.function), tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
+)
 def test_steps_end_at_the_times_given(solver, how):
     run = how(lambda y0: solve(forced, y0, GRID, solver=solver, controller=StepTo(GRID)))
     solution = run(tf.constant(START))

@@ -169,7 +169,9 @@ def test_gradients_with_a_hundred_saved_times_follow_the_tolerance(solver, toler
     assert max(relative_error(found[name], expected[name]) for name in found) < 50 * tolerance
 
 
-@pytest.mark.parametrize("solver, number", [slow("euler", 5), slow("midpoint", 2), slow("rk4", 2), ("rk4", 5), slow("tsit5", 5)])
+@pytest.mark.parametrize(
+    "solver, number", [slow("euler", 5), slow("midpoint", 2), slow("rk4", 2), ("rk4", 5), slow("tsit5", 5)]
+)
 def test_gradient_through_constant_steps_converges_with_the_order_of_the_method(solver, number):
     order = keras_ode.solvers.get(solver).order
     times = np.linspace(0, 1, number)
@@ -224,11 +226,11 @@ def backward_evaluations(f, start, times, solver, tolerance):
     return f.take()
 
 
-# The tests of impulses claim this of one equation.
+@pytest.mark.slow  # tests/adjoints/test_impulses.py counts them too, of one equation
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
 @pytest.mark.parametrize(
     "equation, solver",
-    [slow("network", "tsit5"), slow("network long", "tsit5"), slow("lotka volterra", "tsit5"), slow("linear", "tsit5"), slow("network", "dopri5")],
+    [("network", "tsit5"), ("network long", "tsit5"), ("lotka volterra", "tsit5"), ("linear", "tsit5"), ("network", "dopri5")],
 )
 def test_backward_evaluations_with_a_hundred_saved_times_are_about_twice_those_with_two_at_most(equation, solver, tolerance):
     dynamics, start, end = EQUATIONS[equation]

@@ -572,7 +572,7 @@ def explosion(y):
     return y * y
 
 
-@pytest.mark.slow  # `predict`, below, and the gradients of solves that fail, in tests/test_diagnosis.py, claim what is behind it
+@pytest.mark.slow  # `predict`, below, and gradients of failed solves, in tests/test_diagnosis.py, claim what is behind it
 @pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_failed_solve_in_fit_gives_a_loss_of_nan(jit_compile):
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, kernel_initializer="ones"), rough(explosion)])

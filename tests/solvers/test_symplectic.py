@@ -215,7 +215,9 @@ def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
 
 
 @pytest.mark.parametrize(
-    "adjoint, jit_compile", [slow("checkpointed", True), ("interpolating", False), slow("backsolve", False)], ids=lambda x: str(x)
+    "adjoint, jit_compile",
+    [slow("checkpointed", True), ("interpolating", False), slow("backsolve", False)],
+    ids=lambda x: str(x),
 )
 def test_gradient_is_that_of_the_closed_form(adjoint, jit_compile):
     for a, b in zip(gradients(adjoint, "yoshida4", jit_compile), exact_gradients(), strict=True):
