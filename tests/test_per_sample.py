@@ -11,7 +11,7 @@ import keras_ode
 from keras_ode.adjoints import Backsolve
 from keras_ode.solvers import SOLVERS
 from tests.gradients import quick
-from tests.marks import slow, slow_except
+from tests.marks import slow_except
 from tests.references import SYMPLECTIC, Counting
 
 TIMES = np.linspace(0, 5, 6)
