@@ -338,6 +338,7 @@ class Follow(keras.layers.Layer):
         return cls(**{**config, "ode": keras.saving.deserialize_keras_object(config["ode"])})
 
 
+@pytest.mark.slow
 def test_layer_takes_a_path_in_its_args_and_is_saved(tmp_path):
     series = BATCH[..., :1].astype("float32")
     inputs = keras.Input([5, 1])

@@ -238,6 +238,7 @@ def test_random_numbers_stay_within_a_solve_and_change_from_call_to_call(make, h
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_recomputation_under_a_custom_gradient_draws_the_same_numbers():
     """y' = mask * w from 0 is mask * w, so that the gradient by w is the mask that the output shows."""
     dropout, w = keras.layers.Dropout(0.5), tf.Variable(tf.ones([32]))

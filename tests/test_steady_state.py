@@ -6,7 +6,6 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status, SteadyState
-from tests.marks import slow
 
 INFINITY = float("inf")
 TIGHT = {"rtol": 1e-7, "atol": 1e-7, "max_steps": 2000, "jit_compile": False}
@@ -56,7 +55,8 @@ def logistic(start, r, k, **options):
     return solution._replace(dense=None), tape.gradient(total, (start, r, k))
 
 
-@pytest.mark.parametrize("jit_compile", [False, slow(True)], ids=["graph", "XLA"])
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
+@pytest.mark.slow
 def test_rows_come_to_rest_each_alone(jit_compile):
     compute = tf.function(logistic, jit_compile=jit_compile)
     start = tf.constant([[0.5], [8.0], [0.1]], tf.float64)
@@ -93,7 +93,8 @@ def test_default_tolerances_are_those_of_the_solve_in_single_precision():
     np.testing.assert_allclose(tape.gradient(loss, rates), [0.0, 0.0], atol=5e-3)
 
 
-@pytest.mark.parametrize("options", [slow({}), slow({"solver": "rk4", "step_size": 0.1})], ids=str)
+@pytest.mark.parametrize("options", [{}, {"solver": "rk4", "step_size": 0.1}], ids=str)
+@pytest.mark.slow
 def test_what_repels_forward_attracts_backward(options):
     levels, start = tf.Variable([[1.0], [-2.0]], dtype=tf.float64), tf.constant([[3.0], [3.0]], tf.float64)
     speed = tf.constant([[1.0], [2.0]], tf.float64)

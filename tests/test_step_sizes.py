@@ -40,15 +40,12 @@ def state_and_gradient(**options):
 # The largest step
 
 
+@pytest.mark.slow  # the next test claims this of "interpolating"
 @pytest.mark.parametrize(
     "adjoint, per_sample",
     [
-        slow("interpolating", True),  # rows have limits of their own steps below
-        ("backsolve", False),
-        slow("checkpointed", False),
-        slow("direct", False),
-        slow("interpolating", False),  # the next test claims this in a graph
-        slow("backsolve", True),
+        *[("interpolating", True), ("backsolve", False), ("checkpointed", False), ("direct", False)],
+        *[("interpolating", False), ("backsolve", True)],
     ],
 )
 def test_pulse_is_seen_with_a_largest_step_and_so_is_its_height_by_every_adjoint(adjoint, per_sample):

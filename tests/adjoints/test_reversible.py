@@ -108,6 +108,7 @@ def test_gradients_of_dense_output_are_those_of_the_closed_form():
     np.testing.assert_allclose(found, np.array([2, 1, -1.4]) * np.exp(-0.56), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_is_nan_where_the_steps_back_miss_the_start():
     """Sixty times the half-life: nothing is left of where the solution came from."""
     options = {"controller": "constant", "step_size": 0.05, "span": 52.0, "max_steps": 2000}
@@ -140,6 +141,7 @@ def test_solver_that_cannot_take_steps_back_is_refused(solver):
         keras_ode.solve(lambda y: -y, [1.0], [0.0, 1.0], solver=solver, adjoint="reversible", step_size=0.1)
 
 
+@pytest.mark.slow
 def test_steps_back_are_recorded():
     layer = keras_ode.ODELayer(keras.layers.Dense(1), solver="reversible_heun", adjoint="reversible", jit_compile=False)
     model = keras.Sequential([keras.Input([1]), layer])

@@ -523,6 +523,7 @@ def test_predict_in_uneven_batches_is_the_call(trained):
     np.testing.assert_allclose(y, model(x), rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_predict_of_sequences_keeps_rows_together():
     model = keras.Sequential([keras.Input([1]), plain(Exponential(), t=(0.0, 0.5, 1.0), return_sequences=True, rtol=1e-6)])
     x = np.arange(1.0, 6.0, dtype="float32")[:, None]
