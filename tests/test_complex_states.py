@@ -60,7 +60,7 @@ def test_gradients_by_times_start_and_arguments_are_those_through_the_closed_for
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", quick("checkpointed", "backsolve"))
+@pytest.mark.parametrize("adjoint", quick("checkpointed"))
 def test_gradients_by_variables_and_tensors_that_the_dynamics_reads_are_those_of_a_linear_system(adjoint):
     """`y' = A y` with a complex matrix that is a variable and a complex factor that is a tensor from outside."""
     random = np.random.default_rng(1)
@@ -100,6 +100,7 @@ def test_nest_of_real_and_complex_leaves_with_all_that_a_solution_offers():
     np.testing.assert_allclose(steps.ys["wave"], exactly(steps.ts.numpy()), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_event_its_reset_norm_and_on_step_see_the_complex_state():
     """A quarter of a turn, and back to the start."""
     seen = []
@@ -156,6 +157,7 @@ class Turn(keras.Layer):
 ROWS = tf.constant([[1.0 + 0j, 0.0], [0.5, 1j], [1.0, 1.0]], tf.complex64)
 
 
+@pytest.mark.slow
 def test_gradient_by_the_weights_of_a_layer_is_that_of_the_matrix_exponential():
     layer = Turn()
     with tf.GradientTape() as tape:

@@ -6,7 +6,8 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.solvers import SOLVERS
-from tests.references import LIKE_OTHERS, SOLVERS_OF_ANY_STATE
+from tests.marks import slow, slow_except
+from tests.references import SOLVERS_OF_ANY_STATE
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
 TIMES = np.array([0.0, 0.07, 0.5, 0.93, 1.7, 2.0])
@@ -21,8 +22,8 @@ def solve(**options):
     return keras_ode.solve(cosine, tf.constant([1.0], tf.float64), [0.0, 2.0], dense=True, **options)
 
 
-# The solvers' own tests have states inside steps of every one of them.
-@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] * (s in LIKE_OTHERS)) for s in SOLVERS_OF_ANY_STATE])
+# One of each kind of interpolant; the solvers' own tests have states inside steps of every one of them.
+@pytest.mark.parametrize("name", slow_except(["bosh3", "tsit5", "rk4", "rodas5p", "abm4"], SOLVERS_OF_ANY_STATE))
 def test_values_and_derivatives_of_every_solver_converge_to_the_closed_form(name):
     """Over 400 steps: the order of the method for values, of its interpolant for derivatives, at least one."""
     options = {"controller": "constant", "step_size": 0.005, "max_steps": 401}
@@ -39,7 +40,7 @@ def test_values_and_derivatives_of_every_solver_converge_to_the_closed_form(name
 
 @pytest.mark.parametrize(
     "adjoint, per_sample",
-    [pytest.param("checkpointed", False, marks=pytest.mark.slow), ("checkpointed", True), ("direct", True)],
+    [slow("checkpointed", False), ("checkpointed", True), slow("direct", True)],
 )
 def test_dense_output_and_its_gradients_are_those_of_the_closed_form(adjoint, per_sample):
     rate, start = tf.constant(1.5, tf.float64), tf.constant([[1.0], [2.0]], tf.float64)
@@ -89,7 +90,8 @@ def test_rows_are_evaluated_at_times_of_their_own():
     np.testing.assert_allclose(slopes, -values, rtol=1e-4)
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.slow
 def test_row_over_no_time_is_evaluated_as_its_start(adjoint):
     start, times = tf.constant([[1.0], [2.0]], tf.float64), tf.constant([[0.5], [1.0]], tf.float64)
     with tf.GradientTape() as tape:

@@ -11,8 +11,8 @@ PAGES = sorted(pathlib.Path(__file__).parents[1].joinpath("docs").glob("*.md"))
 # Those that train or compile, for five seconds to a minute.
 LONG = {
     "batches", "callbacks", "coming_from", "compiling", "distributed", "estimation", "events", "failures", "faq", "first", "flows",
-    "gradients", "inputs", "latent", "layers", "models", "plotting", "precision", "reproducibility", "serving", "solvers",
-    "state", "steps", "stiff", "systems", "what",
+    "gradients", "inputs", "latent", "layers", "models", "plotting", "precision", "regularization", "reproducibility", "serving",
+    "solvers", "state", "steps", "stiff", "systems", "what",
 }  # fmt: skip
 
 

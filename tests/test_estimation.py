@@ -81,6 +81,7 @@ def test_multiple_shooting_finds_a_frequency_that_single_shooting_misses():
     np.testing.assert_allclose(frequency.numpy(), 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing():
     RATE.assign(0.5)
     with pytest.raises(ArithmeticError, match="The loss is nan at step 0"):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
+from tests.marks import slow
 from tests.seeds import seed
 
 
@@ -28,7 +29,7 @@ def solve(y0, **options):
     return keras_ode.solve(field, y0, [0.0, 1.0], **{**defaults, **options})
 
 
-@pytest.mark.parametrize("solver", ["rodas5p", "kencarp4", pytest.param("radau", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("solver", ["rodas5p", slow("kencarp4"), slow("radau")])
 def test_solution_is_the_same_with_fewer_evaluations(solver):
     found, expected = solve(START, solver=solver, jacobian=jacobian), solve(START, solver=solver)
     np.testing.assert_allclose(found.ys, expected.ys, rtol=1e-12)
@@ -37,6 +38,7 @@ def test_solution_is_the_same_with_fewer_evaluations(solver):
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.slow
 def test_rows_have_a_jacobian_each(per_sample):
     found, expected = (solve(ROWS, solver="rodas5p", per_sample=per_sample, **k) for k in ({"jacobian": jacobian}, {}))
     np.testing.assert_allclose(found.ys, expected.ys, rtol=1e-11)

@@ -76,7 +76,7 @@ def test_state_is_the_one_that_the_step_reached_as_a_nest_like_the_first(capfd):
     assert lines == ["seen 0.5 [2]", "seen 0.25 [2]", "seen 0.125 [2]", "seen 0.0625 [2]"]
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating", "checkpointed"))
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_backward_pass_does_not_call_the_function(adjoint):
     recording = Recording()
     y0 = tf.constant([1.0], "float64")
@@ -108,6 +108,7 @@ def test_samples_have_steps_of_their_own():
     np.testing.assert_allclose(steps["step_size"].sum(axis=0), [1.0, 3.0])
 
 
+@pytest.mark.slow
 def test_steps_up_to_an_event_are_seen_once():
     recording = Recording()
     event = keras_ode.Event(lambda t, y: t - 0.6)

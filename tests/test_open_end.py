@@ -100,6 +100,7 @@ def test_times_before_the_open_end_are_saved_back_in_time_too():
     np.testing.assert_allclose(solution.event_time, 1 - np.log(10), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_jumps_and_resets_with_an_open_end():
     # A ball falls from the height 1 and keeps half of its speed: it bounces at T, 2 T and 2.5 T, with T = sqrt(2 / g).
     fall = lambda t, y: tf.stack([y[1], -9.81 * tf.ones_like(t)])

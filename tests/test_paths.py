@@ -7,6 +7,7 @@ from scipy.interpolate import CubicHermiteSpline, CubicSpline
 
 import keras_ode
 from keras_ode.paths import CubicPath, LinearPath
+from tests.marks import slow
 
 KNOTS = np.array([0.0, 0.4, 1.0, 1.3, 2.0])
 RNG = np.random.default_rng(0)
@@ -337,6 +338,7 @@ class Follow(keras.layers.Layer):
         return cls(**{**config, "ode": keras.saving.deserialize_keras_object(config["ode"])})
 
 
+@pytest.mark.slow
 def test_layer_takes_a_path_in_its_args_and_is_saved(tmp_path):
     series = BATCH[..., :1].astype("float32")
     inputs = keras.Input([5, 1])
@@ -362,7 +364,7 @@ def follower(by_row):
     return model, inputs, tf.linalg.matvec(matrix, tf.ones([3, 2]), transpose_a=True)
 
 
-@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("by_row", [slow(False), True])
 def test_functional_model_follows_a_path_of_its_inputs_and_is_saved(by_row, tmp_path):
     model, inputs, expected = follower(by_row)
     end = model(inputs)

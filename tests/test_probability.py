@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from keras_ode.probability import Flow
+from tests.marks import slow
 
 A = np.array([[0.5, -0.8, 0.1], [0.3, -0.2, 0.4], [-0.2, 0.6, 0.3]])
 LOW_RANK = np.outer([0.5, -0.8, 0.1, 1.0], [0.3, 0.2, 0.4, -0.2])
@@ -18,7 +19,7 @@ POINTS = np.random.default_rng(0).normal(size=(5, 3))
 def linear(matrix, **options):
     """The flow of `z' = z A`."""
     layer = keras.layers.Dense(len(matrix), use_bias=False, dtype="float64")
-    options = {"dtype": "float64", "rtol": 1e-9, "atol": 1e-9, "solver": "dopri8", "jit_compile": False, **options}
+    options = {"dtype": "float64", "rtol": 1e-9, "atol": 1e-9, "jit_compile": False, **options}
     flow = Flow(layer, [len(matrix)], **options)
     layer.set_weights([matrix])
     return flow
@@ -38,6 +39,7 @@ def test_linear_flow_is_the_matrix_exponential():
     np.testing.assert_allclose(flow.inverse(flow.forward(POINTS).numpy()), POINTS, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_transformed_distribution_samples_and_scores():
     flow = distribution(linear(A))
     end = scipy.linalg.expm(A)
@@ -64,6 +66,7 @@ def test_log_likelihood_has_the_gradient_of_the_closed_form():
     np.testing.assert_allclose(np.sum(tape.gradient(total, weight) * direction), slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_hutch_plus_plus_is_exact_where_the_rank_is_low():
     points = np.ones((6, 4))
     flow = linear(LOW_RANK, divergence="hutch++", num_vectors=1, solver="bosh3", rtol=1e-7)
@@ -71,7 +74,7 @@ def test_hutch_plus_plus_is_exact_where_the_rank_is_low():
     assert np.ptp(linear(LOW_RANK, divergence="hutchinson", solver="bosh3").forward_log_det_jacobian(points)) > 0.1
 
 
-@pytest.mark.parametrize(("divergence", "num_vectors"), [("hutchinson", 2), ("hutch++", 1)])
+@pytest.mark.parametrize(("divergence", "num_vectors"), [("hutchinson", 2), slow("hutch++", 1)])
 def test_estimates_and_their_gradients_are_right_on_average(divergence, num_vectors):
     """The log-determinant is `tr A`, whose gradient is the identity. There is a noise for each row."""
     rows = 4000

@@ -123,6 +123,7 @@ def test_event_after_a_jump_is_found():
     assert float(time) == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_failure_after_a_jump_keeps_what_came_before_and_names_the_component():
     explosion = lambda y: y**2
     start, options = tf.constant([0.1, 1.0], tf.float64), {"jump_times": [0.5], **TIGHT}

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.signature import arguments_of, check_signature, takes_time
+from tests.marks import slow
 
 
 def odeint_order(y, t):
@@ -102,7 +103,7 @@ def product_model(t_shape, **options):
     return keras.Model([t, y], keras.layers.Multiply()([time, y]))
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("per_sample", [slow(False), True])
 @pytest.mark.parametrize("t_shape", [(1,), ()])
 def test_functional_model_of_two_inputs_is_a_dynamics_of_time(t_shape, per_sample):
     layer = keras_ode.ODELayer(product_model(t_shape), rtol=1e-6, per_sample=per_sample, jit_compile=False)
@@ -139,7 +140,7 @@ HOW = pytest.mark.parametrize("how", [lambda f: f, tf.function], ids=["eager", "
 
 
 @HOW
-@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+@pytest.mark.parametrize("dtype", [tf.float32, slow(tf.float64)])
 def test_list_of_numbers_is_the_derivative_of_a_vector(how, dtype):
     y0 = tf.constant([1.0, 0.0], dtype)
     ys = how(lambda: keras_ode.odeint(pendulum, y0, [0.0, 1.0], rtol=1e-6, jit_compile=False))()

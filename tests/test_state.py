@@ -9,11 +9,12 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer
+from tests.marks import slow
 
 # No test looks at the accuracy of a solve: few steps of few stages.
 FAST = {"solver": "euler", "step_size": 0.5, "jit_compile": False}
 HOW = pytest.mark.parametrize(
-    "how", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
+    "how", [lambda f: f, slow(tf.function), tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
 )
 Y = tf.constant([[1.0, 2.0], [3.0, 6.0]])
 
@@ -78,6 +79,7 @@ def test_an_evaluation_reads_what_it_assigned_itself():
         np.testing.assert_allclose(layer(tf.zeros([1, 2])), [[count, count]])
 
 
+@pytest.mark.slow
 def test_spectral_normalization_normalizes_in_fit():
     dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.RandomNormal(stddev=5.0))
     layer = ODELayer(keras.layers.SpectralNormalization(dense, power_iterations=5), **FAST)
@@ -236,6 +238,7 @@ def test_random_numbers_stay_within_a_solve_and_change_from_call_to_call(make, h
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_recomputation_under_a_custom_gradient_draws_the_same_numbers():
     """y' = mask * w from 0 is mask * w, so that the gradient by w is the mask that the output shows."""
     dropout, w = keras.layers.Dropout(0.5), tf.Variable(tf.ones([32]))
@@ -283,6 +286,7 @@ def test_weights_in_the_closure_of_a_function_are_named_in_a_warning():
 # Custom gradients that do not know all
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_the_precision_of_variables_in_a_layer_of_mixed_precision():
     k = keras.Variable(1.0)
     layer = ODELayer(tf.recompute_grad(lambda y: k * y), dtype="mixed_float16", **FAST)
@@ -305,6 +309,7 @@ def test_derivative_that_a_custom_gradient_would_lose_is_refused(what):
         tape.gradient(solve(dynamics).ys[-1], [k, Y])
 
 
+@pytest.mark.slow
 def test_stopped_tensor_under_a_custom_gradient_is_a_constant():
     k = tf.constant(1.0)
     with tf.GradientTape() as tape:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
+from tests.marks import slow
 
 ONE = tf.constant([1.0], tf.float64)
 PULSE = 0.01 * np.sqrt(np.pi)
@@ -39,12 +40,12 @@ def state_and_gradient(**options):
 # The largest step
 
 
+@pytest.mark.slow  # the next test claims this of "interpolating"
 @pytest.mark.parametrize(
     "adjoint, per_sample",
     [
         *[("interpolating", True), ("backsolve", False), ("checkpointed", False), ("direct", False)],
-        pytest.param("interpolating", False, marks=pytest.mark.slow),  # the next test claims this in a graph
-        pytest.param("backsolve", True, marks=pytest.mark.slow),
+        *[("interpolating", False), ("backsolve", True)],
     ],
 )
 def test_pulse_is_seen_with_a_largest_step_and_so_is_its_height_by_every_adjoint(adjoint, per_sample):
@@ -92,7 +93,7 @@ def test_no_step_forward_or_backward_is_longer_than_the_largest(adjoint, dtype):
         assert 34 <= len(sizes) <= 60  # neither many more
 
 
-@pytest.mark.parametrize("how", ["event", "jump"])
+@pytest.mark.parametrize("how", [slow("event"), "jump"])
 def test_largest_step_holds_in_segments(how):
     options = {"event": keras_ode.Event(lambda t, y: t - 9.0)} if how == "event" else {"jump_times": [3.0]}
     solution = solve(pulse, 0 * ONE, [0.0, 10.0], args=(1.0,), rtol=1e-6, atol=1e-9, max_step=0.02, **options)
@@ -124,7 +125,7 @@ def oscillator(t, y):
     return tf.stack([y[1], -400.0 * y[0]])
 
 
-@pytest.mark.parametrize("how", [lambda f: f, tf.function(jit_compile=True)], ids=["eager", "compiled"])
+@pytest.mark.parametrize("how", [lambda f: f, slow(tf.function(jit_compile=True))], ids=["eager", "compiled"])
 def test_smallest_step_that_is_not_accurate_enough_ends_the_solve_without_a_number(how):
     y0 = tf.constant([1.0, 0.0], tf.float64)
     run = how(lambda: solve(oscillator, y0, [0.0, 1.0], rtol=1e-8, atol=1e-8, min_step=0.2, on_failure="nan"))
@@ -159,7 +160,7 @@ def test_smallest_step_holds_in_the_first_step():
     assert sizes[0] >= 0.125
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve"])
+@pytest.mark.parametrize("adjoint", ["interpolating", slow("backsolve")])
 def test_backward_solve_that_needs_smaller_steps_gives_no_gradient(adjoint):
     """The state is zero, and so are its errors, but those of its cotangent are not."""
     y0 = tf.zeros([2], tf.float64)
@@ -323,7 +324,7 @@ def in_pieces(restart, number=10, **options):
     return y, evaluations
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("per_sample", [False, slow(True)])
 def test_solve_in_pieces_goes_on_with_the_step_size_of_the_last_one(per_sample):
     whole, once = in_pieces(False, number=1, per_sample=per_sample)
     warm, few = in_pieces(True, per_sample=per_sample)

@@ -10,11 +10,11 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import Status
 from keras_ode.controllers import StepTo
+from tests.marks import slow
 from tests.test_step_sizes import ONE, decay, solve
 
 GRID = np.array([0.0, 0.1, 0.35, 0.4, 0.8, 1.0])
 START = np.array([1.0, -0.5])
-ADJOINTS = ["interpolating", "backsolve", "checkpointed", "direct"]
 
 
 def forced(t, y):
@@ -42,8 +42,10 @@ def by_hand(method, f, y, grid):
     return ys
 
 
-@pytest.mark.parametrize("solver", ["euler", "rk4"])
-@pytest.mark.parametrize("how", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"])
+@pytest.mark.parametrize("solver", ["euler", slow("rk4")])
+@pytest.mark.parametrize(
+    "how", [lambda f: f, slow(tf.function), tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
+)
 def test_steps_end_at_the_times_given(solver, how):
     run = how(lambda y0: solve(forced, y0, GRID, solver=solver, controller=StepTo(GRID)))
     solution = run(tf.constant(START))
@@ -84,8 +86,7 @@ def test_adaptive_solver_takes_the_steps_too_whatever_their_errors():
     "adjoint, per_sample",
     [
         ("checkpointed", True),
-        ("direct", False),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("checkpointed", False), ("direct", True)]),
+        *(slow(*case) for case in [("direct", False), ("checkpointed", False), ("direct", True)]),
     ],
 )
 def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
@@ -106,9 +107,9 @@ def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
 @pytest.mark.parametrize(
     "adjoint, per_sample",
     [
-        ("interpolating", True),
+        slow("interpolating", True),
         ("backsolve", False),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("interpolating", False), ("backsolve", True)]),
+        *(slow(*case) for case in [("interpolating", False), ("backsolve", True)]),
     ],
 )
 def test_backward_solve_takes_the_forward_steps(adjoint, per_sample):
@@ -124,7 +125,8 @@ def test_backward_solve_takes_the_forward_steps(adjoint, per_sample):
     np.testing.assert_allclose(of_weight, np.e, rtol=1e-3)
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS[:2])
+@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve"])
+@pytest.mark.slow
 def test_continuous_adjoints_converge_with_the_grid(adjoint):
     """More steps than checkpoints, saved times between them: the derivative of y = exp(w sin t) sums at three times."""
     grid, t = 2 * np.linspace(0, 1, 81) ** 1.5, [0.0, 0.61, 1.234, 2.0]
@@ -148,7 +150,7 @@ def test_rows_with_intervals_of_their_own_stop_at_the_times_that_lie_within():
     assert solution.stats["num_steps"].numpy().tolist() == [5, 3]
 
 
-@pytest.mark.parametrize("how", ["event", "jump"])
+@pytest.mark.parametrize("how", [slow("event"), "jump"])
 def test_steps_go_on_behind_an_event_and_a_jump(how):
     if how == "jump":
         solution = solve(decay, ONE, [0.0, 1.0], solver="euler", controller=StepTo(GRID), jump_times=[0.6])

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
+from tests.marks import slow
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8, "save": "steps"}
 RATE = tf.constant(2.0, tf.float64)
@@ -50,6 +51,7 @@ def weighted_states(start, t, rate, **options):
 
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
 @pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.slow
 def test_gradient_of_steps_is_that_of_the_states_at_their_times(adjoint, jit_compile):
     start, t = tf.constant([1.0], tf.float64), tf.constant([0.2, 1.0], tf.float64)
     compute = tf.function(lambda *x: weighted_states(*x, adjoint=adjoint, jit_compile=False), jit_compile=jit_compile)
@@ -62,7 +64,7 @@ def test_gradient_of_steps_is_that_of_the_states_at_their_times(adjoint, jit_com
     np.testing.assert_allclose(by_time, [weights @ (2.0 * 0.2 * y), 3.0 * -2.0 * y[1]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", ["checkpointed", slow("direct")])
 def test_rows_have_their_own_steps_and_their_gradients(adjoint):
     start, times = tf.constant([[1.0], [2.0], [1.0]], tf.float64), tf.constant([[0.0, 0.5], [0.0, 3.0], [1.0, 1.0]], tf.float64)
     with tf.GradientTape() as tape:

@@ -69,6 +69,7 @@ def test_field_that_xla_cannot_compile_is_solved_and_differentiated(field):
     check_solve_and_gradient(lambda f: f, field)
 
 
+@pytest.mark.slow
 def test_field_whose_gradient_xla_cannot_compile_trains_in_a_graph():
     check_solve_and_gradient(tf.function, loop)
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import keras_ode
 from tests.gradients import ADJOINTS, compiled, eager, gradients, quick
+from tests.marks import slow
 from tests.references import (
     MATRIX,
     START,
@@ -75,7 +76,8 @@ def spiral_reference():
     return planar_reference(SPIRAL, [2.0, 0.0], SPIRAL_TIMES, lambda ys: np.sum(ys * SPIRAL_WEIGHTS))
 
 
-@pytest.fixture(scope="module", params=ADJOINTS)
+# Van der Pol's oscillator, in case 4, is a test of "backsolve", and case 5 one of the adjoints that differentiate the steps.
+@pytest.fixture(scope="module", params=quick("interpolating"))
 def spiral(request):
     return planar_gradients(SPIRAL, [2.0, 0.0], SPIRAL_TIMES, lambda ys: tf.reduce_sum(ys * SPIRAL_WEIGHTS), request.param)
 
@@ -97,7 +99,7 @@ CONSTANT_TIMES = np.linspace(0, 10, 10)
 CONSTANT_SOLUTION = np.sum(2 - 2 * np.cos(CONSTANT_TIMES))
 
 
-@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating"])
+@pytest.mark.parametrize("adjoint", [slow("backsolve"), "interpolating"])
 def test_continuous_adjoints_do_not_trust_the_steps_along_a_constant_solution(adjoint):
     *_, by_coefficients = planar_gradients(LOTKA_VOLTERRA, [1.0, 1.0], CONSTANT_TIMES, tf.reduce_sum, adjoint, 1e-6)
     assert by_coefficients[0, 0] - by_coefficients[1, 1] == pytest.approx(CONSTANT_SOLUTION, abs=1e-3)
@@ -122,7 +124,7 @@ def forced_gradients(adjoint, matrix, force, start, loss):
     return {"state": by_start, "matrix": by_matrix, "times": by_times}, by_force
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 @pytest.mark.parametrize("rate", [1.0, 10.0, 30.0])
 def test_gradient_by_the_rate_of_a_relaxation_is_that_of_the_closed_form(adjoint, rate):
     """Of `y' = -k (y - cos t)`, three times, from zero."""
@@ -156,7 +158,7 @@ def van_der_pol_reference(end):
     return *found, by_coefficients[1, 1] - by_coefficients[1, 3]
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", ["interpolating", slow("checkpointed"), slow("direct")])
 def test_gradients_on_the_limit_cycle_of_van_der_pol_are_those_of_complex_steps(adjoint):
     by_state, by_times, by_mu = van_der_pol(adjoint, np.linspace(0, 20, 10))
     np.testing.assert_array_equal(by_times[1:-1], 0)  # where the loss has no state
@@ -165,7 +167,7 @@ def test_gradients_on_the_limit_cycle_of_van_der_pol_are_those_of_complex_steps(
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-9])
-@pytest.mark.parametrize("end", [5.0, 10.0, 20.0])
+@pytest.mark.parametrize("end", [5.0, 10.0, slow(20.0)])
 def test_backsolve_on_the_limit_cycle_of_van_der_pol_is_right_or_nan(end, tolerance):
     by_state, by_times, by_mu = van_der_pol("backsolve", [0.0, end], tolerance)
     if np.isnan(by_mu):
@@ -234,8 +236,8 @@ def flow_gradient(matrix, start, cotangent):
     return scipy.linalg.expm_frechet(matrix.T, start.T @ cotangent, compute_expm=False)
 
 
-# That gradients go on from layer to layer, and add up, is no matter of the adjoint: one is quick in each of two tests.
-@pytest.mark.parametrize("adjoint", quick("backsolve"))
+# That gradients go on from layer to layer, and add up, is no matter of the adjoint: one is quick, in the second of two tests.
+@pytest.mark.parametrize("adjoint", quick())
 def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoint):
     first, second = MATRIX, MATRIX.T / 2
     model = keras.Sequential([linear_layer(first, adjoint), linear_layer(second, adjoint)])
@@ -262,7 +264,7 @@ def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint)
     assert relative_error(tape.gradient(loss, first.dynamics.kernel.value), expected) < 1e-6
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating"))
+@pytest.mark.parametrize("adjoint", quick("backsolve"))
 def test_gradients_pass_through_a_frozen_dynamics(adjoint):
     layer = linear_layer(MATRIX, adjoint)
     layer.dynamics.trainable = False
@@ -354,13 +356,12 @@ def largest_error(found, expected):
     return max(relative_error(found[name], expected[name]) for name in expected)
 
 
-# Of two times, van der Pol's oscillator tells the same in the adjoints that it does not make fail.
+# Case 5 is a test of "checkpointed". Of two times, van der Pol's oscillator tells the same.
 @pytest.mark.parametrize(
     "adjoint, number",
     [
-        *((adjoint, 10) for adjoint in ADJOINTS),
-        ("backsolve", 2),
-        *(pytest.param(adjoint, 2, marks=pytest.mark.slow) for adjoint in ADJOINTS if adjoint != "backsolve"),
+        *(slow(adjoint, 10) if adjoint == "checkpointed" else (adjoint, 10) for adjoint in ADJOINTS),
+        *(slow(adjoint, 2) for adjoint in ADJOINTS),
     ],
 )
 @pytest.mark.parametrize("end", [2.5, -1.5])
@@ -370,7 +371,7 @@ def test_gradients_of_state_matrix_and_times_are_those_of_the_matrix_exponential
     assert largest_error(found, expected) < 1e-7
 
 
-@EVERY
+@pytest.mark.parametrize("adjoint", quick("interpolating"))
 def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
     times, weights = np.linspace(0, 2, 10), np.random.default_rng(1).normal(size=(10, 3))
     found, _ = forced_gradients(adjoint, MATRIX, np.zeros(3), START, lambda ys: tf.reduce_sum(ys * np.float32(weights)))
@@ -380,7 +381,7 @@ def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
 @pytest.mark.parametrize(
     "how, number",
     [
-        pytest.param(tf.function, 10, marks=pytest.mark.slow),  # every adjoint takes a step of `fit` in a graph, below
+        pytest.param(tf.function, 10, marks=pytest.mark.slow),
         (compiled, 10),
         pytest.param(tf.function, 2, marks=pytest.mark.slow),
         pytest.param(compiled, 2, marks=pytest.mark.slow),
@@ -403,8 +404,8 @@ def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
 @pytest.mark.parametrize(
     "adjoint, jit_compile",
     [
-        *((adjoint, False) for adjoint in ADJOINTS),
-        *(pytest.param(adjoint, True, marks=pytest.mark.slow) for adjoint in ADJOINTS),
+        *((adjoint, False) if adjoint == "interpolating" else slow(adjoint, False) for adjoint in ADJOINTS),
+        *(slow(adjoint, True) for adjoint in ADJOINTS),
     ],
 )
 def test_a_step_of_fit_follows_the_gradient_of_the_matrix_exponential(adjoint, jit_compile):
@@ -439,7 +440,7 @@ class Lazy(keras.layers.Layer):
     "adjoint, how",
     [
         pytest.param("backsolve", tf.function, marks=pytest.mark.slow),
-        ("interpolating", eager),
+        pytest.param("interpolating", eager, marks=pytest.mark.slow),  # tests/test_dynamics.py has weights without use
         pytest.param("checkpointed", tf.function, marks=pytest.mark.slow),
         pytest.param("direct", eager, marks=pytest.mark.slow),
     ],
@@ -465,7 +466,7 @@ def test_gradients_of_unused_parameters_are_zero(adjoint, how):
 
 
 # A backward pass of the package takes products of the field, and TensorFlow differentiates the steps of "direct".
-@pytest.mark.parametrize("adjoint", quick("backsolve", "direct"))
+@pytest.mark.parametrize("adjoint", quick("backsolve"))
 def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     def hamiltonian(t, y, frequency):
         q, p = y[0], y[1]
@@ -485,7 +486,7 @@ def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     np.testing.assert_allclose(by_frequency, -end * s + 0.5 * (end * c / w - s / w**2), rtol=1e-7)
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating"))
+@pytest.mark.parametrize("adjoint", quick("backsolve"))
 def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
     # TensorFlow gives silu its derivative by a Python function.
     found = gradients(
@@ -509,7 +510,7 @@ def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_c
 
 @pytest.mark.parametrize(
     "adjoint, how",
-    [("backsolve", eager), ("interpolating", tf.function), ("checkpointed", compiled)],
+    [slow("backsolve", eager), ("interpolating", tf.function), slow("checkpointed", compiled)],
     ids=["backsolve-eager", "interpolating-graph", "checkpointed-compiled"],
 )
 def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
@@ -596,7 +597,7 @@ def test_all_adjoints_agree_with_complex_steps_on_random_networks(seed, first, g
 # Another: a loss that is a mean, whose cotangents are smaller than the tolerance
 
 
-OF_A_MEAN = pytest.mark.parametrize("adjoint, per_sample", [("backsolve", True), ("interpolating", False)])
+OF_A_MEAN = pytest.mark.parametrize("adjoint, per_sample", [slow("backsolve", True), ("interpolating", False)])
 
 
 def gradient_of_a_mean(adjoint, per_sample, scale=1.0):

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.adjoints.impulses import _staircase_weights
+from tests.marks import slow
 from tests.references import Counting, TanhNetwork
 
 
@@ -37,7 +38,7 @@ def backward_evaluations(adjoint, number, tolerance):
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
-@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed"])
+@pytest.mark.parametrize("adjoint", ["interpolating", slow("backsolve"), slow("checkpointed")])
 def test_a_hundred_saved_times_cost_few_backward_evaluations(adjoint, tolerance):
     few, many = (backward_evaluations(adjoint, number, tolerance) for number in (2, 100))
     # One evaluation more for each step; and a sum over all times asks for other steps than the last state alone.

@@ -6,6 +6,7 @@ import tensorflow as tf
 from scipy.integrate import quad
 
 import keras_ode
+from tests.marks import slow_except
 
 END = 10.0
 KNOTS = np.linspace(0, END, 41)
@@ -69,7 +70,7 @@ def error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["fast", "fast, from zero"], CASES))
 def test_gradient_is_right_within_a_hundred_times_the_tolerance(name):
     dynamics, parameter, expected = CASES[name]
     for tolerance in (1e-3, 1e-6, 1e-9):
@@ -77,12 +78,14 @@ def test_gradient_is_right_within_a_hundred_times_the_tolerance(name):
         assert error(found, expected) < 100 * tolerance
 
 
+@pytest.mark.slow
 def test_bump_that_the_forward_steps_met_is_not_passed_over():
     expected = 0.14 * np.sqrt(np.pi)
     for tolerance in (1e-4, 1e-6, 1e-9):
         assert error(gradient(bump, 2.0, rtol=tolerance, atol=tolerance), expected) < 100 * tolerance
 
 
+@pytest.mark.slow
 def test_backsolve_sees_the_integrand_too():
     dynamics, parameter, expected = CASES["features"]
     for tolerance in (1e-3, 1e-6):

@@ -14,6 +14,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode.callbacks import SolveRecord, SolverStepRecorder
 from keras_ode.callbacks.tensorboard import Summaries
+from tests.marks import slow
 from tests.references import Counting
 from tests.seeds import seed
 
@@ -134,7 +135,7 @@ def test_steps_are_rejected_where_their_error_is_above_one(case):
             np.testing.assert_array_equal(record.accepted, record.error <= 1)
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("per_sample", [slow(False), True])
 def test_a_record_has_the_steps_that_the_solve_counts(per_sample):
     model = make_model(per_sample=per_sample, rtol=1e-6)
     recorder = SolverStepRecorder()
@@ -401,6 +402,7 @@ def test_probe_is_solved_at_the_end_of_each_epoch():
     np.testing.assert_allclose(recorder.records[2].step_size, after.records[0].step_size, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_of_nested_models_are_recorded_by_name():
     inner = make_model(t=(0.0, 0.5))
     x = keras.Input([2])
@@ -433,6 +435,7 @@ class Cell(keras.layers.Layer):
         return y, [y]
 
 
+@pytest.mark.slow
 def test_layer_inside_a_recurrent_one_is_recorded():
     model = keras.Sequential([keras.Input([5, 2]), keras.layers.RNN(Cell()), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=False)

@@ -53,6 +53,7 @@ def test_the_linear_equation_has_the_exponential_of_the_increment_at_every_obser
     np.testing.assert_allclose(np.delete(found, 2, axis=1), np.delete(expected, 2, axis=1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_row_follows_its_own_times_and_padding_changes_nothing():
     layer = NeuralCDE(network(), 4, rtol=1e-5, jit_compile=False)
     batch = layer(X, t=T).numpy()

@@ -20,6 +20,7 @@ import keras_ode
 from keras_ode import layers, models
 from keras_ode.layers import ODERNN, Augment, ConcatSquash, DepthVarying, ResidualBlocks, TimeDense, TimeSequential
 from tests.cases import CASES, dense
+from tests.marks import slow as slow_case
 
 testing = pytest.importorskip("keras.src.testing")  # not public: Keras may move it
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def test_every_public_layer_and_model_has_a_case():
     assert public == {case.cls for case in CASES.values()}
 
 
-@every(slow=SLOW | {"LatentODE", "ODENet"})
+@every(slow=SLOW | {"LatentODE", "ODENet", "ODERNN", "NeuralCDE", "ContinuousNormalizingFlow"})
 def test_layer_passes_the_checks_of_keras(name):
     case, harness = CASES[name], testing.TestCase()
     harness.setUp()
@@ -190,9 +191,9 @@ def test_exported_models_are_served_without_the_package_at_any_batch_size(tmp_pa
     [
         (lambda: TimeDense(2), "mixed_float16"),
         (lambda: ConcatSquash(2), "mixed_bfloat16"),
-        (lambda: TimeSequential([TimeDense(4), keras.layers.Dense(2)]), "mixed_float16"),
-        (lambda: DepthVarying(TimeDense(2), 2, kind="linear"), "mixed_bfloat16"),
-        (lambda: ResidualBlocks(dense(), 2), "mixed_float16"),
+        slow_case(lambda: TimeSequential([TimeDense(4), keras.layers.Dense(2)]), "mixed_float16"),
+        slow_case(lambda: DepthVarying(TimeDense(2), 2, kind="linear"), "mixed_bfloat16"),
+        slow_case(lambda: ResidualBlocks(dense(), 2), "mixed_float16"),
     ],
 )
 def test_dynamics_in_mixed_precision_agrees_with_single(policy, make):

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer
+from tests.marks import slow
 from tests.references import relative_error
 from tests.seeds import seed
 
@@ -131,7 +132,9 @@ def test_times_of_the_call_set_the_length_of_the_sequence():
     np.testing.assert_allclose(y, np.broadcast_to(np.exp(-t)[:, None], [3, 5, 2]), rtol=1e-5)
 
 
+# Times that learn, below, claim as much.
 @pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.slow
 def test_times_of_the_call_get_their_gradient(timed):
     layer, t = plain(gaussian if timed else Exponential(), rtol=1e-6), tf.constant([0.5, 2.0])
     with tf.GradientTape() as tape:
@@ -234,7 +237,7 @@ def losses_in_the_plain_graph():
     return losses_of_two_epochs()
 
 
-@pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}], ids=["compiled", "eager"])
+@pytest.mark.parametrize("options", [{"jit_compile": True}, slow({"run_eagerly": True})], ids=["compiled", "eager"])
 def test_compiled_and_eager_fit_give_the_losses_of_the_plain_graph(losses_in_the_plain_graph, options):
     # float32 rounding, which may move a step within rtol = 1e-3 of the solve.
     np.testing.assert_allclose(losses_of_two_epochs(**options), losses_in_the_plain_graph, rtol=1e-3)
@@ -334,6 +337,7 @@ def test_gradients_of_two_layers_in_one_model_are_those_of_the_matrix_exponentia
     assert max(relative_error(found[0], by_first), relative_error(found[1], by_second)) < 1e-7
 
 
+@pytest.mark.slow  # the tests of all adjoints claim this too
 def test_dynamics_shared_by_two_layers_gets_the_sum_of_their_gradients():
     shared = linear(A)
     options = {"rtol": 1e-9, "atol": 1e-9, "dtype": "float64", "jit_compile": False}
@@ -348,6 +352,7 @@ def test_dynamics_shared_by_two_layers_gets_the_sum_of_their_gradients():
     assert len(model.trainable_weights) == 1
 
 
+@pytest.mark.slow
 def test_frozen_dynamics_stays_as_it_is_while_the_rest_trains():
     dynamics = untimed()
     dynamics.trainable = False
@@ -389,7 +394,7 @@ class Noise(keras.layers.Layer):
 
 
 @pytest.fixture(
-    scope="module", params=[lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
+    scope="module", params=[lambda f: f, tf.function, slow(tf.function(jit_compile=True))], ids=["eager", "graph", "compiled"]
 )
 def noisy_outputs(request):
     """Those of two calls of one layer."""
@@ -434,6 +439,7 @@ def test_gradient_sees_the_mask_of_its_forward_solve():
 # Saving
 
 
+@pytest.mark.slow  # tests/layers/test_harness.py saves and loads every layer
 def test_loaded_model_goes_on_training(trained, tmp_path):
     model, losses = trained
     model.save(tmp_path / "model.keras")
@@ -517,6 +523,7 @@ def test_predict_in_uneven_batches_is_the_call(trained):
     np.testing.assert_allclose(y, model(x), rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_predict_of_sequences_keeps_rows_together():
     model = keras.Sequential([keras.Input([1]), plain(Exponential(), t=(0.0, 0.5, 1.0), return_sequences=True, rtol=1e-6)])
     x = np.arange(1.0, 6.0, dtype="float32")[:, None]
@@ -527,7 +534,7 @@ def test_predict_of_sequences_keeps_rows_together():
 # Precision
 
 
-@pytest.mark.parametrize("policy, rounding", [("mixed_float16", 2e-3), ("mixed_bfloat16", 1e-2)])
+@pytest.mark.parametrize("policy, rounding", [("mixed_float16", 2e-3), slow("mixed_bfloat16", 1e-2)])
 def test_mixed_precision_keeps_the_state_in_single_and_gives_half(policy, rounding):
     keras.config.set_dtype_policy(policy)
     seen = []
@@ -566,6 +573,7 @@ def explosion(y):
     return y * y
 
 
+@pytest.mark.slow  # `predict`, below, and gradients of failed solves, in tests/test_diagnosis.py, claim what is behind it
 @pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_failed_solve_in_fit_gives_a_loss_of_nan(jit_compile):
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, kernel_initializer="ones"), rough(explosion)])
@@ -629,7 +637,7 @@ def test_layer_takes_times_that_learn_where_it_is_called_and_refuses_to_keep_the
     np.testing.assert_allclose(tape.gradient(y, end), -np.exp(-1.5), rtol=1e-4)
 
 
-@pytest.mark.parametrize("in_call", [False, True], ids=["of the layer", "of the call"])
+@pytest.mark.parametrize("in_call", [False, slow(True)], ids=["of the layer", "of the call"])
 def test_times_far_from_zero_are_subtracted_before_they_are_rounded(in_call):
     t = (1.7e9, 1.7e9 + 60, 1.7e9 + 150)
     options = {"rtol": 1e-5, "return_sequences": True, "jit_compile": False}

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer
+from tests.marks import slow
 
 # Shapes
 
@@ -46,7 +47,8 @@ STRENGTHS = np.array([[1.0], [2.0], [3.0]], "float32")
 
 
 @pytest.mark.parametrize(
-    "per_sample, adjoint", [(False, "backsolve"), (True, "interpolating"), (True, "checkpointed"), (False, "direct")]
+    "per_sample, adjoint",
+    [slow(False, "backsolve"), slow(True, "interpolating"), slow(True, "checkpointed"), (False, "direct")],
 )
 def test_forced_oscillator_and_its_gradient_are_those_of_the_closed_form(adjoint, per_sample):
     layer = ODELayer(forced, rtol=1e-6, atol=1e-7, adjoint=adjoint, per_sample=per_sample, max_steps=64, jit_compile=False)
@@ -66,7 +68,7 @@ def test_forced_oscillator_and_its_gradient_are_those_of_the_closed_form(adjoint
 
 
 HOW = pytest.mark.parametrize(
-    "how", [lambda f: f, tf.function, tf.function(jit_compile=True)], ids=["eager", "graph", "compiled"]
+    "how", [slow(lambda f: f), tf.function, slow(tf.function(jit_compile=True))], ids=["eager", "graph", "compiled"]
 )
 
 
@@ -151,7 +153,7 @@ def test_arguments_reach_the_solve_of_the_layer():
 
 
 def test_gradient_reaches_a_variable_among_the_arguments():
-    layer, k = ODELayer(lambda t, y, k: -k * y, rtol=1e-6, jit_compile=False), keras.Variable(0.5)
+    layer, k = ODELayer(lambda t, y, k: -k * y, rtol=1e-6, adjoint="backsolve", jit_compile=False), keras.Variable(0.5)
     with tf.GradientTape() as tape:
         loss = layer(tf.ones([1, 1]), args=(k,))
     np.testing.assert_allclose(tape.gradient(loss, k.value), -np.exp(-0.5), rtol=1e-4)
@@ -301,6 +303,7 @@ def test_layers_around_pass_the_mask_on(layer):
     np.testing.assert_array_equal(layer(keras.layers.Masking()(PADDED))._keras_mask, REAL)
 
 
+@pytest.mark.slow
 def test_stack_passes_the_mask_to_the_layers_within():
     stack = keras_ode.layers.TimeSequential([keras_ode.layers.TimeDense(3, kernel_initializer="ones"), Attention()])
     layer = ODELayer(stack, rtol=1e-5, t=(0.0, 0.5), jit_compile=False)

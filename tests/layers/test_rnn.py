@@ -7,6 +7,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_ode.layers import ODERNN, TimeDense
+from tests.marks import slow
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(3, 5, 2)).astype("float32")
@@ -48,9 +49,9 @@ def test_state_flows_where_nothing_is_observed(times):
 @pytest.mark.parametrize("cell, layer", [
     (keras.layers.GRUCell, keras.layers.GRU),
     (keras.layers.LSTMCell, keras.layers.LSTM),
-    (keras.layers.SimpleRNNCell, keras.layers.SimpleRNN),
+    slow(keras.layers.SimpleRNNCell, keras.layers.SimpleRNN),
 ])
-@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("go_backwards", [slow(False), True])
 def test_without_motion_it_is_a_recurrent_layer(cell, layer, go_backwards):
     ode_rnn = linear(cell(3), go_backwards=go_backwards, return_sequences=True)
     ode_rnn.dynamics.set_weights([0 * A])
@@ -69,7 +70,7 @@ def test_going_backwards_is_going_forward_through_the_reversed_series():
     np.testing.assert_allclose(backward(X, t=TIMES), forward(X[:, ::-1], t=TIMES[::-1].copy()), rtol=1e-5)
 
 
-@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("go_backwards", [slow(False), True])
 def test_padding_a_series_changes_nothing(go_backwards):
     layer = linear(per_sample=True, go_backwards=go_backwards)
     padded = np.concatenate([X, np.full([3, 2, 2], np.nan, "float32")], axis=1)
@@ -149,7 +150,7 @@ def test_series_goes_on_from_its_states():
 
 
 def test_initial_state_gets_its_gradient():
-    layer, start = linear(), tf.ones([3, 3])
+    layer, start = linear(adjoint="backsolve"), tf.ones([3, 3])
     with tf.GradientTape() as tape:
         tape.watch(start)
         end = layer(X, t=TIMES, mask=np.zeros([3, 5], bool), initial_state=start)
@@ -233,6 +234,7 @@ def test_output_times_back_in_time_are_those_of_the_mirrored_series():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_last_output_time_alone_and_its_gradient():
     layer, times = linear(), tf.constant([0.7, 2.0])
     with tf.GradientTape() as tape:
@@ -267,6 +269,7 @@ def test_model_with_output_times_is_saved_and_exported(tmp_path):
     assert np.isfinite(model.fit(inputs, np.zeros([3, 3, 3]), verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_output_times_of_the_layer_are_in_its_config_and_its_masks():
     layer = linear(t=TIMES, output_times=[0.0, 2.0], return_sequences=True)
     again = ODERNN.from_config(layer.get_config())

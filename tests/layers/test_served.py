@@ -88,6 +88,7 @@ def test_request_of_tensorflow_serving_fits_the_signature(tmp_path):
         np.testing.assert_allclose(answer, network(np.array(rows, "float32")), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_solver_with_complex_numbers_is_refused_by_formats_that_have_none(tmp_path):
     network = model(solver="radau")
     network(np.zeros([1, 2], "float32"))

@@ -127,6 +127,7 @@ def test_hutchinson_is_right_on_average_and_new_in_every_call():
     assert abs(np.mean([first, second]) - density(A).logpdf(POINTS[0])) < 0.5 * 4 / np.sqrt(800)
 
 
+@pytest.mark.slow
 def test_hutchinson_has_the_same_noise_in_the_solve_and_in_its_gradient():
     """`log p` is then `log N(x e^-A) - noise A noise`, whose gradient by `A_01` tells the noise of the backward pass."""
     flow = linear(np.diag([0.5, -0.2]), divergence="hutchinson")
@@ -176,6 +177,7 @@ def test_fit_under_xla_lowers_the_negative_log_likelihood():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_sample_weights_weigh_the_loss(trained):
     flow, points, _ = trained
     weights = np.arange(4.0) / 1.5

@@ -148,6 +148,7 @@ def test_noise_must_be_positive():
         decay(noise=0)
 
 
+@pytest.mark.slow
 def test_series_of_the_data_sets_fit_the_model():
     times, values = keras_ode.datasets.periodic(3, num_times=6)
     model = LatentODE(encoder("recurrent"), keras.layers.Dense(2, activation="tanh"), keras.layers.Dense(1), 2, per_sample=True, jit_compile=False)

@@ -12,6 +12,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import Status, dynamics, vector_field
 from keras_ode.solvers import krylov, systems
+from tests.marks import slow
 
 
 def heat(t, y, k):
@@ -35,7 +36,7 @@ def matrices(*, rows=3, size=50, spread=1.0):
     return np.eye(size) + spread * np.random.default_rng(0).normal(size=(rows, size, size)) / np.sqrt(size) / 2
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, slow(True)])
 def test_solutions_are_those_of_numpy_over_several_subspaces(jit_compile):
     matrix, right = matrices(spread=1.8), np.random.default_rng(1).normal(size=(3, 50))
     right[1] = 0
@@ -168,7 +169,7 @@ def test_brusselator_is_that_of_scipy(solver):
 WAYS = {"unrolled": (100, 100, 60), "loop": (100, 4, 61), "gmres": (4, 4, 62)}
 
 
-@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("rows", [slow(False), True])
 def test_jacobian_whose_columns_are_found_in_a_loop_is_that_written_out(monkeypatch, rows):
     y0 = (tf.constant(np.random.default_rng(0).normal(size=(2, 3))), tf.constant([[1.0], [2.0]], tf.float64))
     function = lambda t, y: (y[0] * y[1] + t * y[0] ** 3, tf.reduce_sum(y[0], axis=1, keepdims=True) * y[1])

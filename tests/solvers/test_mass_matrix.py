@@ -13,6 +13,7 @@ import keras_ode
 from keras_ode import Status
 from keras_ode.solvers import SOLVERS
 from keras_ode.solvers.mass import MassMatrix
+from tests.marks import slow
 from tests.stiff import PROBLEMS
 
 SOLVE_MASS = [name for name in SOLVERS if SOLVERS[name]().takes_mass_matrix]
@@ -78,7 +79,7 @@ def test_robertsons_reaction_with_a_conservation_law_ends_as_the_test_set_says(n
         np.testing.assert_allclose(tf.reduce_sum(solution.ys[-1]), 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", named(SOLVE_ALGEBRAIC))
+@pytest.mark.parametrize("name", [slow(name) if name != "rodas5p" else name for name in SOLVE_ALGEBRAIC])
 def test_error_of_an_equation_of_index_one_falls_with_the_order_of_the_method(name):
     expected = np.array([1, 1.5]) / 3.25
     errors = [
@@ -88,7 +89,7 @@ def test_error_of_an_equation_of_index_one_falls_with_the_order_of_the_method(na
     assert np.all(np.log2(np.array(errors[:-1]) / errors[1:]) > SOLVERS[name].order - 0.25)
 
 
-@pytest.mark.parametrize("name", named(SOLVE_MASS))
+@pytest.mark.parametrize("name", [slow(name) if name != "implicit_euler" else name for name in SOLVE_MASS])
 def test_linear_equation_with_a_regular_matrix_is_solved_by_the_matrix_exponential(name):
     random = np.random.default_rng(0)
     mass, matrix, y0 = np.eye(3) + 0.3 * random.normal(size=(3, 3)), random.normal(size=(3, 3)), random.normal(size=(2, 3))
@@ -101,6 +102,7 @@ def test_linear_equation_with_a_regular_matrix_is_solved_by_the_matrix_exponenti
     np.testing.assert_allclose(ys[1], half, rtol={1: 5e-2, 2: 1e-4}.get(SOLVERS[name].order, 1e-5))
 
 
+@pytest.mark.slow
 def test_general_singular_matrix_and_dense_output_agree_with_the_closed_form():
     """The equation `bell` with its equations and its unknowns mixed."""
     random = np.random.default_rng(0)

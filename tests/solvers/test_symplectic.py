@@ -10,6 +10,7 @@ from scipy.special import ellipk
 
 import keras_ode
 from keras_ode import solvers
+from tests.marks import slow
 from tests.references import SYMPLECTIC
 
 START = (tf.constant([1.0], tf.float64), tf.constant([0.5], tf.float64))
@@ -52,6 +53,7 @@ def test_evaluations_are_counted(name, each):
 
 
 @pytest.mark.parametrize("name", ["leapfrog", pytest.param("yoshida4", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_error_of_the_energy_stays_bounded_over_ten_thousand_periods(name):
     first, last = energy_errors(name)
     assert last.max() < 1.01 * first.max() < 0.01
@@ -213,7 +215,9 @@ def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
 
 
 @pytest.mark.parametrize(
-    "adjoint, jit_compile", [("checkpointed", True), ("interpolating", False), ("backsolve", False)], ids=lambda x: str(x)
+    "adjoint, jit_compile",
+    [slow("checkpointed", True), ("interpolating", False), slow("backsolve", False)],
+    ids=lambda x: str(x),
 )
 def test_gradient_is_that_of_the_closed_form(adjoint, jit_compile):
     for a, b in zip(gradients(adjoint, "yoshida4", jit_compile), exact_gradients(), strict=True):
