@@ -116,6 +116,7 @@ def compare(arguments, steps):
         print(f"{name}: exit codes {killed}, and of the resumed run {launch(arguments, root / name, workers)}; see the logs")
     plt.style.use(plotting.STYLE)
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 8.5), sharex=True)
+    below.set_yscale("symlog", linthresh=1e-16)
     print(f"\n{'':22}{'last loss':>10}{'weights differ by':>19}{'fastest, ms':>13}{'bytes reduced':>15}")
     for i, (name, (role, line, marker)) in enumerate(zip(runs, LOOKS, strict=False)):
         (number, loss, seconds), (_, alone, _) = (np.loadtxt(root / x / "worker_0/steps.txt").T for x in (name, runs[0]))
@@ -130,7 +131,7 @@ def compare(arguments, steps):
         axes.axvline(kill_at, color=plotting.COLORS["reference"], lw=4, zorder=0, label="kill" if axes is below else None)
     above.set(title="Loss of a batch", ylabel="cross entropy [nats]")
     below.set(title="Largest difference so far from the loss of one device", xlabel="training step", ylabel="difference [nats]")
-    below.set_yscale("symlog", linthresh=1e-16)
+    below.set_ylim(-5e-17)
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(arguments.output / "distributed.png")
 

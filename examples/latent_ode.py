@@ -107,7 +107,7 @@ def draw(path, shown, errors):
         ax.plot(*truth.T, color=pale, lw=9, label="spiral without noise")
         for part, (style, start, end) in parts.items():
             lines = ax.plot(*samples[:, start : end + 1].T, style, color=blue, lw=1)
-            lines[0].set_label(f"latent ODE, {part}")
+            lines[0].set_label(f"samples of the latent ODE, {part}")
         ax.plot(*continued.T, "-.", color=other, lw=3, label="recurrent network, after")
         ax.plot(*observed.T, "o", color=ink, mfc="white", ms=4, label="observed")
         ax.plot(*truth[[LENGTH, 2 * LENGTH]].T, "D", color=ink, ms=8, label="ends of the observed interval")
@@ -119,7 +119,7 @@ def draw(path, shown, errors):
         ax.plot(list(shown), np.median(values, axis=1), style, color=color, label=name)
     ax.set(title="Error after the observed interval", xlabel="observations", ylabel="root mean square error", ylim=0)
     ax.legend(title="median, and each seed", loc="lower left")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3)
     figure.savefig(path)
 
 

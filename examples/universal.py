@@ -89,7 +89,7 @@ def draw(path, ys, states, terms, later, truth, predicted):
     (a, b, c), product = axes.values(), states[:, 0] * states[:, 1]
     c.axvspan(0, TIMES[-1], color="0.9", label="observed interval")
     for i, (name, role, marker) in enumerate((("prey", "ode", "o"), ("predators", "other", "s"))):
-        thick = {"color": plotting.COLORS[role], "lw": 7, "alpha": 0.5}
+        thick = {"color": plotting.COLORS[role], "ls": "-", "lw": 7, "alpha": 0.5}
         a.plot(TIMES, ys[:, i], marker, color=plotting.COLORS[role], mfc="white", label=f"{name}, observed")
         b.plot(TIMES, (-B, C)[i] * product, **thick)
         c.plot(later, truth[:, i], **thick, label=f"{name}, exact")
