@@ -3,7 +3,8 @@
     python -m benchmarks.work_precision [--output docs/images/work_precision.png] [--no-diffrax]
 
 Work is the number of evaluations of the dynamics, which no load of the machine changes. A Jacobian of D unknowns counts as D: ours
-and diffrax's are found by automatic differentiation, SciPy's by differences, which its `nfev` does not count.
+and diffrax's are found by automatic differentiation, SciPy's by differences, which its `nfev` does not count. Errors are relative
+to the largest element of the state.
 """
 
 import argparse
@@ -38,6 +39,16 @@ PROBLEMS = {
     ),
 }  # fmt: skip
 PENDULUM = ["semi_implicit_euler", "leapfrog", "yoshida4", "rk4", "implicit_midpoint"]
+# The role of the color, and the marker, of methods in a figure. Methods of other packages look like ours that are most like them.
+LOOKS = {
+    "bosh3": ("third", "v"), "tsit5": ("ode", "o"), "dopri8": ("other", "s"), "vern7": ("failure", "^"), "vern9": ("ink", "D"),
+    "rosenbrock23": ("third", "v"), "rodas5p": ("ode", "o"), "kvaerno3": ("other", "<"), "kvaerno5": ("other", ">"),
+    "radau": ("failure", "s"), "bdf": ("third", "^"), "auto": ("ink", "D"),
+    "semi_implicit_euler": ("third", "v"), "leapfrog": ("other", "s"), "yoshida4": ("ode", "o"), "rk4": ("failure", "^"),
+    "implicit_midpoint": ("ink", "D"),
+}  # fmt: skip
+ALIKE = {"RK45": "tsit5", "DOP853": "dopri8", "Radau": "radau", "BDF": "bdf", "Tsit5": "tsit5", "Dopri8": "dopri8"}
+LINES = {"keras_ode": "-", "SciPy": "--", "diffrax": ":"}
 
 
 def exact(field, y0, end, method):
@@ -128,25 +139,28 @@ def main():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from keras_ode.plotting import STYLE
+
     theirs = {}
     if not options.no_diffrax:
         from benchmarks.peers import environments
 
         command = [environments.python("diffrax"), "-m", "benchmarks.work_precision", "--diffrax"]
         theirs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    figure, axes = plt.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
+    plt.style.use(STYLE)
+    figure, axes = plt.subplots(3, 1, figsize=(9, 15))
     for axis, (name, (field, y0, end, mine, scipys, diffraxs)) in zip(axes, PROBLEMS.items(), strict=False):
         reference = exact(field, y0, end, "DOP853" if "not" in name else "Radau")
         for solver in mine:
-            draw(axis, solver, list(ours(field, y0, end, solver, reference)), "o-")
+            draw(axis, "keras_ode", solver, list(ours(field, y0, end, solver, reference)))
         for method in scipys:
-            draw(axis, f"SciPy {method}", list(of_scipy(field, y0, end, method, reference)), "s--")
+            draw(axis, "SciPy", method, list(of_scipy(field, y0, end, method, reference)))
         for method in diffraxs if theirs else ():
             line = [(count, error(np.array(y), reference)) for count, y in theirs[f"{name}|{method}"]]
-            draw(axis, f"diffrax {method}", line, "^:")
-        axis.set(title=name, xlabel="evaluations of the dynamics", ylabel="error at the end, relative to the largest element")
+            draw(axis, "diffrax", method, line)
+        axis.set(title=name, xlabel="evaluations of the dynamics", ylabel="relative error at the end")
     for solver in PENDULUM:
-        draw(axes[2], solver, list(pendulum(solver)), "o-")
+        draw(axes[2], "keras_ode", solver, list(pendulum(solver)))
     axes[2].set(
         title="Hamiltonian: pendulum, 100 periods, constant steps", xlabel="evaluations in 2 pi units of time",
         ylabel="largest error of the energy",
@@ -154,15 +168,21 @@ def main():
     for axis in axes:
         axis.set(xscale="log", yscale="log")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.savefig(options.output, dpi=110)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(options.output)
     print(f"saved {options.output}")
 
 
-def draw(axis, name, line, style):
+def draw(axis, package, method, line):
+    """Prints a line and draws it. Markers of other packages are hollow, since a method may be in several packages."""
+    from keras_ode.plotting import COLORS
+
+    name = method if package == "keras_ode" else f"{package} {method}"
     print(name, " ".join(f"{count:.0f}:{err:.1e}" for count, err in line), flush=True)
     line = [(count, err) for count, err in line if np.isfinite(err) and err > 0]
-    axis.plot(*zip(*line, strict=True), style, label=name, markersize=4)
+    role, marker = LOOKS[ALIKE.get(method, method)]
+    look = {"color": COLORS[role], "ls": LINES[package], "marker": marker, "ms": 7, "lw": 1.5}
+    axis.plot(*zip(*line, strict=True), **look, mfc=None if package == "keras_ode" else "white", label=name)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import keras_ode
 from keras_ode import datasets, plotting
 
 BATCH, SAVE_EVERY, CPUS = 64, 10, ["CPU:0", "CPU:1"]
+LOOKS = ("ode", "-", ""), ("other", "-", "s"), ("ink", "--", "^"), ("failure", ":", "x")  # role of the color, line, marker
 
 
 def build_model():
@@ -114,16 +115,25 @@ def compare(arguments, steps):
         killed = launch(arguments, root / name, workers, kill_at)  # where one worker is missing, the others end with an error
         print(f"{name}: exit codes {killed}, and of the resumed run {launch(arguments, root / name, workers)}; see the logs")
     plt.style.use(plotting.STYLE)
-    axes = plt.figure(figsize=(9, 5), layout="constrained").add_subplot(xlabel="training step", ylabel="loss of a batch")
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 8.5), sharex=True)
+    below.set_yscale("symlog", linthresh=1e-16)
     print(f"\n{'':22}{'last loss':>10}{'weights differ by':>19}{'fastest, ms':>13}{'bytes reduced':>15}")
-    for name, style in zip(runs, ("-", "--", ".", "x"), strict=False):
-        number, loss, seconds = np.loadtxt(root / name / "worker_0" / "steps.txt").T
+    for i, (name, (role, line, marker)) in enumerate(zip(runs, LOOKS, strict=False)):
+        (number, loss, seconds), (_, alone, _) = (np.loadtxt(root / x / "worker_0/steps.txt").T for x in (name, runs[0]))
         result, first = (np.load(root / x / "worker_0/result.npz") for x in (name, runs[0]))
         distance = np.abs(result["weights"] - first["weights"]).max()
         print(f"{name:22}{loss[-1]:10.6f}{distance:19.1e}{1e3 * min(seconds):13.1f}{int(result['reduced']):15,}")
-        axes.semilogy(number, loss, style, ms=3, lw=1, label=f"{name}: weights differ by {distance:.0e}")
-    axes.figure.legend(loc="outside upper center", ncols=2)
-    axes.figure.savefig(arguments.output / "distributed.png")
+        look = {"color": plotting.COLORS[role], "markevery": (i * steps // 40, steps // 10), "ms": 8, "mfc": "white", "mew": 2}
+        above.semilogy(number, loss, marker or line, **look, lw=1)
+        difference = np.maximum.accumulate(np.abs(loss - alone[number.astype(int)]))
+        below.plot(number, difference, line + marker, **look, label=name)
+    for axes in (above, below):
+        axes.axvline(kill_at, color=plotting.COLORS["reference"], lw=4, zorder=0, label="kill" if axes is below else None)
+    above.set(title="Loss of a batch", ylabel="cross entropy [nats]")
+    below.set(title="Largest difference so far from the loss of one device", xlabel="training step", ylabel="difference [nats]")
+    below.set_ylim(-5e-17)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(arguments.output / "distributed.png")
 
 
 def main():

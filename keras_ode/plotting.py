@@ -33,8 +33,8 @@ COLORS = {
     "reference": "#CCCCCC",  # what others are compared with: data, the truth, training
     "other": "#E69F00",  # a second model or method
     "third": "#2A9D78",
-    "ode": "#003F80",  # the model with the differential equation
     "failure": "#C02040",  # mistakes, limits
+    "ode": "#003F80",  # the model with the differential equation
     "ink": "#000000",
 }
 
