@@ -15,7 +15,7 @@ PARTS = {
     "linear_multistep": (0.0, 0.0, 0.535, 1.0),
     "mechanics": (0.66, 0.0, 1.0, 0.88),
     "odenet_vs_resnet": (0.475, 0.0, 1.0, 1.0),
-    "shooting": (0.0, 0.0, 0.475, 1.0),
+    "shooting": (0.0, 0.0, 0.49, 0.87),
     "stable_architectures": (0.5, 0.5, 1.0, 1.0),
     "universal": (0.667, 0.0, 1.0, 1.0),
     "cde": (0.0, 0.0, 0.505, 1.0),
