@@ -55,7 +55,7 @@ def build_dynamics(kind):
     hidden = keras.layers.Dense(32, activation="softplus" if kind == "Lagrangian" else "tanh")
     network = keras.Sequential([hidden, keras.layers.Dense(2 if kind == "plain" else 1)])
     if kind == "Hamiltonian, Fourier":
-        return HamiltonianDynamics(TensorProduct(1, degree=2, basis="fourier"))
+        return HamiltonianDynamics(TensorProduct(1, degree=4, basis="fourier"))
     of_kind = {"second order": SecondOrderDynamics, "Hamiltonian": HamiltonianDynamics, "Lagrangian": LagrangianDynamics}
     return network if kind == "plain" else of_kind[kind](network)
 
@@ -80,9 +80,9 @@ def draw(path, t, truth, predictions, drifts):
     left.plot(*truth[0].T, color="black", lw=3, alpha=0.3, label="exact")
     middle.plot(t, truth[0, :, 0], color="black", lw=3, alpha=0.3, label="exact")
     for kind, (color, line) in STYLES.items():
-        left.plot(*predictions[kind][0].T, line, color=color, lw=1.5, label=kind)
-        middle.plot(t, predictions[kind][0, :, 0], line, color=color, lw=1.5, label=kind)
-        right.semilogy(t[1:], np.median(drifts[kind], axis=0)[1:], line, color=color, label=kind)
+        left.plot(*predictions[kind][0].T, ls=line, color=color, lw=1.5, label=kind)
+        middle.plot(t, predictions[kind][0, :, 0], ls=line, color=color, lw=1.5, label=kind)
+        right.semilogy(t[1:], np.median(drifts[kind], axis=0)[1:], ls=line, color=color, label=kind)
     left.set(title="One prediction in phase space", xlabel="angle [rad]", ylabel="angular velocity [rad / time]")
     middle.set(title="The last 10 units of time", xlabel="time", ylabel="angle [rad]", xlim=(t[-1] - 10, t[-1]))
     right.set(title="Energy: mean absolute change", xlabel="time", ylabel="change of the true energy")
