@@ -3,7 +3,7 @@
 A small ODE-Net learns the digits with each of three adjoints, while `SolverStepRecorder` counts the evaluations of its
 dynamics in forward and backward solves. Then the trained network is solved at decreasing tolerances.
 
-    python examples/nfe_figures.py            # three seeds; --quick takes one, few digits and two epochs
+    python examples/nfe_figures.py            # three seeds, 25 minutes of CPU time; --quick: one seed, few digits, two epochs
 
 Writes nfe_figures.png. Source: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS,
 Figure 3: (a) error falls as evaluations rise, (b) time is proportional to evaluations, (c) a backward solve takes about half
