@@ -247,6 +247,12 @@ def test_dot_in_full_precision_contracts_inner_axes():
     assert found.numpy().tolist() == (a.numpy() @ b.numpy()).tolist()
 
 
+def test_dynamic_update_slice_replaces_rows():
+    buffer, values = tf.zeros([4, 2]), tf.constant([[1.0, 2.0], [3.0, 4.0]])
+    found = tf.function(internals.dynamic_update_slice, autograph=False, jit_compile=True)(buffer, values, tf.constant(1))
+    assert found.numpy().tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
+
+
 class Reads(keras.layers.Layer):
     """Returns the type in which a layer reads its variable."""
 

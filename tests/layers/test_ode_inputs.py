@@ -172,7 +172,7 @@ def test_arguments_that_are_no_tuple_are_refused():
 
 
 def test_missing_arguments_are_asked_for():
-    with pytest.raises(TypeError, match="Give the further arguments as args"):
+    with pytest.raises(TypeError, match="Pass the further arguments as args"):
         ODELayer(forced)(tf.zeros([3, 1]))
 
 
