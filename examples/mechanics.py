@@ -98,7 +98,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights and the data")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    epochs, num_seeds = (20, 1) if arguments.quick else (400, 3)
+    epochs, num_seeds = (10, 1) if arguments.quick else (400, 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
 
