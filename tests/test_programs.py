@@ -204,3 +204,32 @@ def test_solves_of_many_kinds_do_not_warn_of_retracing():
     command = [sys.executable, "-c", MANY_KINDS]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
     assert "retracing" not in done.stderr
+
+
+def calls_of(graph):
+    """The types of the calls of functions that the outputs of a graph need, without those that run for their effects."""
+    found, waiting = {}, [x.op for x in graph.outputs]
+    while waiting:
+        op = waiting.pop()
+        if op.name not in found:
+            found[op.name] = op
+            waiting += [x.op for x in op.inputs] + list(op.control_inputs)
+    return [op.type for op in found.values() if op.type.endswith("PartitionedCall")]
+
+
+def test_gradient_by_the_times_is_computed_only_where_it_is_asked_for():
+    @tf.function(autograph=False)
+    def gradients(rate, times, by_times):
+        with tf.GradientTape() as tape:
+            tape.watch([rate, times])
+            ys = keras_ode.odeint(lambda t, y: -rate * y, tf.ones([1]), times, rtol=1e-5, jit_compile=False)
+            loss = ys[-1, 0]
+        return tape.gradient(loss, [rate, times] if by_times else [rate])
+
+    rate, times = tf.constant(2.0), tf.constant([0.0, 0.3, 0.5])
+    alone, both = (calls_of(gradients.get_concrete_function(rate, times, by_times).graph) for by_times in (False, True))
+    # What has no effects and is not needed is not run.
+    assert len(both) == len(alone) + 1 and both.count("PartitionedCall") == alone.count("PartitionedCall") + 1
+    by_rate, by_times = gradients(rate, times, True)
+    np.testing.assert_allclose(by_rate, -0.5 * np.exp(-1), rtol=1e-4)
+    np.testing.assert_allclose(by_times, [2 * np.exp(-1), 0, -2 * np.exp(-1)], rtol=1e-4, atol=1e-6)

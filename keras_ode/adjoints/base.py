@@ -124,8 +124,10 @@ class FirstOrderAdjoint(Adjoint):
                         inner, inputs = problem.with_tensors(inputs[:num_tensors]), inputs[num_tensors:]
                         return self._backward(inner, *tf.nest.pack_sequence_as(given, inputs), report)
 
-                    found = run("backward", backward, [*stopped, *tf.nest.flatten(given)])
-                    return self._gradients(problem, found, tensors)
+                    y, parameters = run("backward", backward, [*stopped, *tf.nest.flatten(given)])
+                    times = _of_times(problem, run, stopped, given[0].ys, seen, y)
+                    y = tree.add(y, tuple(g[0] for g in seen[: len(y)]))
+                    return self._gradients(problem, (times, y, parameters), tensors)
 
             return tf.nest.flatten(outcome), gradient
 
@@ -136,7 +138,8 @@ class FirstOrderAdjoint(Adjoint):
         return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense})
 
     def _backward(self, problem, outcome, memory, cotangents, report):
-        """The gradients by the times, if they vary, the state and the differentiable parameters; what was found is reported."""
+        """The gradients by the state, from all times but the first, and by the differentiable parameters; what was found is
+        reported."""
         num_leaves = len(outcome.ys)
         cotangents, of_dense = cotangents[:num_leaves], cotangents[num_leaves:]
         padded = without_padding(problem, cotangents)
@@ -149,7 +152,7 @@ class FirstOrderAdjoint(Adjoint):
         found = self.backward(problem, outcome, memory, padded, *((of_dense,) if of_dense else ()))
         if not self.differentiates_steps:
             found = found._replace(y=tree.scale(size, found.y))
-        if problem.times_vary:  # the field is evaluated at each of them, below
+        if problem.times_vary:  # the field is evaluated at each of them, see `_of_times`
             found = found._replace(num_evaluations=found.num_evaluations + tf.shape(problem.times)[0])
         if report is not None:
             # Graphs of gradients may leave out what nothing depends on.
@@ -157,15 +160,15 @@ class FirstOrderAdjoint(Adjoint):
                 y, parameters = tf.nest.map_structure(tf.identity, (found.y, found.parameters))
                 found = found._replace(y=y, parameters=parameters)
         ok = found.status == int(Status.SUCCESS)
-        y, parameters = nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
-        times = (time_cotangents(problem, outcome.ys, cotangents, y),) if problem.times_vary else ()
-        return times, tree.add(y, tuple(g[0] for g in cotangents)), parameters
+        return nan_unless(ok, found.y), nan_unless(tf.reduce_all(ok), found.parameters)
 
     def _gradients(self, problem, found, tensors):
         """One gradient, or `None`, for each of the problem's tensors."""
-        times, y, parameters = tf.nest.pack_sequence_as(found, first_order_only(tf.nest.flatten(found), tensors))
+        times, *rest = found
+        times = first_order_only(times, tensors) if times else (None,)  # apart: an identity of all would need all
+        y, parameters = tf.nest.pack_sequence_as(rest, first_order_only(tf.nest.flatten(rest), tensors))
         parameters = iter(parameters)
-        gradients = [*(times or (None,)), *y, *(next(parameters) if d else None for d in problem.field.differentiable)]
+        gradients = [*times, *y, *(next(parameters) if d else None for d in problem.field.differentiable)]
         return gradients + [None] * (len(tensors) - len(gradients))
 
 
@@ -216,6 +219,19 @@ def _runner(problem, tensors):
     compiled = programs.is_worth_compiling(size)
     counts = dict.fromkeys(("forward", "alone"), lambda found: programs.count(size, tf.reduce_max(found[0].num_steps)))
     return lambda name, function, inputs, **used: programs.run(name, function, inputs, compiled, counts.get(name), **used)
+
+
+def _of_times(problem, run, tensors, ys, cotangents, first_cotangent):
+    """The gradient by the times, if they vary: a program of its own, which graphs leave out where nobody asks for it."""
+    if not problem.times_vary:
+        return ()
+    given = ys, cotangents[: len(ys)], first_cotangent
+
+    def of_times(*inputs):
+        inner, inputs = problem.with_tensors(inputs[: len(tensors)]), inputs[len(tensors) :]
+        return time_cotangents(inner, *tf.nest.pack_sequence_as(given, inputs))
+
+    return (run("times", of_times, [*tensors, *tf.nest.flatten(given)]),)
 
 
 def _like(cotangent, leaf):
