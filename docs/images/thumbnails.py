@@ -13,7 +13,7 @@ PARTS = {
     "flows": (0.507, 0.362, 1.0, 0.665),
     "latent_ode": (0.0, 0.0, 0.5, 0.315),
     "linear_multistep": (0.0, 0.0, 0.535, 1.0),
-    "mechanics": (0.66, 0.0, 1.0, 0.88),
+    "mechanics": (0.669, 0.0, 1.0, 0.88),
     "odenet_vs_resnet": (0.475, 0.0, 1.0, 1.0),
     "shooting": (0.0, 0.0, 0.484, 0.87),
     "stable_architectures": (0.66, 0.5, 1.0, 1.0),
