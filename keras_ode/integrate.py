@@ -1,5 +1,6 @@
 """The loop over steps. Every solve of the package, forward and backward, is this one `tf.while_loop`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -353,16 +354,20 @@ class _Run:
         return tree.select(longest > largest, largest, longest)
 
     def _scaled_error(self, step):
-        """The error on the tolerance's scale; not finite where the step is not."""
+        """The error on the tolerance's scale; infinite where the step is not finite."""
         tolerance, like = self.method.tolerance, self.duration
-        # The root mean square of what is not finite is not finite; other norms may not see it.
-        unseen = () if step.error is None or tolerance.norm is tree.rms else step.error
-        finite = tree.is_finite((*step.y, *step.stages[-1], *unseen), like)
+        found, seen = (step.y, step.stages[-1]), step.select(self.field.controlled)
         if step.error is None:
-            error = tf.zeros_like(like)
-        else:
-            seen = step.select(self.field.controlled)
+            error, finite = tf.zeros_like(like), tree.is_finite((*step.y, *step.stages[-1]), like)
+        elif tolerance.norm is tree.rms and len(seen.y) == len(step.y):
+            # A root mean square is not finite where an element is not: so one reduction finds both.
+            error = tuple(map(_infinite_unless_finite, seen.error, *found))
+            error = tolerance.scaled(error, seen.start, seen.y, like)
+            finite = tf.math.is_finite(error)
+        else:  # Other norms may not see what is not finite.
+            unseen = () if tolerance.norm is tree.rms else step.error
             error = tolerance.scaled(seen.error, seen.start, seen.y, like)
+            finite = tree.is_finite((*step.y, *step.stages[-1], *unseen), like)
         if step.converged is not None:
             finite &= step.converged
         return tree.select(finite, error, tf.constant(np.inf, like.dtype))
@@ -404,6 +409,11 @@ class _Integrator(NamedTuple):
         if not integral:
             return ()
         return tf.cond(tf.reduce_any(accept), lambda: tree.add(integral, increment), lambda: integral)
+
+
+def _infinite_unless_finite(error, *values):
+    finite = functools.reduce(tf.logical_and, map(tf.math.is_finite, values))
+    return tree.select(finite, error, tf.constant(np.inf, error.dtype))
 
 
 def _grown(verdict, error, tried, growth):

@@ -685,6 +685,15 @@ def test_infinite_field_ends_the_solve_within_a_hundred_tries(value):
     assert int(solution.stats["num_steps"]) <= 100
 
 
+@pytest.mark.parametrize("norm", ["rms", "max"])
+def test_state_that_overflows_while_its_slopes_are_finite_is_no_solution(norm):
+    """The error of such a step is zero, and its scale infinite. From 3e38 with this slope, float32 ends at t = 0.4."""
+    y0, slope = tf.constant([0.0, 3e38]), tf.constant([0.0, 1e38])
+    solution = solve(lambda t, y, slope: slope, y0, [0.0, 1.0], args=(slope,), norm=norm, on_failure="nan")
+    assert int(solution.status) in (Status.NON_FINITE, Status.STEP_TOO_SMALL)
+    assert np.isnan(solution.ys[-1]).all()
+
+
 OF_STEPS = [{}, {"step_size": 0.1}, CONSTANT, {"solver": "euler", "step_size": 0.1}]
 
 

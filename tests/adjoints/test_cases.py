@@ -379,19 +379,15 @@ def test_float32_gradients_are_those_of_the_matrix_exponential(adjoint):
 
 
 @pytest.mark.parametrize(
-    "how, number",
+    "adjoint, how, number",
     [
-        pytest.param(tf.function, 10, marks=pytest.mark.slow),
-        (compiled, 10),
-        pytest.param(tf.function, 2, marks=pytest.mark.slow),
-        pytest.param(compiled, 2, marks=pytest.mark.slow),
+        *((adjoint, how, 10) for adjoint in ADJOINTS for how in (tf.function, compiled)),
+        *(("interpolating", how, 2) for how in (tf.function, compiled)),
     ],
-    ids=["graph-10", "compiled-10", "graph-2", "compiled-2"],
 )
-@EVERY
 @pytest.mark.slow
 def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
-    # With half of the stages, XLA compiles it in half of the time; the slow ones have the default.
+    # With half of the stages, XLA compiles it in half of the time; those with two times have the default.
     times, solver = np.linspace(0, 2, number), "bosh3" if number == 10 else "tsit5"
     found, _ = linear_gradients_by(adjoint, times, how, solver=solver)
     expected, _ = linear_gradients_by(adjoint, times, solver=solver)

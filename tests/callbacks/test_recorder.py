@@ -20,8 +20,7 @@ from tests.seeds import seed
 
 X = np.random.default_rng(0).normal(size=(32, 2)).astype("float32")
 Y = X[:, :1] * X[:, 1:]
-SOLVERS = ("bosh3", "dopri5", "tsit5", "dopri8")
-CONSTANT = ("euler", "midpoint", "heun", "ralston", "rk4")
+CONSTANT = ("euler", "heun", "rk4")
 SPAN = (0.5, 2.5)
 
 
@@ -90,7 +89,7 @@ BACK = (2.5, 1.0, 0.5)
 RK4, REPLAYED = ("rk4", "interpolating", False, SPAN), (None, "checkpointed", False, SPAN)
 CASES = [("dopri8", "interpolating", False, BACK), RK4, REPLAYED, (None, "backsolve", True, SPAN)]
 MORE_CASES = [
-    *((solver, "interpolating", False, SPAN) for solver in (*SOLVERS, *CONSTANT) if solver != "rk4"),
+    *((solver, "interpolating", False, SPAN) for solver in ("tsit5", "heun", "euler")),
     ("bosh3", "backsolve", False, BACK),
     (None, "interpolating", True, SPAN),
     ("tsit5", "checkpointed", False, SPAN),
