@@ -408,7 +408,7 @@ class _Integrator(NamedTuple):
     def add(self, accept, integral, increment):
         if not integral:
             return ()
-        return tf.cond(tf.reduce_any(accept), lambda: tree.add(integral, increment), lambda: integral)
+        return tree.where(tf.reduce_any(accept), tree.add(integral, increment), integral)
 
 
 def _infinite_unless_finite(error, *values):
