@@ -139,6 +139,15 @@ def _is_large(leaf):
     return leaf.shape.is_fully_defined() and leaf.shape.num_elements() >= _LARGE
 
 
+def _least_from(x):
+    """The least of each element of the first axis and all behind it, by looking twice as far each time."""
+    distance = 1
+    while distance < x.shape[0]:
+        ahead = tf.pad(x[distance:], [[0, distance]] + [[0, 0]] * (x.shape.rank - 1), constant_values=np.inf)
+        x, distance = tf.minimum(x, ahead), 2 * distance
+    return x
+
+
 class _Block:
     """The backward solve over at most `capacity` forward steps. Its time is the forward time since the start."""
 
@@ -218,12 +227,10 @@ class _Block:
         # Of step m (rows) from the end of step n (columns): the length of the way, and the least step allowed on it.
         length = self.window[None] - self.begins[:, None]
         m = np.arange(self.history.capacity).reshape([-1] + [1] * (self.window.shape.rank - 1))
-        between = (m[:, None, None] <= m[None, :, None]) & (m[None, :, None] <= m[None, None])
-        least = tf.reduce_min(tf.where(between, self.allowed[None, :, None], np.inf), axis=1)
-        # The first of the steps from which on all are reachable.
-        reachable = (length <= _MOST_ALLOWED * least) | (m[:, None] >= m[None])
-        first = tf.reduce_max(tf.where(reachable, -1, m[:, None].astype("int32")), axis=0) + 1
-        return self._targets(late, late - tree.take_each(self.begins, first))
+        least = _least_from(tf.where(m[:, None] <= m[None], self.allowed[:, None], np.inf))
+        # A step that begins behind the last step that is not reachable, ends there.
+        too_far = (length > _MOST_ALLOWED * least) & (m[:, None] < m[None])
+        return self._targets(late, late - tf.reduce_max(tf.where(too_far, self.window[:, None], self.early), axis=0))
 
     def _impulses(self, equation, early, late, a):
         """The impulses at the saved times of this block, and the cotangent with those at its end."""
