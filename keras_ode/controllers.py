@@ -153,6 +153,10 @@ class StepTo(Controller):
     Args:
         times: Two or more numbers, strictly increasing or decreasing. They must cover the whole interval of the solve.
 
+    Raises:
+        TypeError: If `times` is not two or more numbers.
+        ValueError: If the numbers are not finite, or not strictly increasing or decreasing.
+
     Example:
 
     >>> controller = keras_ode.controllers.StepTo([0.0, 0.5, 1.0])
@@ -333,6 +337,9 @@ CONTROLLERS = {"constant": Constant, "pid": PID, "predictive": Predictive, "step
 
 def get(identifier: str | dict[str, Any] | Controller) -> Controller:
     """The controller of a name (`"pid"`), a configuration or a `Controller` object.
+
+    Args:
+        identifier: The name, the configuration or the object.
 
     Example:
 

@@ -54,7 +54,13 @@ def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple
 def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Returns points of two classes on two interlocking half circles.
 
-    The arguments and the results are as in `spirals`.
+    Args:
+        num_samples: The number of points. Defaults to `1000`.
+        noise: The standard deviation of the normal noise that is added to each coordinate. Defaults to `0.1`.
+        seed: The seed of the random numbers. Defaults to `0`.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
 
     Example:
 
@@ -71,7 +77,13 @@ def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[F
 def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> tuple[Floats, Labels]:
     """Returns points of two classes on concentric circles with the radii 1 and 2.
 
-    The arguments and the results are as in `spirals`, but `noise` defaults to `0.08`.
+    Args:
+        num_samples: The number of points. Defaults to `1000`.
+        noise: The standard deviation of the normal noise that is added to each coordinate. Defaults to `0.08`.
+        seed: The seed of the random numbers. Defaults to `0`.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
 
     Example:
 
@@ -88,8 +100,16 @@ def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> tupl
 def pinwheel(num_samples: int = 1000, noise: float = 0.1, seed: int = 0, num_arms: int = 5) -> tuple[Floats, Labels]:
     """Returns points on the arms of a pinwheel, with one class for each arm.
 
-    The arms are Gaussian clusters around the origin that are stretched outward and bent. The arguments and the results are as
-    in `spirals`. In addition, `num_arms` is the number of arms, by default `5`. `noise` is the width of an arm.
+    The arms are Gaussian clusters around the origin that are stretched outward and bent.
+
+    Args:
+        num_samples: The number of points. Defaults to `1000`.
+        noise: The width of an arm. Defaults to `0.1`.
+        seed: The seed of the random numbers. Defaults to `0`.
+        num_arms: The number of arms. Defaults to `5`.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
 
     Example:
 
@@ -133,7 +153,13 @@ def checkerboard(num_samples: int = 1000, seed: int = 0) -> Floats:
 def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) -> tuple[Floats, Labels]:
     """Returns points of eight classes: eight Gaussian distributions whose means lie on a circle of radius 2.
 
-    The arguments and the results are as in `spirals`, but `noise`, the standard deviation of each, defaults to `0.2`.
+    Args:
+        num_samples: The number of points. Defaults to `1000`.
+        noise: The standard deviation of each distribution. Defaults to `0.2`.
+        seed: The seed of the random numbers. Defaults to `0`.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
 
     Example:
 
@@ -150,7 +176,13 @@ def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) 
 def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> tuple[Floats, Labels]:
     """Returns points of two classes on two parallel spirals of two turns, at a distance of 0.2 from each other.
 
-    The arguments and the results are as in `spirals`, but `noise` defaults to `0.0`.
+    Args:
+        num_samples: The number of points. Defaults to `1000`.
+        noise: The standard deviation of the normal noise that is added to each coordinate. Defaults to `0.0`.
+        seed: The seed of the random numbers. Defaults to `0`.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
 
     Example:
 
@@ -170,7 +202,13 @@ def swiss_roll(num_samples: int = 1000, noise: float = 0.0, seed: int = 0) -> tu
 def ellipses(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[Floats, Labels]:
     """Returns points of two classes: a filled ellipse, and an elliptic ring around it.
 
-    The arguments and the results are as in `spirals`.
+    Args:
+        num_samples: The number of points. Defaults to `1000`.
+        noise: The standard deviation of the normal noise that is added to each coordinate. Defaults to `0.1`.
+        seed: The seed of the random numbers. Defaults to `0`.
+
+    Returns:
+        `points`, float32 `[num_samples, 2]`, and `labels`, int32 `[num_samples]`.
 
     Example:
 

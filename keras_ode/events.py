@@ -30,6 +30,10 @@ class Event:
         probes: The number of points within each step, besides its end, at which `fn` is evaluated. If two roots lie between
             neighboring points, both are missed. Defaults to `10`.
 
+    Raises:
+        TypeError: If `fn` or `reset` is not a function.
+        ValueError: If `direction`, `max_events` or `probes` has no valid value, or if a terminal event has a `reset`.
+
     Example:
 
     >>> event = keras_ode.Event(lambda t, y: y[0] - 0.5)
@@ -79,6 +83,9 @@ class SteadyState:
 
     Args:
         rtol, atol: The tolerances, see above. `None` selects those of the solve. They also determine the accuracy of the gradient.
+
+    Raises:
+        ValueError: If a tolerance is negative, or both are zero.
 
     Example:
 

@@ -38,6 +38,9 @@ class Flow(FlowBijector):
     Points may have any number of batch axes. Forward and inverse, and the log-determinant of either, are one solve each. The
     weights of the dynamics are the `trainable_variables` of the bijector and of distributions made with it.
 
+    Raises:
+        ValueError: If `event_shape` is not a list of positive integers.
+
     Example:
 
     >>> import tensorflow_probability as tfp

@@ -21,6 +21,9 @@ class Split(keras.Layer):
         nonstiff: The same for the other part. Both return a derivative in the shape of the state.
         **kwargs: Arguments of `keras.Layer`: `name`, `dtype`, `trainable`.
 
+    Raises:
+        TypeError: If a part is not a Keras layer, a model or a function.
+
     Example:
 
     >>> dynamics = keras_ode.Split(lambda t, y: -1000.0 * y, lambda t, y: 1000.0 * tf.cos(t) * tf.ones_like(y))

@@ -33,6 +33,9 @@ ADJOINTS = {
 def get(identifier: str | dict[str, Any] | Adjoint) -> Adjoint:
     """The adjoint of a name (`"backsolve"`), a configuration or an `Adjoint` object.
 
+    Args:
+        identifier: The name, the configuration or the object.
+
     Example:
 
     >>> type(keras_ode.adjoints.get("backsolve")).__name__

@@ -24,6 +24,9 @@ class Augment(keras.Layer):
     Output shape:
         `(batch, ..., channels + num_channels)`.
 
+    Raises:
+        ValueError: If `num_channels` is not a whole number, zero or more.
+
     Example:
 
     >>> keras_ode.layers.Augment(3)(tf.ones([8, 2])).shape

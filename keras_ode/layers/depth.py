@@ -43,6 +43,9 @@ class DepthVarying(keras.Layer):
     Output shape:
         The output shape of `layer`.
 
+    Raises:
+        ValueError: If `kind` is not one of its two values, or `t` is not two increasing times.
+
     Example:
 
     >>> dynamics = keras_ode.layers.DepthVarying(keras.layers.Dense(2, activation="tanh"), num_pieces=4)

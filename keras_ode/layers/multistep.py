@@ -38,6 +38,9 @@ class LinearMultistepBlocks(keras.Layer):
     Output shape:
         The same as the input shape.
 
+    Raises:
+        ValueError: If `survival` is not above 0 and at most 1.
+
     Example:
 
     >>> blocks = keras_ode.layers.LinearMultistepBlocks(keras.layers.Dense(2, activation="tanh"), num_blocks=6)

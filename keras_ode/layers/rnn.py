@@ -64,6 +64,10 @@ class ODERNN(keras.Layer):
     Output shape:
         `(batch, units)`. With `return_sequences`, `(batch, T, units)`, or `(batch, K, units)` if there are `output_times`.
 
+    Raises:
+        TypeError: If `cell` is not a cell of a recurrent layer.
+        ValueError: If the times do not fit the observations, or `output_times` are not monotone or begin too early.
+
     Example:
 
     >>> layer = keras_ode.layers.ODERNN(keras.layers.GRUCell(8), keras.layers.Dense(8, activation="tanh"))

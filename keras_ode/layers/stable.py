@@ -33,6 +33,9 @@ class AntisymmetricDynamics(keras.Layer):
     Output shape:
         The same as the input shape.
 
+    Raises:
+        ValueError: If `gamma` is negative.
+
     Example:
 
     >>> layer = keras_ode.ODELayer(keras_ode.layers.AntisymmetricDynamics(gamma=0.1), t=(0.0, 10.0))

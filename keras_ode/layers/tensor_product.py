@@ -59,6 +59,9 @@ class TensorProduct(keras.Layer):
     Output shape:
         `(batch, ..., units)`.
 
+    Raises:
+        ValueError: If `basis` is not one of the names above.
+
     Example:
 
     >>> layer = keras_ode.layers.TensorProduct(2, degree=3)

@@ -42,6 +42,9 @@ class LatentODE(keras.Model):
     Output shape:
         `(batch, T, features)`.
 
+    Raises:
+        ValueError: If `noise` is not positive, or if the times of a call do not fit its values.
+
     Example:
 
     >>> model = keras_ode.models.LatentODE(

@@ -101,6 +101,9 @@ SOLVERS = {
 def get(identifier: str | dict[str, Any] | Solver) -> Solver:
     """The solver of a name (`"tsit5"`), a configuration or a `Solver` object.
 
+    Args:
+        identifier: The name, the configuration or the object.
+
     Example:
 
     >>> keras_ode.solvers.get("tsit5").order
