@@ -359,8 +359,8 @@ class _Run:
         found, seen = (step.y, step.stages[-1]), step.select(self.field.controlled)
         if step.error is None:
             error, finite = tf.zeros_like(like), tree.is_finite((*step.y, *step.stages[-1]), like)
-        elif tolerance.norm is tree.rms and len(seen.y) == len(step.y):
-            # A root mean square is not finite where an element is not: so one reduction finds both.
+        elif tolerance.norm is tree.rms and len(seen.y) == len(step.y) and not tree.is_standard():
+            # A root mean square is not finite where an element is not: so one reduction finds both. LiteRT loses this infinity.
             error = tuple(map(_infinite_unless_finite, seen.error, *found))
             error = tolerance.scaled(error, seen.start, seen.y, like)
             finite = tf.math.is_finite(error)
