@@ -2,7 +2,7 @@
 
 A step depends on its number alone, so all ways take the same steps. Writes distributed.png, and checkpoints to distributed/.
 
-    python examples/distributed.py            # all ways on this machine, compared; three minutes; --quick: fewer steps and kills
+    python examples/distributed.py            # all ways on this machine, compared; three minutes; --quick: fewer steps
     TF_CONFIG='{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}' \\
         python examples/distributed.py    # one of two workers, whose --output is one directory that both see
 """
@@ -25,6 +25,7 @@ import tensorflow as tf
 from keras import layers, losses
 
 from keras_ode import ODELayer, datasets, plotting
+from keras_ode.layers import Augment
 
 BATCH, SAVE_EVERY, CPUS = 64, 10, ["CPU:0", "CPU:1"]
 LOOKS = ("ode", "-", ""), ("other", "-", "s"), ("ink", "--", "^"), ("failure", ":", "x")  # role of the color, line, marker
@@ -33,7 +34,7 @@ LOOKS = ("ode", "-", ""), ("other", "-", "s"), ("ink", "--", "^"), ("failure", "
 def build_model():
     dynamics = keras.Sequential([layers.Dense(32, activation="tanh"), layers.Dense(5)])
     ode = ODELayer(dynamics, per_sample=True, adjoint="checkpointed", jit_compile=False)  # each row alone
-    return keras.Sequential([layers.Input([2]), keras_ode.layers.Augment(3), ode, layers.Dense(2)])
+    return keras.Sequential([layers.Input([2]), Augment(3), ode, layers.Dense(2)])
 
 
 def make_step(strategy, model, optimizer):
@@ -137,12 +138,11 @@ def main():
     arguments = parser.parse_args()
     steps, two = 60 if arguments.quick else 600, [tf.config.LogicalDeviceConfiguration()] * 2
     if "TF_CONFIG" in os.environ:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    else:
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
-        if arguments.replicas is None:
-            return compare(arguments, steps)
-        strategy = tf.distribute.get_strategy() if arguments.replicas == 1 else tf.distribute.MirroredStrategy(CPUS)
+        return train(tf.distribute.MultiWorkerMirroredStrategy(), steps, arguments.seed, arguments.output, arguments.kill_at)
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+    if arguments.replicas is None:
+        return compare(arguments, steps)
+    strategy = tf.distribute.get_strategy() if arguments.replicas == 1 else tf.distribute.MirroredStrategy(CPUS)
     train(strategy, steps, arguments.seed, arguments.output, arguments.kill_at)
 
 

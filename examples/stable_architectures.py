@@ -128,7 +128,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    depth, epochs, num_names, num_seeds = (8, 8, 1, 1) if arguments.quick else (16, 40, 3, 3)
+    depth, epochs, num_names, num_seeds = (8, 4, 1, 1) if arguments.quick else (16, 40, 3, 3)
     depths = [2**n for n in range(4, 8 if arguments.quick else 11)]
     arguments.output.mkdir(parents=True, exist_ok=True)
     seeds, models, spectra = range(arguments.seed, arguments.seed + num_seeds), {}, {}
