@@ -46,17 +46,13 @@ class ConvDynamics(layers.Layer):
 def load_digits(num_train):
     """Returns MNIST digits in random order (the file is sorted by class): up to 4,000 to train and 1,000 to test."""
     images, labels = mnist_data()
-    order = np.random.default_rng(0).permutation(5000)
-    images, labels = images[order].reshape(-1, 28, 28, 1).astype("float32") / 255, labels[order]
-    return (images[:num_train], labels[:num_train]), (images[4000:], labels[4000:])
+    images, order = images.reshape(-1, 28, 28, 1).astype("float32") / 255, np.random.default_rng(0).permutation(5000)
+    return [(images[chosen], labels[chosen]) for chosen in (order[:num_train], order[4000:])]
 
 
 def augmented(images, labels, batch_size):
     """Returns shuffled batches of training images, each of which is shifted and rotated a little at random."""
-    move = keras.Sequential([
-        layers.RandomTranslation(0.08, 0.08, fill_mode="constant"),
-        layers.RandomRotation(0.03, fill_mode="constant"),
-    ])
+    move = keras.Sequential([layers.RandomTranslation(0.08, 0.08, "constant"), layers.RandomRotation(0.03, "constant")])
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels)).batch(batch_size)
     return batches.map(lambda x, y: (move(x, training=True), y)).prefetch(2)
 
@@ -96,11 +92,10 @@ def draw(path, model, history, images, labels):
     predictions = model.predict(images, verbose=0).argmax(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     right.suptitle("Mistakes: digit → prediction", size=14)
-    for axes, i in zip(right.subplots(2, 4).flat, wrong, strict=False):
+    cells = right.subplots(2, 4, subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
+    for axes, i in zip(cells.flat, wrong, strict=False):
         axes.imshow(images[i, ..., 0], cmap="gray_r")
         axes.set_title(f"{labels[i]} → {predictions[i]}", size=12, pad=3)
-    for axes in right.axes:
-        axes.axis("off")
     figure.savefig(path)
 
 
@@ -130,7 +125,6 @@ def main():
     arguments.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
     began = time.perf_counter()
-
     train, test = load_digits(num_train)
     model = build_model()
     schedule = keras.optimizers.schedules.CosineDecay(3e-3, epochs * num_train // batch_size)

@@ -1,10 +1,8 @@
 """A neural ODE is trained by two devices and by two processes, killed in the middle, and resumed.
 
-What a training step does depends on its number alone, so every way to divide the work takes the same steps, also after a kill.
-Writes distributed.png, and the checkpoints of all runs to distributed/.
+A step depends on its number alone, so all ways take the same steps. Writes distributed.png, and checkpoints to distributed/.
 
-    python examples/distributed.py            # all ways on this machine, compared; three minutes of CPU time
-    python examples/distributed.py --quick    # fewer steps, and only the workers are killed
+    python examples/distributed.py            # all ways on this machine, compared; three minutes; --quick: fewer steps
     TF_CONFIG='{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}' \\
         python examples/distributed.py    # one of two workers, whose --output is one directory that both see
 """
@@ -26,8 +24,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, losses
 
-import keras_ode
-from keras_ode import datasets, plotting
+from keras_ode import ODELayer, datasets, plotting
+from keras_ode.layers import Augment
 
 BATCH, SAVE_EVERY, CPUS = 64, 10, ["CPU:0", "CPU:1"]
 LOOKS = ("ode", "-", ""), ("other", "-", "s"), ("ink", "--", "^"), ("failure", ":", "x")  # role of the color, line, marker
@@ -35,8 +33,8 @@ LOOKS = ("ode", "-", ""), ("other", "-", "s"), ("ink", "--", "^"), ("failure", "
 
 def build_model():
     dynamics = keras.Sequential([layers.Dense(32, activation="tanh"), layers.Dense(5)])
-    ode = keras_ode.ODELayer(dynamics, per_sample=True, adjoint="checkpointed", jit_compile=False)  # each row alone
-    return keras.Sequential([layers.Input([2]), keras_ode.layers.Augment(3), ode, layers.Dense(2)])
+    ode = ODELayer(dynamics, per_sample=True, adjoint="checkpointed", jit_compile=False)  # each row alone
+    return keras.Sequential([layers.Input([2]), Augment(3), ode, layers.Dense(2)])
 
 
 def make_step(strategy, model, optimizer):
@@ -45,7 +43,6 @@ def make_step(strategy, model, optimizer):
             loss = tf.reduce_sum(losses.sparse_categorical_crossentropy(y, model(x, training=True), from_logits=True)) / BATCH
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)  # sums over the replicas
         return loss
-
     return tf.function(lambda x, y: strategy.reduce("sum", strategy.run(replica_step, args=(x, y)), axis=None))
 
 
@@ -59,15 +56,13 @@ def train(strategy, steps, seed, directory, kill_at=None):
         rows = np.random.default_rng([seed, i]).choice(len(points), BATCH, replace=False)
         return [strategy.experimental_distribute_values_from_function(lambda c, drawn=values[rows]: tf.constant(
             drawn[c.replica_id_in_sync_group :: c.num_replicas_in_sync])) for values in (points, labels)]
-
     with strategy.scope():
         model, optimizer = build_model(), keras.optimizers.Adam(1e-2)
         optimizer.build(model.trainable_variables)
     # Workers save together, each to its own directory, and all of them read the files of the first one.
     own = directory / f"worker_{strategy.cluster_resolver.task_id if 'TF_CONFIG' in os.environ else 0}"
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
-    manager = tf.train.CheckpointManager(checkpoint, own, max_to_keep=2)
-    checkpoint.restore(tf.train.latest_checkpoint(directory / "worker_0"))
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(model=model, optimizer=optimizer), own, max_to_keep=2)
+    manager.checkpoint.restore(tf.train.latest_checkpoint(directory / "worker_0"))
     step = make_step(strategy, model, optimizer)
     own.mkdir(parents=True, exist_ok=True)
     with open(own / "steps.txt", "a", buffering=1) as log:
@@ -79,17 +74,15 @@ def train(strategy, steps, seed, directory, kill_at=None):
                 os.kill(os.getpid(), signal.SIGKILL)
             if (i + 1) % SAVE_EVERY == 0:
                 manager.save()
-    operations = step.get_concrete_function(*batch(0)).graph.get_operations()
-    sizes = [op.inputs[0].shape.num_elements() * op.inputs[0].dtype.size for op in operations if "CollectiveReduce" in op.type]
-    reduced = sum(sizes) // len(strategy.experimental_local_results(batch(0)[0]))  # of one replica
+    sent = [x.inputs[0] for x in step.get_concrete_function(*batch(0)).graph.get_operations() if "CollectiveReduce" in x.type]
+    reduced = sum(x.shape.num_elements() * x.dtype.size for x in sent) // len(strategy.experimental_local_results(batch(0)[0]))
     np.savez(own / "result.npz", weights=np.concatenate([np.ravel(w) for w in model.get_weights()]), reduced=reduced)
 
 
 def launch(arguments, directory, workers, kill_at=None):
     """Runs this file in processes, as workers or alone, of which the last may kill itself, and returns their exit codes."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
-    cluster = {"cluster": {"worker": ["{}:{}".format(*s.getsockname()) for s in sockets]}}
-    processes = []
+    cluster, processes = {"cluster": {"worker": ["{}:{}".format(*s.getsockname()) for s in sockets]}}, []
     try:
         for i, s in enumerate(sockets):
             s.close()  # its port was free until now
@@ -121,17 +114,16 @@ def compare(arguments, steps):
     for i, (name, (role, line, marker)) in enumerate(zip(runs, LOOKS, strict=False)):
         (number, loss, seconds), (_, alone, _) = (np.loadtxt(root / x / "worker_0/steps.txt").T for x in (name, runs[0]))
         result, first = (np.load(root / x / "worker_0/result.npz") for x in (name, runs[0]))
-        distance = np.abs(result["weights"] - first["weights"]).max()
-        print(f"{name:22}{loss[-1]:10.6f}{distance:19.1e}{1e3 * min(seconds):13.1f}{int(result['reduced']):15,}")
+        far = np.abs(result["weights"] - first["weights"]).max()
+        print(f"{name:22}{loss[-1]:10.6f}{far:19.1e}{1e3 * min(seconds):13.1f}{int(result['reduced']):15,}")
         look = {"color": plotting.COLORS[role], "markevery": (i * steps // 40, steps // 10), "ms": 8, "mfc": "white", "mew": 2}
         above.semilogy(number, loss, marker or line, **look, lw=1)
-        difference = np.maximum.accumulate(np.abs(loss - alone[number.astype(int)]))
-        below.plot(number, difference, line + marker, **look, label=name)
+        below.plot(number, np.maximum.accumulate(np.abs(loss - alone[number.astype(int)])), line + marker, **look, label=name)
     for axes in (above, below):
         axes.axvline(kill_at, color=plotting.COLORS["reference"], lw=4, zorder=0, label="kill" if axes is below else None)
     above.set(title="Loss of a batch", ylabel="cross entropy [nats]")
-    below.set(title="Largest difference so far from the loss of one device", xlabel="training step", ylabel="difference [nats]")
-    below.set_ylim(-5e-17)
+    below.set(title="Largest difference so far from the loss of one device", xlabel="training step", ylabel="difference [nats]",
+              ylim=(-5e-17, None))
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(arguments.output / "distributed.png")
 
@@ -144,15 +136,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    steps = 60 if arguments.quick else 600
+    steps, two = 60 if arguments.quick else 600, [tf.config.LogicalDeviceConfiguration()] * 2
     if "TF_CONFIG" in os.environ:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    else:
-        two = [tf.config.LogicalDeviceConfiguration()] * 2
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
-        if arguments.replicas is None:
-            return compare(arguments, steps)
-        strategy = tf.distribute.get_strategy() if arguments.replicas == 1 else tf.distribute.MirroredStrategy(CPUS)
+        return train(tf.distribute.MultiWorkerMirroredStrategy(), steps, arguments.seed, arguments.output, arguments.kill_at)
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+    if arguments.replicas is None:
+        return compare(arguments, steps)
+    strategy = tf.distribute.get_strategy() if arguments.replicas == 1 else tf.distribute.MirroredStrategy(CPUS)
     train(strategy, steps, arguments.seed, arguments.output, arguments.kill_at)
 
 
