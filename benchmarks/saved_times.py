@@ -8,22 +8,11 @@ in one process, and the ratio is the median of the ratios of their turns.
 
 import argparse
 import statistics
-import time
 
-from benchmarks.peers import contestants, run_keras_ode
+from benchmarks.peers import contestants, run_keras_ode, worker
 from benchmarks.peers.workloads import workloads
 
 FEW, MANY = "small", "saved"
-
-
-def seconds(program, duration):
-    """The median time of runs that fill so many seconds, one at least."""
-    end, times = time.perf_counter() + duration, []
-    while not times or time.perf_counter() < end:
-        begin = time.perf_counter()
-        program()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
 
 
 def compared(programs, rounds, duration):
@@ -34,7 +23,7 @@ def compared(programs, rounds, duration):
     turns = []
     for turn in range(rounds):
         order = programs if turn % 2 == 0 else programs[::-1]
-        found = [seconds(program, duration) for program in order]
+        found = [statistics.median(worker.repeat(program, duration)) for program in order]
         turns.append(found if turn % 2 == 0 else found[::-1])
     few, many = zip(*turns, strict=True)
     return statistics.median(few), statistics.median(many), statistics.median(b / a for a, b in turns)

@@ -154,8 +154,8 @@ class StepTo(Controller):
         times: Two or more numbers, strictly increasing or decreasing. They must cover the whole interval of the solve.
 
     Raises:
-        TypeError: If `times` is not two or more numbers.
-        ValueError: If the numbers are not finite, or not strictly increasing or decreasing.
+        TypeError: If `times` is not a sequence of numbers.
+        ValueError: If there are fewer than two, or they are not finite, or not strictly increasing or decreasing.
 
     Example:
 

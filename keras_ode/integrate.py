@@ -356,18 +356,18 @@ class _Run:
     def _scaled_error(self, step):
         """The error on the tolerance's scale; infinite where the step is not finite."""
         tolerance, like = self.method.tolerance, self.duration
-        found, seen = (step.y, step.stages[-1]), step.select(self.field.controlled)
+        found, seen = (*step.y, *step.stages[-1]), step.select(self.field.controlled)
         if step.error is None:
-            error, finite = tf.zeros_like(like), tree.is_finite((*step.y, *step.stages[-1]), like)
+            error, finite = tf.zeros_like(like), tree.is_finite(found, like)
         elif tolerance.norm is tree.rms and len(seen.y) == len(step.y) and not tree.is_standard():
             # A root mean square is not finite where an element is not: so one reduction finds both. LiteRT loses this infinity.
-            error = tuple(map(_infinite_unless_finite, seen.error, *found))
+            error = tuple(map(_infinite_unless_finite, seen.error, step.y, step.stages[-1]))
             error = tolerance.scaled(error, seen.start, seen.y, like)
             finite = tf.math.is_finite(error)
         else:  # Other norms may not see what is not finite.
             unseen = () if tolerance.norm is tree.rms else step.error
             error = tolerance.scaled(seen.error, seen.start, seen.y, like)
-            finite = tree.is_finite((*step.y, *step.stages[-1], *unseen), like)
+            finite = tree.is_finite((*found, *unseen), like)
         if step.converged is not None:
             finite &= step.converged
         return tree.select(finite, error, tf.constant(np.inf, like.dtype))
