@@ -1,80 +1,74 @@
-"""What recording costs: the time of epochs with a `SolverStepRecorder`, over those without.
+"""What recording costs: the time of a training step with a `SolverStepRecorder`, beside the same step without.
 
     python -m benchmarks.recorder
 
-Models that are recorded and two that are not train in turn, an epoch each, so that all meet the same machine. The median of
-the ratios counts, with its standard error. The second model that is not recorded tells what the machine's noise alone does.
+Three models train in turn, a block of steps each, in all orders, so that all meet the same machine: one that is recorded, and
+two that are not. The median of the ratios counts, with its standard error. The second model that is not recorded tells how much
+two programs that are the same differ: in where they lie in memory, and by the machine's noise.
 """
 
 import argparse
-import threading
+import itertools
 import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_ode
 
-RECORDINGS = ("nothing", "nothing again", "epoch", "batch")
+MODELS = {  # the rows of a batch, the width of the dynamics, and the end time
+    "short": (128, 64, 1.0),
+    "wide": (512, 256, 1.0),
+    "long": (128, 64, 20.0),
+}
+BLOCK = 4
 
 
-def build(jit_compile, per_sample):
+def build(name, jit_compile, per_sample):
+    rows, width, end = MODELS[name]
     keras.utils.set_random_seed(0)
-    dynamics = keras.Sequential([*(keras.layers.Dense(64, "tanh") for _ in range(2)), keras.layers.Dense(2)])
-    layer = keras_ode.ODELayer(dynamics, rtol=1e-5, atol=1e-5, per_sample=per_sample, name="flow")
+    dynamics = keras.Sequential([*(keras.layers.Dense(width, "tanh") for _ in range(2)), keras.layers.Dense(2)])
+    options = {"rtol": 1e-5, "atol": 1e-5, "per_sample": per_sample, "jit_compile": "auto" if jit_compile else False}
+    layer = keras_ode.ODELayer(dynamics, t=[0.0, end], name="flow", **options)
     model = keras.Sequential([keras.Input([2]), layer, keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=jit_compile)
-    return model
+    return model, np.random.default_rng(0).normal(size=(rows, 2)).astype("float32")
 
 
-class Turns:
-    """Lets the epochs of several `fit`s, each in a thread, run one after another."""
+def training(name, jit_compile, per_sample, recorded):
+    """A function that trains a block of steps as `fit` does, and returns the mean seconds of each but the first."""
+    model, x = build(name, jit_compile, per_sample)
+    model.fit(x, x[:, :1], batch_size=len(x), verbose=0)
+    callbacks = keras.callbacks.CallbackList([keras_ode.callbacks.SolverStepRecorder()] if recorded else [], model=model)
+    model.make_train_function(force=True)
+    batches = iter(tf.data.Dataset.from_tensors((x, x[:, :1])).repeat())
 
-    def __init__(self, count):
-        self.count, self._now, self._changed = count, 0, threading.Condition()
+    def step(number):
+        callbacks.on_train_batch_begin(number)
+        callbacks.on_train_batch_end(number, model.train_function(batches))
 
-    def wait(self, me):
-        with self._changed:
-            self._changed.wait_for(lambda: self._now == me)
+    def block():
+        step(0)  # brings the program back into the caches of the processor
+        start = time.perf_counter()
+        for number in range(BLOCK):
+            step(number + 1)
+        return (time.perf_counter() - start) / BLOCK
 
-    def next(self):
-        with self._changed:
-            self._now = (self._now + 1) % self.count
-            self._changed.notify_all()
-
-
-class Clock(keras.callbacks.Callback):
-    """The seconds of each epoch, which waits for its turn."""
-
-    def __init__(self, turns, me):
-        super().__init__()
-        self.turns, self.me, self.seconds = turns, me, []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.turns.wait(self.me)
-        self._start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self._start)
-        self.turns.next()
+    callbacks.on_train_begin()
+    for _ in range(3):
+        block()
+    return block
 
 
-def epochs(jit_compile, per_sample, batches, rounds):
-    """The seconds of each epoch but the first, which compiles, of each kind of recording: `[kinds, rounds]`."""
-    x = np.random.default_rng(0).normal(size=(128 * batches, 2)).astype("float32")
-    turns, clocks, threads = Turns(len(RECORDINGS)), [], []
-    for i, every in enumerate(RECORDINGS):
-        model, clock = build(jit_compile, per_sample), Clock(turns, i)
-        recorders = [] if "nothing" in every else [keras_ode.callbacks.SolverStepRecorder(every=every)]
-        # The clock stands last, so that it counts what the recorder does at the end of an epoch.
-        options = {"batch_size": 128, "epochs": rounds + 1, "verbose": 0, "shuffle": False, "callbacks": [*recorders, clock]}
-        threads.append(threading.Thread(target=model.fit, args=(x, x[:, :1]), kwargs=options))
-        clocks.append(clock)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return np.array([clock.seconds[1:] for clock in clocks])
+def measure(*case, rounds):
+    """The seconds of a step of each of the three models in each round, `[rounds, 3]`."""
+    blocks = [training(*case, recorded) for recorded in (False, True, False)]
+    seconds = np.zeros([rounds, 3])
+    for row, order in zip(seconds, itertools.cycle(itertools.permutations(range(3))), strict=False):
+        for i in order:
+            row[i] = blocks[i]()
+    return seconds
 
 
 def excess(ratios):
@@ -85,15 +79,12 @@ def excess(ratios):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, default=100, help="of an epoch")
-    parser.add_argument("--rounds", type=int, default=40, help="epochs of each model")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=120, help=f"blocks of {BLOCK} steps of each model")
     options = parser.parse_args()
-    for jit_compile in (True, False):
-        for per_sample in (False, True):
-            seconds = epochs(jit_compile, per_sample, options.batches, options.rounds)
-            again, of_epoch, of_batch = (excess(row / seconds[0]) for row in seconds[1:])
-            print(
-                f"jit_compile={jit_compile} per_sample={per_sample}: {np.median(seconds[0]) / options.batches * 1e3:.2f} ms a "
-                f"step; recording every epoch {of_epoch}, every batch {of_batch}; nothing again {again}",
-                flush=True,
-            )
+    print("model    XLA    per sample  ms without  ms recording  cost               the same program again")
+    for name, jit_compile, per_sample in itertools.product(options.models, (True, False), (False, True)):
+        without, recording, again = measure(name, jit_compile, per_sample, rounds=options.rounds).T
+        milliseconds = f"{np.median(without) * 1e3:10.2f}  {np.median(recording - without) * 1e3:+12.2f}"
+        costs = f"{excess(recording / without):18} {excess(again / without)}"
+        print(f"{name:8} {jit_compile!s:6} {per_sample!s:11} {milliseconds}  {costs}", flush=True)

@@ -3,7 +3,7 @@
 A planar flow is M units, one after the other. The dynamics of a continuous flow is the mean of M such units, whose weights a small
 network computes from the time. Both minimize the Kullback-Leibler divergence KL(q || p) of their density q from the known one, p.
 
-    python examples/flows_width.py [--quick]    # about 27 minutes of CPU time; quick: two units, a few steps
+    python examples/flows_width.py [--quick]    # quick: two units, a few steps
 
 Source: Chen et al. (2018), Neural Ordinary Differential Equations, NeurIPS, Figure 4: losses for M = 2, 8, 32, without numbers.
 Those of continuous flows after 10,000 steps are "generally" lower than those of planar flows after 500,000. Densities: Rezende,
@@ -136,7 +136,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the first of three sets of weights and points")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    units, steps, results = ((2,), 20, {}) if arguments.quick else ((2, 8, 32), 2000, {})
+    units, steps, results = ((2,), 20, {}) if arguments.quick else ((2, 8, 32), 1000, {})
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"M, median of {SEEDS} seeds of KL(q || p) [nats] ({', '.join(NAMES)}), weights of a flow, time so far")
     makers = (("continuous", lambda n: ODELayer(HyperUnits(n), **ODE), steps), ("planar", PlanarLayers, 3 * steps))

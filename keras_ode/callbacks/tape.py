@@ -30,7 +30,8 @@ class Tape:
         self._rings = {d: _Ring(capacity, self.samples, slots, layer.variable_dtype) for d in directions}
 
     def forward(self, result, record):
-        self.totals.handle().add("forward", result.status, result.num_evaluations, result.num_steps, result.num_accepted)
+        rejected = result.num_steps - result.num_accepted
+        self.totals.handle().add("forward", result.status, result.num_evaluations, rejected)
         if record:
             self._rings["forward"].handle().put(record, result.status)
 
@@ -64,8 +65,8 @@ class Totals(internals.Metrics):
     def __init__(self, label):
         self.names = [f"{label}_{name}" for name in ("nfe", "nfe_backward", "rejected", "failures")]
         super().__init__(self.names, name=f"{label}_solver")
-        # Not tracked by Keras, so that nothing of it is saved: see `_TotalsHandle`.
-        self._sums = _variable(np.zeros([7], "float64"), tf.VariableAggregation.SUM)
+        # The sums of the four, and what each is divided by. Not tracked by Keras, so that nothing of it is saved.
+        self._sums = _variable(np.zeros([2, 4], "float64"), tf.VariableAggregation.SUM)
 
     def handle(self):
         return _TotalsHandle(_local(self._sums))
@@ -77,29 +78,28 @@ class Totals(internals.Metrics):
         """Does nothing, because the solves update the totals themselves."""
 
     def result(self):
-        solves, nfe, tried, accepted, backward_solves, nfe_backward, failures = tf.unstack(tf.convert_to_tensor(self._sums))
-        sums, counts = [nfe, nfe_backward, tried - accepted, failures], [solves, backward_solves, solves, solves]
-        means = tf.cast(tf.math.divide_no_nan(tf.stack(sums), tf.stack(counts)), tf.float32)
-        return dict(zip(self.names, tf.unstack(means), strict=True))
+        """The means: every batch of `fit` runs these operations too."""
+        sums, counts = tf.unstack(tf.convert_to_tensor(self._sums))
+        return dict(zip(self.names, tf.unstack(tf.cast(tf.math.divide_no_nan(sums, counts), tf.float32)), strict=True))
 
 
 class _TotalsHandle:
-    """Adds a solve to the sums: the forward solves, their evaluations, their steps tried and accepted, the backward solves,
-    their evaluations, and the failures of both."""
+    """Adds a solve to the sums of the `Totals`."""
 
     def __init__(self, handle):
         self._handle = handle
 
-    def add(self, direction, status, evaluations, *steps):
+    def add(self, direction, status, evaluations, rejected=0):
         failures = _count_failed(status)
         if status.shape.rank:
             # The dynamics is called until the last sample is done.
             evaluations, failures = tf.reduce_max(evaluations), tf.reduce_sum(failures)
-            steps = [tf.reduce_mean(tf.cast(n, tf.float64)) for n in steps]
+            rejected = tf.reduce_mean(tf.cast(rejected, tf.float64))
             evaluations, failures = (tf.cast(n, tf.float64) for n in (evaluations, failures))
         # A backward failure is one of a solve that was counted forward.
-        sums = [1, evaluations, *steps, 0, 0] if direction == "forward" else [0, 0, 0, 0, 1, evaluations]
-        value = tf.cast(tf.stack([*sums, failures]), tf.float64)
+        forward = direction == "forward"
+        sums, counts = ([evaluations, 0], [1, 0, 1, 1]) if forward else ([0, evaluations], [0, 1, 0, 0])
+        value = tf.reshape(tf.cast(tf.stack([*sums, rejected, failures, *counts]), tf.float64), [2, 4])
         return tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=value)
 
 
