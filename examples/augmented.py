@@ -4,13 +4,14 @@ The flow of an ODE is a homeomorphism: the points of a ball cannot leave the she
 that has to separate the two bends space until its equation is hard to solve. Zeros appended to the state (`Augment`)
 give the points room to pass each other, after Dupont, Doucet, Teh (2019), Augmented Neural ODEs, NeurIPS.
 
-    python examples/augmented.py            # a few minutes on two CPU cores
-    python examples/augmented.py --quick    # a few epochs
+    python examples/augmented.py            # three seeds
+    python examples/augmented.py --quick    # one seed, a few epochs
 
 Writes augmented.png.
 """
 
 import argparse
+import itertools
 import pathlib
 
 import keras
@@ -40,7 +41,8 @@ def train(num_channels, points, labels, epochs, seed):
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)])
     recorder = keras_ode.callbacks.SolverStepRecorder()
-    history = model.fit(points, labels, batch_size=100, epochs=epochs, verbose=2, callbacks=[recorder]).history
+    history = model.fit(points, labels, batch_size=100, epochs=epochs, verbose=0, callbacks=[recorder]).history
+    print(f"{num_channels} more dimensions, seed {seed}: loss {last(history['loss']):.5f} in the last epochs", flush=True)
     return model, history
 
 
@@ -48,25 +50,30 @@ def last(values, count=5):
     return np.mean(values[-count:])
 
 
+def summary(histories):
+    """Medians over seeds: loss and accuracy of the last epochs, evaluations of the first and of the last."""
+    rows = [(last(h["loss"]), last(h["binary_accuracy"]), np.mean(h["ode_nfe"][:5]), last(h["ode_nfe"])) for h in histories]
+    return np.median(rows, axis=0)
+
+
 def compared(plain, augmented):
     """What this run says of the paper's two claims: a lower loss, and evaluations that hardly grow."""
-    ratio = last(plain["loss"]) / last(augmented["loss"])
-    growth = [last(history["ode_nfe"]) / np.mean(history["ode_nfe"][:5]) for history in (plain, augmented)]
+    growth = [row[3] / row[2] for row in (plain, augmented)]
     return (
-        f"Loss of the plain model, divided by that of the augmented one: {ratio:.1f} (in the paper, above 1).\n"
+        f"Loss of the plain model, divided by that of the augmented one: {plain[0] / augmented[0]:.1f} (in the paper, above 1).\n"
         f"Evaluations of the last epochs, divided by those of the first: {growth[0]:.2f} plain, {growth[1]:.2f} augmented "
         "(in the paper, the plain model's grow and the augmented one's hardly do)."
     )
 
 
 def draw(path, runs, points, labels):
-    """What the models learned, how, and at which price."""
+    """What the models of the first seed learned, how, and at which price: lines are medians of the seeds, bands their ranges."""
     plt.style.use(plotting.STYLE)
     figure, axes = plt.subplots(2, 3, figsize=(14, 9))
     colors = {"neural ODE": (plotting.COLORS["other"], "--"), "augmented": (plotting.COLORS["ode"], "-")}
     classes = (("ball", plotting.COLORS["failure"], "o"), ("shell", plotting.COLORS["third"], "^"))
     grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.8, 1.8, 161, dtype="float32")]), axis=-1)
-    for row, (name, (model, _)) in zip(axes, runs.items(), strict=True):
+    for row, (name, ((model, _), *_)) in zip(axes, runs.items(), strict=True):
         probability = 1 / (1 + np.exp(-model.predict(grid.reshape(-1, 2), batch_size=4096, verbose=0).reshape(161, 161)))
         row[0].contourf(grid[..., 0], grid[..., 1], probability, levels=np.linspace(0, 1, 11), cmap="Greys_r", alpha=0.6)
         for label, (_, color, marker) in enumerate(classes):
@@ -86,12 +93,12 @@ def draw(path, runs, points, labels):
             row[1].plot(shown[-1] @ along, shown[-1] @ normal, marker, color=color, ms=5, label=kind)
         row[1].set(title=f"{name}: trajectories", xlabel="within the classifier's plane", ylabel="across it")
         row[1].legend(frameon=True)
-    for name, (_, history) in runs.items():
-        epochs = range(1, len(history["loss"]) + 1)
-        color, style = colors[name]
-        axes[0, 2].semilogy(epochs, history["loss"], style, color=color, label=name)
-        axes[1, 2].plot(epochs, history["ode_nfe"], style, color=color, label=name)
-    axes[0, 2].set(title="Training loss", xlabel="epoch", ylabel="cross-entropy [nats]")
+    for (name, models), (ax, quantity) in itertools.product(runs.items(), zip(axes[:, 2], ("loss", "ode_nfe"), strict=True)):
+        values = np.array([history[quantity] for _, history in models])
+        epochs, (color, style) = range(1, values.shape[1] + 1), colors[name]
+        ax.plot(epochs, np.median(values, axis=0), style, color=color, label=name)
+        ax.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2)
+    axes[0, 2].set(title="Training loss", xlabel="epoch", ylabel="cross-entropy [nats]", yscale="log")
     axes[1, 2].set(title="Cost of a forward solve", xlabel="epoch", ylabel="evaluations", ylim=(0, None))
     for ax in axes[:, 2]:
         ax.legend()
@@ -100,23 +107,22 @@ def draw(path, runs, points, labels):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few epochs")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--quick", action="store_true", help="one seed, a few epochs")
+    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    epochs = 5 if arguments.quick else 60
+    epochs, num_seeds = (5, 1) if arguments.quick else (60, 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     points, labels = keras_ode.datasets.spheres(2000, dimension=2, seed=0)
-    runs = {
-        name: train(num_channels, points, labels[:, None], epochs, arguments.seed)
-        for name, num_channels in (("neural ODE", 0), ("augmented", 5))
-    }
+    seeds, kinds = range(arguments.seed, arguments.seed + num_seeds), {"neural ODE": 0, "augmented": 5}
+    runs = {kind: [train(count, points, labels[:, None], epochs, seed) for seed in seeds] for kind, count in kinds.items()}
+    rows = {kind: summary([history for _, history in models]) for kind, models in runs.items()}
+    print(f"\nMedians of {num_seeds} seeds")
     print(f"{'':12} {'loss':>9} {'accuracy':>9} {'evaluations, first epochs':>26} {'last epochs':>12}")
-    for name, (_, history) in runs.items():
-        loss, accuracy, nfe = history["loss"], history["binary_accuracy"], history["ode_nfe"]
-        print(f"{name:12} {last(loss):9.5f} {last(accuracy):9.2%} {np.mean(nfe[:5]):26.1f} {last(nfe):12.1f}")
-    print(compared(*(history for _, history in runs.values())))
+    for kind, (loss, accuracy, first, final) in rows.items():
+        print(f"{kind:12} {loss:9.5f} {accuracy:9.2%} {first:26.1f} {final:12.1f}")
+    print(compared(*rows.values()))
     draw(arguments.output / "augmented.png", runs, points, labels)
 
 
