@@ -141,6 +141,9 @@ class LinearPath(Path):
     >>> path = keras_ode.paths.LinearPath([0.0, 1.0, 3.0], [0.0, 2.0, 0.0])
     >>> print(float(path.evaluate(0.5)), float(path.derivative(2.0)))
     1.0 -1.0
+
+    Reference: Morrill, Kidger, Yang, Lyons (2022), On the choice of interpolation scheme for neural CDEs, Transactions on
+    Machine Learning Research.
     """
 
     __slots__ = ()
