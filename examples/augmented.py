@@ -49,7 +49,7 @@ def last(values, count=5):
 
 
 def compared(plain, augmented):
-    """What this run says of the paper's two claims: a lower loss, and evaluations that hardly grow."""
+    """Compares this run with the paper's two claims: a lower loss, and evaluations that hardly grow."""
     ratio = last(plain["loss"]) / last(augmented["loss"])
     growth = [last(history["ode_nfe"]) / np.mean(history["ode_nfe"][:5]) for history in (plain, augmented)]
     return (

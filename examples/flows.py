@@ -1,9 +1,9 @@
-"""Continuous normalizing flows learn the densities of points in the plane, beside coupling flows of their size.
+"""Continuous normalizing flows learn the densities of points in the plane, compared with coupling flows of the same size.
 
 A continuous flow transforms a normal distribution by an ODE. The density at a point follows from the solve back to the base and
-from the divergence along it: the likelihood is exact for any network, without an inverse or special layers. A coupling flow (Glow
-in the plane) is a sequence of invertible layers: a matrix, and an affine map of one coordinate that a network computes from the
-other.
+from the divergence along the trajectory: the likelihood is exact for any network, without an inverse or special layers. A coupling
+flow (Glow in the plane) is a sequence of invertible layers: a matrix, and an affine map of one coordinate that a network computes
+from the other.
 
     python examples/flows.py            # two sets, about fifteen minutes of CPU time
     python examples/flows.py --quick    # one set, small flows, a few steps
@@ -46,7 +46,7 @@ def dynamics(width):
 
 
 class CouplingFlow(keras.Model):
-    """From data to the base. Each layer mixes the coordinates, and then scales and shifts the second as the first says."""
+    """Maps data to the base. Each layer mixes the coordinates, and then scales and shifts the second as a function of the first."""
 
     def __init__(self, num_layers, width=32):
         super().__init__(name="coupling")

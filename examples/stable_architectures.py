@@ -1,4 +1,4 @@
-"""Networks whose propagation is stable by construction, beside residual blocks, on points in the plane.
+"""Networks whose propagation is stable by construction are compared with residual blocks, on points in the plane.
 
 A residual block is a step of Euler's method for y' = s(K y + b), and an error grows along the blocks if the Jacobian has
 eigenvalues with positive real parts. Antisymmetric, Hamiltonian and leapfrog networks have none, whatever they learn. All four
