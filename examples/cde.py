@@ -5,7 +5,7 @@ missing. The neural CDE is driven by a path through what was observed. The recur
 each channel, whether it is new, and the time since the last entry. The ODE-RNN reads the values and whether they are new, and its
 state follows an ODE from one time to the next. All have about as many weights.
 
-    python examples/cde.py            # about ten minutes on two CPU cores
+    python examples/cde.py            # about five minutes on two CPU cores
     python examples/cde.py --quick    # one rate, one seed, few epochs
 
 Writes cde.png.
