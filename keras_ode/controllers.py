@@ -336,10 +336,17 @@ CONTROLLERS = {"constant": Constant, "pid": PID, "predictive": Predictive, "step
 
 
 def get(identifier: str | dict[str, Any] | Controller) -> Controller:
-    """The controller of a name (`"pid"`), a configuration or a `Controller` object.
+    """Returns a controller from its name, its configuration or a `Controller` object.
 
     Args:
-        identifier: The name, the configuration or the object.
+        identifier: A name such as `"pid"`, a dictionary with the entries `"name"` and `"config"`, or a `Controller`, which is
+            returned as it is.
+
+    Returns:
+        A `Controller`.
+
+    Raises:
+        ValueError: If there is no controller of that name, or if its class needs arguments.
 
     Example:
 

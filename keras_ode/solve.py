@@ -167,6 +167,9 @@ def odeint(func: Dynamics, y0: TensorsLike, t: Times, **options: Any) -> Tensors
     Returns:
         The states, in the nested structure of `y0`.
 
+    Raises:
+        ValueError, TypeError, SolveError: As in `keras_ode.solve`.
+
     Example:
 
     >>> ys = keras_ode.odeint(lambda t, y: -y, tf.constant([1.0]), [0.0, 0.5, 1.0])

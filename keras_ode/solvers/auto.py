@@ -37,10 +37,11 @@ class Carry(NamedTuple):
 class Auto(Solver):
     """Tsitouras' explicit method, which switches to Steinebach's `Rodas5P` where stability limits the explicit steps.
 
-    The spectral radius of the Jacobian is estimated at each accepted step: from the last two stages of an explicit one, and from
-    the Jacobian itself of an implicit one. If explicit steps are as long as stability allows in ten more steps than they are
-    shorter, implicit steps follow. If explicit steps would be stable at the sizes of four implicit steps in a row, explicit ones
-    follow. With `per_sample=True` each row has its own method; a method is evaluated where a row takes it.
+    The spectral radius of the Jacobian is estimated at each accepted step: from the last two stages of an explicit step, and from
+    the Jacobian itself in an implicit step. The solver counts the explicit steps that are as long as stability allows, and
+    subtracts those that are shorter. When the count reaches ten, it switches to implicit steps. It switches back after four
+    implicit steps in a row whose sizes would be stable for explicit ones. With `per_sample=True` each row switches separately,
+    and a method is evaluated only if some row uses it.
 
     Gradients by `"checkpointed"` and `"direct"` are those of the steps that were taken. `"interpolating"` solves the adjoint
     equation in the same way, by `Tsit5` and `KenCarp4`.
@@ -53,7 +54,7 @@ class Auto(Solver):
     0.541 True
 
     References:
-        Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2 (how stiffness shows).
+        Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2 (detection of stiffness).
         Petzold (1983), Automatic selection of methods for solving stiff and nonstiff systems of ordinary differential equations,
             SIAM J. Sci. Stat. Comput. 4(1), 136-148.
         Rackauckas, Nie (2019), Confederated modular differential equation APIs for accelerated algorithm development and
