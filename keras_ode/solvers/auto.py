@@ -73,7 +73,7 @@ class Auto(Solver):
 
     @property
     def weights(self):
-        """Of its stages: the coefficients of a polynomial, and the slope at the end."""
+        """The weights of the stages, which are the coefficients of a polynomial and the slope at the end."""
         degree = max(self.explicit.degree, self.implicit.degree)
         return np.eye(degree + 1, degree)
 
@@ -130,7 +130,7 @@ class Auto(Solver):
         return (*self.explicit.memory_like(y, dense), *self.implicit.memory_like(y, dense))
 
     def pullback(self, field, interval, y, carry, memory, outputs, dense, of_y, of_parameters):
-        """That of the method that was taken; the derivative at the start follows from `y`."""
+        """Uses the pullback of the method that took the step. The derivative at the start follows from `y`."""
         stiff, count = _taken(carry.is_stiff, interval.size), len(self.explicit.memory_like(y, dense))
         rest = (dense, tuple(of_y), tuple(of_parameters))
 
@@ -164,7 +164,7 @@ class Auto(Solver):
         return of_y, tuple(map(tf.zeros_like, tf.nest.flatten(carry))), of_parameters, evaluations
 
     def _coefficients(self, method, step, with_dense):
-        """The stages of a method's step as those of this one: without dense output, the slope at the end alone."""
+        """Returns the stages of a method's step as stages of this solver: without dense output, only the slope at the end."""
         if not with_dense:
             return step.stages[-1:]
         rows = [tree.combinations(method.weights.T, slopes) for slopes in zip(*step.stages, strict=True)]
@@ -173,7 +173,7 @@ class Auto(Solver):
         return (*zip(*rows, strict=True), step.stages[-1])
 
     def _common(self, method, step, interval, with_dense, memory):
-        """A method's step in the form that both have."""
+        """Returns a method's step in the form that both methods share."""
         size = interval.size
         return step._replace(
             stages=self._coefficients(method, step, with_dense),
