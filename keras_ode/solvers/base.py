@@ -243,11 +243,11 @@ class Solver(Configurable):
 
     @property
     def backward(self):
-        """Returns the solver for adjoint equations. These are linear, and their fields have no derivative with respect to time."""
+        """Returns the solver for adjoint equations, which are linear, and whose fields have no derivative with respect to time."""
         return self
 
     def bind(self, structure):
-        """Returns the solver for states of a nested structure, whose leaves are the first of the leaves that `step` receives."""
+        """Returns the solver for states of a nested structure, whose leaves are the first leaves that `step` receives."""
         return self
 
     def check(self, field):
