@@ -23,7 +23,7 @@ from keras_ode import plotting
 
 
 def build_model(num_channels, width=32):
-    """A flow of the plane, with `num_channels` more dimensions, and a linear classifier of where it ends."""
+    """A flow of the plane, with `num_channels` more dimensions, and a linear classifier of its end points."""
     dynamics = keras.Sequential([
         layers.Dense(width, activation="tanh"),
         layers.Dense(width, activation="tanh"),
@@ -60,7 +60,7 @@ def compared(plain, augmented):
 
 
 def draw(path, runs, points, labels):
-    """What the models learned, how, and at which price."""
+    """Draws the classes of both models, trajectories through the ODE, and the loss and the evaluations over the epochs."""
     plt.style.use(plotting.STYLE)
     figure, axes = plt.subplots(2, 3, figsize=(14, 9))
     colors = {"neural ODE": (plotting.COLORS["other"], "--"), "augmented": (plotting.COLORS["ode"], "-")}
@@ -101,7 +101,7 @@ def draw(path, runs, points, labels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few epochs")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     epochs = 5 if arguments.quick else 60

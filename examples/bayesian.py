@@ -72,7 +72,7 @@ def sample(start, num_kept, num_steps, seed):
 
 
 def draw(path, samples, replicated):
-    """Above, the observed pelts and what the model replicates; below, the posterior of the rates."""
+    """Draws the observed and the replicated pelts above, and the posterior of the rates below."""
     figure, axes = plt.subplots(2, 12, figsize=(11, 6.2), layout="constrained")
     grid = axes[0, 0].get_gridspec()
     for ax in axes.flat:

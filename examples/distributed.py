@@ -52,7 +52,7 @@ def train(strategy, steps, seed, directory, kill_at=None):
     keras.utils.set_random_seed(seed)
     points, labels = datasets.spirals(2000, seed=seed)
 
-    def batch(i):  # of the rows of a step, the part of each replica of this process
+    def batch(i):  # each replica of this process takes its part of the rows of a step
         rows = np.random.default_rng([seed, i]).choice(len(points), BATCH, replace=False)
         return [strategy.experimental_distribute_values_from_function(lambda c, drawn=values[rows]: tf.constant(
             drawn[c.replica_id_in_sync_group :: c.num_replicas_in_sync])) for values in (points, labels)]
@@ -133,7 +133,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="60 steps in place of 600, and only the workers are killed")
     parser.add_argument("--replicas", type=int, choices=(1, 2), help="train on so many devices of this process alone")
     parser.add_argument("--kill-at", type=int, help="end this process by SIGKILL after a step")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights and the batches")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     steps, two = 60 if arguments.quick else 600, [tf.config.LogicalDeviceConfiguration()] * 2

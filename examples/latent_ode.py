@@ -89,7 +89,7 @@ def compare(num_observed, seed, epochs, num_series):
     continued = go_on(network, in_sequence(test_values, test_mask), LENGTH // num_observed)
     errors = [float(np.sqrt(np.mean((p - truth[:, later]) ** 2))) for p in (ahead[:, later - LENGTH], continued)]
 
-    # Drawn are ten samples of the posterior of the first series that turns right, or left for 50 observations.
+    # The figure shows ten samples of the posterior of the first series that turns right, or left for 50 observations.
     turns = truth[:, 0, 0] * truth[:, 1, 1] - truth[:, 0, 1] * truth[:, 1, 0]
     n = np.argmax(turns > 0 if num_observed == 50 else turns < 0)
     z = posterior.sample(10)[:, n]

@@ -75,7 +75,7 @@ def trained(kind, train, test, epochs, seed, batch_size=50):
 
 
 def memory_of_step(kind, depth):
-    """Megabytes that a training step takes, in a process of its own: what others freed would hide its peak."""
+    """The megabytes that a training step takes. It runs in a separate process: freed memory would hide its peak."""
     done = subprocess.run([sys.executable, __file__, "--memory", kind, str(depth)], check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
 
@@ -125,7 +125,7 @@ def draw(path, runs, memory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few digits, one epoch, two measurements of memory")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the augmentation")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights and the augmentation")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

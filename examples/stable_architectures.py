@@ -62,7 +62,7 @@ def roughness(blocks):
 
 
 def eigenvalues(kind, blocks, y):
-    """Those of the Jacobian of the equation that each block is a step of, at the states `y` (with z, or y', of zero)."""
+    """The eigenvalues of the Jacobian of the equation that the blocks discretize, at the states `y` (with z, or y', of zero)."""
     def field(n, x):
         if kind in ("residual", "antisymmetric"):
             return blocks.layers[n](x)
