@@ -31,7 +31,7 @@ class Direct(Adjoint):
     >>> print(f"{float(outer.gradient(first, x)[0]):.3f}")
     -0.250
 
-    Reference: Kidger (2022), On neural differential equations, chapter 5 (discretize-then-optimize).
+    Reference: Kidger (2021), On neural differential equations, chapter 5 (discretize-then-optimize).
     """
 
     compiles_alone = False
