@@ -24,7 +24,7 @@ from keras_ode import plotting
 
 
 def build_model(num_channels, width=32):
-    """A flow of the plane, with `num_channels` more dimensions, and a linear classifier of where it ends."""
+    """A flow of the plane, with `num_channels` more dimensions, and a linear classifier of its end points."""
     dynamics = keras.Sequential([
         layers.Dense(width, activation="tanh"),
         layers.Dense(width, activation="tanh"),
@@ -57,7 +57,7 @@ def summary(histories):
 
 
 def compared(plain, augmented):
-    """What this run says of the paper's two claims: a lower loss, and evaluations that hardly grow."""
+    """Compares this run with the paper's two claims: a lower loss, and evaluations that hardly grow."""
     growth = [row[3] / row[2] for row in (plain, augmented)]
     return (
         f"Loss of the plain model, divided by that of the augmented one: {plain[0] / augmented[0]:.1f} (in the paper, above 1).\n"
@@ -67,7 +67,7 @@ def compared(plain, augmented):
 
 
 def draw(path, runs, points, labels):
-    """What the models of the first seed learned, how, and at which price: lines are medians of the seeds, bands their ranges."""
+    """Draws the models of the first seed. Lines are medians of the seeds, and bands are their ranges."""
     plt.style.use(plotting.STYLE)
     figure, axes = plt.subplots(2, 3, figsize=(14, 9))
     colors = {"neural ODE": (plotting.COLORS["other"], "--"), "augmented": (plotting.COLORS["ode"], "-")}

@@ -1,10 +1,10 @@
 """Hares and lynxes: the posterior of the parameters of a differential equation, by Hamiltonian Monte Carlo through the solver.
 
 The Hudson's Bay Company counted the pelts of snowshoe hares and Canada lynxes each year from 1900 to 1920. The model is that of
-Lotka and Volterra, `u' = (alpha - beta v) u` and `v' = (delta u - gamma) v`: hares u grow and are eaten, lynxes v starve and
-grow by what they eat. Pelts are lognormal around the solution. Four chains of Hamiltonian Monte Carlo
+Lotka and Volterra, `u' = (alpha - beta v) u` and `v' = (delta u - gamma) v`: hares u multiply and are eaten, lynxes v starve
+and multiply by what they eat. Pelts have lognormal errors around the solution. Four chains of Hamiltonian Monte Carlo
 (`tfp.mcmc`) sample the eight unknowns: four rates, both populations in 1900, and both errors of measurement. They use the
-gradient of the solution by all of these, and every chain has its own steps (`per_sample`).
+gradient of the solution with respect to all of these, and every chain has its own steps (`per_sample`).
 
     python examples/bayesian.py            # about two minutes on two CPU cores
     python examples/bayesian.py --quick    # short chains
@@ -72,7 +72,7 @@ def sample(start, num_kept, num_steps, seed):
 
 
 def draw(path, samples, replicated):
-    """Above, the observed pelts and what the model replicates; below, the posterior of the rates."""
+    """Draws the observed and the replicated pelts above, and the posterior of the rates below."""
     figure, axes = plt.subplots(2, 12, figsize=(11, 6.2), layout="constrained")
     grid = axes[0, 0].get_gridspec()
     for ax in axes.flat:
@@ -112,7 +112,7 @@ def main():
     samples = np.exp(chains)
     spread = tfp.mcmc.potential_scale_reduction(samples).numpy()
     effective = tfp.mcmc.effective_sample_size(samples, cross_chain_dims=1).numpy()
-    print(f"{CHAINS} chains of {num_kept} samples, of which {np.mean(accepted):.0%} are new")
+    print(f"{CHAINS} chains of {num_kept} samples; {np.mean(accepted):.0%} of the proposals were accepted")
     print(f"{'':14}{'mean':>8} {'deviation':>10} {'5 %':>8} {'95 %':>8} {'R-hat':>7} {'effective samples':>18}")
     for i, name in enumerate(NAMES):
         values = samples[..., i]
@@ -124,7 +124,7 @@ def main():
     replicated = np.exp(populations + np.exp(chosen[:, 6:]) * random.normal(size=populations.shape))
     low, high = np.quantile(replicated[::5], [0.05, 0.95], axis=1)  # every fifth time is that of a year's pelts
     inside = np.mean((low <= PELTS) & (high >= PELTS))
-    print(f"Of the observed pelts, {inside:.0%} lie within the 90 % intervals of replicated ones")
+    print(f"{inside:.0%} of the observed pelts lie within the 90 % intervals of the replicated ones")
     draw(arguments.output / "bayesian.png", samples, replicated)
 
 

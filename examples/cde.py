@@ -1,11 +1,11 @@
-"""A neural controlled differential equation reads irregular series with missing values, beside recurrent networks.
+"""A neural controlled differential equation classifies irregular series with missing values, compared with recurrent networks.
 
 The series are two noisy coordinates of spirals that turn left or right, at irregular times. Of the values, 30, 50 or 70 % are
 missing. The neural CDE is driven by a path through what was observed. The recurrent network (GRU) reads the last observed value of
 each channel, whether it is new, and the time since the last entry. The ODE-RNN reads the values and whether they are new, and its
 state follows an ODE from one time to the next. All have about as many weights.
 
-    python examples/cde.py            # about ten minutes on two CPU cores
+    python examples/cde.py            # about five minutes on two CPU cores
     python examples/cde.py --quick    # one rate, one seed, few epochs
 
 Writes cde.png.
@@ -47,7 +47,7 @@ def spirals(count, missing, seed):
 
 
 def inputs(kind, series, times):
-    """What a model reads. Recurrent ones read the last observed values and whether they are new; the GRU also the time since the
+    """The inputs of a model. Recurrent ones read the last observed values and whether they are new; the GRU also the time since the
     last entry."""
     if kind == "neural CDE":
         return [series, times]

@@ -118,7 +118,7 @@ def draw_trajectories(figure, model, images, labels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a quarter of the digits, one epoch")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the augmentation")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights and the augmentation")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     epochs, num_train, batch_size = (1, 1000, 50) if arguments.quick else (15, 4000, 50)

@@ -1,8 +1,8 @@
 """A neural ODE is trained by two devices and by two processes, killed in the middle, and resumed.
 
-A step depends on its number alone, so all ways take the same steps. Writes distributed.png, and checkpoints to distributed/.
-
-    python examples/distributed.py            # all ways on this machine, compared; three minutes; --quick: fewer steps
+The training loop is written out because `fit` fails under MultiWorkerMirroredStrategy for any layer ("PerReplica" error).
+A step depends on its number alone, so all runs take the same steps. Writes distributed.png, and checkpoints to distributed/.
+    python examples/distributed.py            # all runs on this machine, compared; three minutes; --quick: fewer steps
     TF_CONFIG='{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}' \\
         python examples/distributed.py    # one of two workers, whose --output is one directory that both see
 """
@@ -52,7 +52,7 @@ def train(strategy, steps, seed, directory, kill_at=None):
     keras.utils.set_random_seed(seed)
     points, labels = datasets.spirals(2000, seed=seed)
 
-    def batch(i):  # of the rows of a step, the part of each replica of this process
+    def batch(i):  # each replica of this process takes its part of the rows of a step
         rows = np.random.default_rng([seed, i]).choice(len(points), BATCH, replace=False)
         return [strategy.experimental_distribute_values_from_function(lambda c, drawn=values[rows]: tf.constant(
             drawn[c.replica_id_in_sync_group :: c.num_replicas_in_sync])) for values in (points, labels)]
@@ -80,7 +80,7 @@ def train(strategy, steps, seed, directory, kill_at=None):
 
 
 def launch(arguments, directory, workers, kill_at=None):
-    """Runs this file in processes, as workers or alone, of which the last may kill itself, and returns their exit codes."""
+    """Runs this file in one or several worker processes, the last of which may kill itself, and returns their exit codes."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
     cluster, processes = {"cluster": {"worker": ["{}:{}".format(*s.getsockname()) for s in sockets]}}, []
     try:
@@ -98,14 +98,14 @@ def launch(arguments, directory, workers, kill_at=None):
 
 
 def compare(arguments, steps):
-    """Trains in all ways and compares the weights with those of one device that nobody kills."""
+    """Trains on each set of devices and compares the weights with those of one device whose process is not killed."""
     root, kill_at = arguments.output / "distributed", steps // 2 + 5
     runs = ["one device", "two mirrored devices", "two workers, killed"] + ["one device, killed"] * (not arguments.quick)
     shutil.rmtree(root, ignore_errors=True)
     train(tf.distribute.get_strategy(), steps, arguments.seed, root / runs[0])
     train(tf.distribute.MirroredStrategy(CPUS), steps, arguments.seed, root / runs[1])
     for name, workers in zip(runs[2:], (2, 1), strict=False):
-        killed = launch(arguments, root / name, workers, kill_at)  # where one worker is missing, the others end with an error
+        killed = launch(arguments, root / name, workers, kill_at)  # if one worker dies, the others end with an error
         print(f"{name}: exit codes {killed}, and of the resumed run {launch(arguments, root / name, workers)}; see the logs")
     plt.style.use(plotting.STYLE)
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 8.5), sharex=True)
@@ -133,7 +133,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="60 steps in place of 600, and only the workers are killed")
     parser.add_argument("--replicas", type=int, choices=(1, 2), help="train on so many devices of this process alone")
     parser.add_argument("--kill-at", type=int, help="end this process by SIGKILL after a step")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights and the batches")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     steps, two = 60 if arguments.quick else 600, [tf.config.LogicalDeviceConfiguration()] * 2

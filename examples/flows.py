@@ -1,9 +1,9 @@
-"""Continuous normalizing flows learn the densities of points in the plane, beside coupling flows of their size.
+"""Continuous normalizing flows learn the densities of points in the plane, compared with coupling flows of the same size.
 
 A continuous flow transforms a normal distribution by an ODE. The density at a point follows from the solve back to the base and
-from the divergence along it: the likelihood is exact for any network, without an inverse or special layers. A coupling flow (Glow
-in the plane) is a sequence of invertible layers: a matrix, and an affine map of one coordinate that a network computes from the
-other.
+from the divergence along the trajectory: the likelihood is exact for any network, without an inverse or special layers. A coupling
+flow (Glow in the plane) is a sequence of invertible layers: a matrix, and an affine map of one coordinate that a network computes
+from the other.
 
     python examples/flows.py            # two sets, about fifteen minutes of CPU time
     python examples/flows.py --quick    # one set, small flows, a few steps
@@ -46,7 +46,7 @@ def dynamics(width):
 
 
 class CouplingFlow(keras.Model):
-    """From data to the base. Each layer mixes the coordinates, and then scales and shifts the second as the first says."""
+    """Maps data to the base. Each layer mixes the coordinates, and then scales and shifts the second as a function of the first."""
 
     def __init__(self, num_layers, width=32):
         super().__init__(name="coupling")
@@ -99,7 +99,7 @@ def density(model):
 
 
 def draw(path, results):
-    """For each set a column: points, and the densities of both flows."""
+    """Draws a column for each set: points, and the densities of both flows."""
     plt.style.use(plotting.STYLE)
     figure, axes = plt.subplots(3, len(results), figsize=(2.3 * len(results), 7.2), squeeze=False)
     for column, (name, (points, *densities)) in zip(axes.T, results.items(), strict=True):
@@ -119,7 +119,7 @@ def main():
     parser.add_argument("--sets", nargs="+", choices=SETS, default=("checkerboard", "spirals"), help="names of data sets")
     parser.add_argument("--width", type=int, default=32, help="units of each hidden layer of the continuous flow")
     parser.add_argument("--steps", type=int, default=2000, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the first of three sets of weights")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the first of three sets of weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     names, width, steps, seeds = arguments.sets, arguments.width, arguments.steps, SEEDS
@@ -127,7 +127,7 @@ def main():
         names, width, steps, seeds = SETS[:1], 8, 50, 1
     arguments.output.mkdir(parents=True, exist_ok=True)
     models, results = flows(width), {}
-    # The same weights, solved accurately: what a loose solve gains by its errors is no likelihood.
+    # The same weights, with tight tolerances: the errors of a loose solve can raise the computed likelihood.
     exact = ContinuousNormalizingFlow(models[0].dynamics, rtol=1e-5, atol=1e-5)
     exact.compile(jit_compile=True)
     print(f"Median of {seeds} seed(s) of the held-out log-likelihood [nats], integral of the density, time so far")

@@ -133,7 +133,7 @@ def draw(path, results, units):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two units, a few steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the first of three sets of weights and points")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the first of three sets of weights and points")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     units, steps, results = ((2,), 20, {}) if arguments.quick else ((2, 8, 32), 1000, {})

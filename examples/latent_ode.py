@@ -1,9 +1,9 @@
-"""A latent ODE continues a spiral, of which it has seen a noisy part, forward and backward in time.
+"""A latent ODE observes a noisy part of a spiral and continues it, forward and backward in time.
 
 Spirals wind outward, half of them clockwise. Each is observed with noise at 30, 50 or 100 of 100 times. The observed parts begin
 at different points of the spirals, so what follows one part was observed in others. For comparison, a recurrent network with as
 many parameters predicts each next observation. The error is that of the 100 times after the observed ones, without noise.
-`--quick` takes one seed. Writes latent_ode.png. After Chen, Rubanova, Bettencourt, Duvenaud (2018), NeurIPS (section 5.1).
+`--quick` uses one seed. Writes latent_ode.png. After Chen, Rubanova, Bettencourt, Duvenaud (2018), NeurIPS (section 5.1).
 """
 
 import argparse
@@ -76,7 +76,7 @@ def compare(num_observed, seed, epochs, num_series):
     keras.utils.set_random_seed(seed)
     _, values, mask = load(num_observed, num_series, seed, anywhere=True)
     truth, test_values, test_mask = load(num_observed, 200, 1000 + seed, anywhere=False)
-    # The recurrent network goes on in steps as long as those it was trained on: shorter ones do worse.
+    # The recurrent network continues in steps as long as those it was trained on: shorter ones have larger errors.
     later = np.arange(2 * LENGTH, 3 * LENGTH + 1, LENGTH // num_observed)
 
     ode, inputs = latent_ode(), {"values": test_values, "mask": test_mask}
@@ -89,7 +89,7 @@ def compare(num_observed, seed, epochs, num_series):
     continued = go_on(network, in_sequence(test_values, test_mask), LENGTH // num_observed)
     errors = [float(np.sqrt(np.mean((p - truth[:, later]) ** 2))) for p in (ahead[:, later - LENGTH], continued)]
 
-    # Drawn are ten samples of the posterior of the first series that turns right, or left for 50 observations.
+    # The figure shows ten samples of the posterior of the first series that turns right, or left for 50 observations.
     turns = truth[:, 0, 0] * truth[:, 1, 1] - truth[:, 0, 1] * truth[:, 1, 0]
     n = np.argmax(turns > 0 if num_observed == 50 else turns < 0)
     z = posterior.sample(10)[:, n]
@@ -142,7 +142,7 @@ def main():
     for num_observed in observed:
         ode, network = np.median([errors[num_observed, seed] for seed in seeds], axis=0)
         print(f"{num_observed:12} {ode:11.3f} {network:10.3f}")
-    print("The paper's Table 2, for spirals of its own: 0.16, 0.15, 0.13; and 0.39, 0.32, 0.18 for its recurrent network.")
+    print("Table 2 of the paper, for other spirals: 0.16, 0.15, 0.13; and 0.39, 0.32, 0.18 for its recurrent network.")
     draw(arguments.output / "latent_ode.png", shown, errors)
 
 

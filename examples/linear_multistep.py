@@ -1,4 +1,4 @@
-"""A linear multistep network beside residual blocks of the same depth, on digits.
+"""A linear multistep network is compared with residual blocks of the same depth, on digits.
 
 A residual block is a step of Euler's method, h + f(h). A linear multistep block is a step of a two-step method,
 (1 - k) h[n] + k h[n-1] + f(h[n]), and learns one more number, k. Both are trained with and without stochastic depth, which

@@ -35,7 +35,7 @@ STYLES = {kind: (plotting.COLORS[role], line) for kind, role, line in (
 
 
 def energy(y):
-    """Of a pendulum of unit mass, length and gravity, with the angle and the angular velocity in the last axis."""
+    """The energy of a pendulum of unit mass, length and gravity, with the angle and the angular velocity in the last axis."""
     return y[..., 1] ** 2 / 2 - np.cos(y[..., 0])
 
 
@@ -44,7 +44,7 @@ def pendulum(t, y):
 
 
 def trajectories(count, t, seed):
-    """Starts at rest at random angles on both sides, and the exact states after them, `[count, T, 2]`."""
+    """Initial states at rest, at random angles on both sides, and the exact states at the times `t`, `[count, T, 2]`."""
     random, start = np.random.default_rng(seed), np.zeros([count, 2])
     start[:, 0] = random.uniform(0.5, 2.0, count) * random.choice([-1, 1], count)
     states = keras_ode.solve(pendulum, start.astype("float32"), t, rtol=1e-6).ys

@@ -1,10 +1,10 @@
-"""An ODE network beside the residual network that it replaces: error, parameters, memory and time.
+"""An ODE network is compared with the residual network that it replaces: error, parameters, memory and time.
 
 A perceptron, a ResNet of six blocks, an RK-Net (differentiated through the solver's steps) and an ODE-Net (by the adjoint
-equation) learn the same digits; all but the perceptron have the same layers around their blocks. Before, each takes a
+equation) learn the same digits; all but the perceptron have the same layers around their blocks. Before that, each takes a
 training step at several depths in a separate process, whose memory is measured (from /proc, which only Linux has).
 
-`--quick` takes few digits, one seed and one epoch. Writes odenet_vs_resnet.png.
+`--quick` uses few digits, one seed and one epoch. Writes odenet_vs_resnet.png.
 
 Source: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS, Table 1: on 60,000
 digits errors of 1.60 %, 0.41 %, 0.47 %, 0.42 % in this order, and 0.24, 0.60, 0.22, 0.22 million parameters.
@@ -75,7 +75,7 @@ def trained(kind, train, test, epochs, seed, batch_size=50):
 
 
 def memory_of_step(kind, depth):
-    """Megabytes that a training step takes, in a process of its own: what others freed would hide its peak."""
+    """The megabytes that a training step takes. It runs in a separate process: freed memory would hide its peak."""
     done = subprocess.run([sys.executable, __file__, "--memory", kind, str(depth)], check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
 
@@ -93,7 +93,7 @@ def print_memory(kind, depth, batch_size=128):
 
 
 def conclusion(rows, memory):
-    """What this run says of the claims of Table 1, from its own numbers."""
+    """Compares the numbers of this run with the claims of Table 1."""
     (ode, weights, _), (resnet, of_resnet, _) = rows["ODE-Net"], rows["ResNet"]
     lines = [f"Test error of the ODE-Net minus that of the ResNet: {100 * (ode - resnet):+.1f} points (in the paper, +0.01), "
              f"with {weights / of_resnet:.2f} times its parameters (in the paper, 0.37)."]
@@ -125,7 +125,7 @@ def draw(path, runs, memory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few digits, one epoch, two measurements of memory")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the augmentation")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights and the augmentation")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

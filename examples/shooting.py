@@ -1,8 +1,8 @@
 """The rates of predators and prey from noisy observations: where single shooting fails, and two remedies.
 
 A solve over many cycles depends on the rates in a complicated way: from wrong rates, single shooting ends in a local minimum,
-which is an average of the cycles. Multiple shooting solves short pieces, and penalizes that they do not meet. Collocation estimates
-the derivatives by kernel regression, without any solve, and gives starting values. After either, single shooting converges.
+which is an average of the cycles. Multiple shooting solves short pieces, and penalizes the gaps between them. Collocation estimates
+the derivatives by kernel regression, without any solve, and gives starting values. After either of them, single shooting converges.
 
     python examples/shooting.py            # a few minutes on two CPU cores
     python examples/shooting.py --quick    # one seed, few steps
@@ -128,7 +128,7 @@ def main():
         for method, (rates, seconds) in found.items():
             rows[method].append((np.max(np.abs(rates / TRUE - 1)), seconds))
     print(f"The largest relative error of the four rates, which start at 0.4 to 0.7 of their values, for {num_seeds} seeds:")
-    print(f"{'':26}{'median':>9}{'smallest':>10}{'largest':>9}{'found to 10 %':>15}{'median seconds':>16}")
+    print(f"{'':26}{'median':>9}{'smallest':>10}{'largest':>9}{'within 10 %':>15}{'median seconds':>16}")
     for method, values in rows.items():
         errors, seconds = np.array(values).T
         print(f"{method:26}{np.median(errors):9.1%}{errors.min():10.1%}{errors.max():9.1%}"

@@ -1,4 +1,4 @@
-"""Networks whose propagation is stable by construction, beside residual blocks, on points in the plane.
+"""Networks whose propagation is stable by construction are compared with residual blocks, on points in the plane.
 
 A residual block is a step of Euler's method for y' = s(K y + b), and an error grows along the blocks if the Jacobian has
 eigenvalues with positive real parts. Antisymmetric, Hamiltonian and leapfrog networks have none, whatever they learn. All four
@@ -62,7 +62,7 @@ def roughness(blocks):
 
 
 def eigenvalues(kind, blocks, y):
-    """Those of the Jacobian of the equation that each block is a step of, at the states `y` (with z, or y', of zero)."""
+    """The eigenvalues of the Jacobian of the equation that the blocks discretize, at the states `y` (with z, or y', of zero)."""
     def field(n, x):
         if kind in ("residual", "antisymmetric"):
             return blocks.layers[n](x)

@@ -1,6 +1,6 @@
-"""A universal differential equation: the missing term of Lotka and Volterra is learned from noisy data, and read as a formula.
+"""A universal differential equation: missing terms of Lotka and Volterra are learned from noisy data, and recovered as formulas.
 
-Known are the growth of the prey, x' = a x + ?, and the decay of the predators, y' = -d y + ?. A network takes the place of the two
+The growth of the prey, x' = a x + ?, and the decay of the predators, y' = -d y + ?, are known. A network takes the place of the two
 unknown terms. It is trained on estimated derivatives first (collocation), and then by multiple shooting and by a solve over all
 times. Sparse regression of its outputs on a list of candidates finds the formulas: -b x y and c x y. Writes universal.png.
 
@@ -137,7 +137,7 @@ def main():
         errors.append((np.array_equal(found != 0, wanted != 0), np.abs(found - wanted).max(), *rms))
         drawn = drawn or (ys, states, terms, later, truth, predicted)
     right, *rest = np.array(errors).T
-    print(f"The true terms are -{B} x y and +{C} x y. The right candidates: {right.sum():.0f} of {num_seeds} seeds.")
+    print(f"The true terms are -{B} x y and +{C} x y. Both terms and no others: {right.sum():.0f} of {num_seeds} seeds.")
     names = "largest error of a coefficient", "RMS error of the fit", "RMS error until t = 20"
     for name, values in zip(names, rest, strict=True):
         print(f"{name:32} median {np.median(values):.4f}, largest {values.max():.4f}")

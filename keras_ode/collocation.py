@@ -18,11 +18,11 @@ _FEWEST = 3
 
 
 class Collocation(NamedTuple):
-    """What `collocate` estimates.
+    """The result of `collocate`.
 
     Attributes:
         states: The smoothed states, `[K, ...]`.
-        slopes: Their derivatives by time, `[K, ...]`.
+        slopes: Their derivatives with respect to time, `[K, ...]`.
 
     Example:
 

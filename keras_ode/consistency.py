@@ -54,6 +54,9 @@ def consistent_state(
     >>> y0 = keras_ode.consistent_state(f, tf.constant([0.5, 0.0]), 0.0, [[1.0, 0.0], [0.0, 0.0]])
     >>> print(y0.numpy())
     [0.5  0.75]
+
+    Reference: Brown, Hindmarsh, Petzold (1998), Consistent initial condition calculation for differential-algebraic systems,
+    SIAM J. Sci. Comput. 19(5), 1495-1512.
     """
     refuse_symbolic((y0, t0, args), "Call it in the call of a layer of your own.")
     y0 = arguments.checked_state(y0, per_sample)

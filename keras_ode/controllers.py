@@ -117,11 +117,11 @@ class Controller(configurable.Configurable):
     has_times = False
 
     def start(self, step_size):
-        """The state before the first step."""
+        """Returns the state of the controller before the first step."""
         raise NotImplementedError
 
     def judge(self, error, error_order, step_size, state):
-        """Judges a step of `step_size` (positive) with scaled `error`; not finite where the step was not."""
+        """Returns the `Verdict` on a step of the positive size `step_size` with the scaled `error`, which may not be finite."""
         raise NotImplementedError
 
 
@@ -188,11 +188,11 @@ class StepTo(Controller):
         return Verdict(accept, tree.select(accept, state[0], step_size), state)
 
     def limit(self, clock, stops=None):
-        """A function of a time since the start of a solve: where the step from there ends.
+        """Returns a function that maps a time since the start of the solve to the end of the step from there.
 
         Args:
             clock: The `Clock` of the solve.
-            stops: Other times since the start. Those that are times of this, but for rounding, take their places.
+            stops: Other times since the start. Where one of them is a time of this controller up to rounding, it replaces that.
         """
         start, duration = clock.start, clock.duration
         times = tf.reshape(tf.constant(self.times, start.dtype), [-1] + [1] * start.shape.rank)
@@ -336,10 +336,17 @@ CONTROLLERS = {"constant": Constant, "pid": PID, "predictive": Predictive, "step
 
 
 def get(identifier: str | dict[str, Any] | Controller) -> Controller:
-    """The controller of a name (`"pid"`), a configuration or a `Controller` object.
+    """Returns a controller from its name, its configuration or a `Controller` object.
 
     Args:
-        identifier: The name, the configuration or the object.
+        identifier: A name such as `"pid"`, a dictionary with the entries `"name"` and `"config"`, or a `Controller`, which is
+            returned as it is.
+
+    Returns:
+        A `Controller`.
+
+    Raises:
+        ValueError: If there is no controller of that name, or if its class needs arguments.
 
     Example:
 

@@ -43,6 +43,8 @@ def spirals(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple
     >>> points, labels = keras_ode.datasets.spirals(100)
     >>> points.shape, labels.shape
     ((100, 2), (100,))
+
+    Reference: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR, whose code draws such points.
     """
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=num_samples)
@@ -67,6 +69,9 @@ def moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[F
     >>> points, labels = keras_ode.datasets.moons(100)
     >>> points.shape, labels.shape
     ((100, 2), (100,))
+
+    Reference: Pedregosa et al. (2011), Scikit-learn: machine learning in Python, J. Mach. Learn. Res. 12, whose `make_moons`
+    has these half circles.
     """
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=num_samples)
@@ -90,6 +95,8 @@ def circles(num_samples: int = 1000, noise: float = 0.08, seed: int = 0) -> tupl
     >>> points, labels = keras_ode.datasets.circles(100)
     >>> points.shape, labels.shape
     ((100, 2), (100,))
+
+    Reference: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR, whose code draws such points.
     """
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=num_samples)
@@ -143,6 +150,8 @@ def checkerboard(num_samples: int = 1000, seed: int = 0) -> Floats:
     >>> points = keras_ode.datasets.checkerboard(100)
     >>> points.shape
     (100, 2)
+
+    Reference: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR, whose code draws such points.
     """
     random = np.random.default_rng(seed)
     x = random.uniform(-2, 2, num_samples)
@@ -166,6 +175,8 @@ def eight_gaussians(num_samples: int = 1000, noise: float = 0.2, seed: int = 0) 
     >>> points, labels = keras_ode.datasets.eight_gaussians(100)
     >>> points.shape, labels.shape
     ((100, 2), (100,))
+
+    Reference: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR, whose code draws such points.
     """
     random = np.random.default_rng(seed)
     labels = random.integers(8, size=num_samples)

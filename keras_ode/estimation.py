@@ -14,7 +14,7 @@ from keras_ode.typing import Dynamics, Tensors, TensorsLike, Times, do_not_conve
 
 
 class Estimate(NamedTuple):
-    """What `estimate` found. The parameters themselves are the values of the variables.
+    """The result of `estimate`. The parameters themselves are the values of the variables.
 
     Attributes:
         loss: The loss at the last step, a float.
@@ -49,11 +49,11 @@ def multiple_shooting(
     args: Sequence[TensorsLike] = (),
     **options: Any,
 ) -> tf.Tensor:
-    """The loss of multiple shooting: short solves between observations, and a penalty where they do not meet.
+    """Returns the loss of multiple shooting: that of short solves, plus a penalty on the gaps between them.
 
     A solve over a long time depends on the parameters in a complicated way, so that its loss has many local minima. Multiple
-    shooting divides the observations into groups. Each group is solved on its own, from its first observation, and the end of each
-    solve shall be the start of the next group.
+    shooting divides the observations into groups. Each group is solved on its own, from its first observation, and a penalty closes
+    the gap between the end of each solve and the start of the next group.
 
     Args:
         dynamics: As in `keras_ode.solve`.

@@ -107,11 +107,11 @@ class SteadyState:
         self.rtol, self.atol = (None if x is None else float(x) for x in (rtol, atol))
 
     def tensors(self):
-        """As of a `ClosedEvent`: none."""
+        """Returns the tensors of the event, as for a `ClosedEvent`: it has none."""
         return ()
 
     def key(self):
-        """A hashable value, equal for two that do the same."""
+        """Returns a hashable value, which is equal for two events that do the same."""
         return "SteadyState", self.rtol, self.atol
 
 

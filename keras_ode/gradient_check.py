@@ -20,16 +20,16 @@ _LADDER = 10.0
 
 
 class GradientReport(NamedTuple):
-    """What `check_gradients` found; printed, it is a table.
+    """The result of `check_gradients`. `print` shows it as a table.
 
     Attributes:
-        errors: The relative error of each gradient, by name: `y0`, `t`, `args`, and the variables' own names. NaN where
-            the backward solve failed.
-        reference_errors: By how much the two references differ, relative to them: errors under these mean nothing.
-        tolerance: The loosest pair `(rtol, atol)`, from the given one on, with which every error is at most `target`; or
-            `None` where there is none.
-        target: The relative error asked for.
-        given: The pair `(rtol, atol)` that `errors` belong to.
+        errors: The relative error of each gradient, by name: `y0`, `t`, `args`, and the names of the variables. NaN if the
+            backward solve failed.
+        reference_errors: The relative differences of the two references, by name. Errors below these mean nothing.
+        tolerance: The loosest pair `(rtol, atol)`, not looser than the given one, with which every error is at most
+            `target`, or `None` if there is no such pair.
+        target: The relative error for which tolerances were sought.
+        given: The pair `(rtol, atol)` with which `errors` were measured.
         adjoint: The adjoint.
     """
 

@@ -75,7 +75,7 @@ class Path(_Fields):
         return self._read(t, slope_at)
 
     def _read(self, t, read):
-        """What `read` makes of the pieces at times `t`."""
+        """Returns the result of the function `read`, applied to the pieces at the times `t`."""
         refuse_symbolic((*self, t), "Pass the path to the dynamics in args, and evaluate it there.")
         if self.times.dtype.size < 4:
             raise TypeError(
@@ -99,7 +99,7 @@ class Path(_Fields):
         return tf.cast(tf.reshape(result, self._result_shape(t)), t.dtype)
 
     def _in_rows(self, t):
-        """Times as `[N]`, or `[B, K]` or `[1, K]` where the values have rows."""
+        """Returns times as `[N]`, or as `[B, K]` or `[1, K]` if the values have rows."""
         if self.nodes.shape.rank < 4:
             return tf.reshape(t, [-1])
         if t.shape.rank and t.shape[0] != 1 and not t.shape[:1].is_compatible_with(self.nodes.shape[:1]):
@@ -141,6 +141,9 @@ class LinearPath(Path):
     >>> path = keras_ode.paths.LinearPath([0.0, 1.0, 3.0], [0.0, 2.0, 0.0])
     >>> print(float(path.evaluate(0.5)), float(path.derivative(2.0)))
     1.0 -1.0
+
+    Reference: Morrill, Kidger, Yang, Lyons (2022), On the choice of interpolation scheme for neural CDEs, Transactions on
+    Machine Learning Research.
     """
 
     __slots__ = ()

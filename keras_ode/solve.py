@@ -167,11 +167,17 @@ def odeint(func: Dynamics, y0: TensorsLike, t: Times, **options: Any) -> Tensors
     Returns:
         The states, in the nested structure of `y0`.
 
+    Raises:
+        ValueError, TypeError, SolveError: As in `keras_ode.solve`.
+
     Example:
 
     >>> ys = keras_ode.odeint(lambda t, y: -y, tf.constant([1.0]), [0.0, 0.5, 1.0])
     >>> ys.shape
     TensorShape([3, 1])
+
+    Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS. The name and the
+    order of the arguments are those of their package, torchdiffeq.
     """
     refuse_unknown("odeint", options, DEFAULTS)
     return solve(func, y0, t, **options).ys

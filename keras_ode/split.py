@@ -45,7 +45,7 @@ class Split(keras.Layer):
         self.stiff, self.nonstiff = stiff, nonstiff
 
     def build(self, *shapes, **shapes_by_name):
-        """Nothing: a part that is a layer is built when it is called."""
+        """Does nothing but set `built`: a part that is a layer is built when it is called."""
         self.built = True
 
     def call(self, t, y, *args):

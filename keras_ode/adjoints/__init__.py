@@ -31,10 +31,17 @@ ADJOINTS = {
 
 
 def get(identifier: str | dict[str, Any] | Adjoint) -> Adjoint:
-    """The adjoint of a name (`"backsolve"`), a configuration or an `Adjoint` object.
+    """Returns an adjoint from its name, its configuration or an `Adjoint` object.
 
     Args:
-        identifier: The name, the configuration or the object.
+        identifier: A name such as `"backsolve"`, a dictionary with the entries `"name"` and `"config"`, or an `Adjoint`, which is
+            returned as it is.
+
+    Returns:
+        An `Adjoint`.
+
+    Raises:
+        ValueError: If there is no adjoint of that name, or if its class needs arguments.
 
     Example:
 

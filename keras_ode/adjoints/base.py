@@ -47,11 +47,11 @@ class Adjoint(Configurable):
     solver: Solver | None = None
 
     def with_compiled_parts(self, problem):
-        """The problem, with parts compiled that pay where the program around them is not compiled."""
+        """Returns the problem with those parts compiled for which it pays if the surrounding program is not compiled."""
         return problem
 
     def solve(self, problem):
-        """Solves a `Problem`; the `Outcome`'s `ys` are differentiable by its times, state and parameters."""
+        """Solves a `Problem`. The `ys` of the `Outcome` are differentiable with respect to times, state and parameters."""
         raise NotImplementedError
 
 

@@ -20,8 +20,9 @@ class Checkpointed(FirstOrderAdjoint):
 
     This is the exact derivative of what the solver computed, and not an approximation of the derivative of the solution. If
     the steps of the solver are wrong for neighboring solutions, so is their derivative. With `u' = a u - u v`, `v' = -a v +
-    u v` and `u = v = a = 1` the solution is constant, the steps grow without limit, and the derivative by `a` of the sum
-    over 101 points of [0, 10] is far from 212.7104: use `"interpolating"` or `"backsolve"` near equilibria.
+    u v` and `u = v = a = 1` the solution is constant, and the steps grow without limit. The derivative with respect to `a` of
+    the sum over 101 points of [0, 10] is then far from the exact value, 212.7104: use `"interpolating"` or `"backsolve"` near
+    equilibria.
 
     Args:
         checkpoints: The number of steps whose stages are stored. Defaults to `32`.

@@ -30,6 +30,8 @@ class Direct(Adjoint):
     ...     first = inner.gradient(end, x)
     >>> print(f"{float(outer.gradient(first, x)[0]):.3f}")
     -0.250
+
+    Reference: Kidger (2021), On neural differential equations, chapter 5 (discretize-then-optimize).
     """
 
     compiles_alone = False

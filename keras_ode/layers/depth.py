@@ -51,6 +51,8 @@ class DepthVarying(keras.Layer):
     >>> dynamics = keras_ode.layers.DepthVarying(keras.layers.Dense(2, activation="tanh"), num_pieces=4)
     >>> keras_ode.ODELayer(dynamics)(tf.zeros([8, 2])).shape
     TensorShape([8, 2])
+
+    Reference: Massaroli, Poli, Park, Yamashita, Asama (2020), Dissecting neural ODEs, NeurIPS, for piecewise constant weights.
     """
 
     def __init__(

@@ -175,7 +175,7 @@ class ODELayer(HasTolerances, keras.Layer):
         self.t = tuple(float(x) for x in checked_times(t))
 
     def _check_options(self):
-        """Refuses options that do not go together."""
+        """Raises an error for options that cannot be combined."""
         check_takes_jacobian(self.jacobian, self.solver)
         regularizers.check_supported(self.regularizers, self.solver, self.adjoint)
         if self.mass_matrix is not None:
@@ -273,7 +273,7 @@ class ODELayer(HasTolerances, keras.Layer):
         return self._solve(y, t, training, args=args, **options)[0]
 
     def _solve(self, y, t, training, **options):
-        """The `Solution` and the penalties."""
+        """Returns the `Solution` and the penalties."""
         chooses = options.get("dense") or options.get("save") == "steps" or isinstance(options.get("event"), SteadyState)
         rtol, atol = self._tolerances_in(training)
         ours = {
@@ -351,7 +351,7 @@ class ODELayer(HasTolerances, keras.Layer):
         return keras.tree.map_shape_structure(lambda shape: (shape[0], num_times, *shape[1:]), y_shape)
 
     def _with_masks(self, outputs, masks):
-        """Outputs with the masks of the state, for each of their times."""
+        """Returns the outputs with the masks of the state, repeated for each time."""
         if self.return_sequences:
             for output, mask in zip(keras.tree.flatten(outputs), keras.tree.flatten(masks), strict=True):
                 if mask is not None:
@@ -359,7 +359,7 @@ class ODELayer(HasTolerances, keras.Layer):
         return outputs
 
     def _times(self, training):
-        """The layer's times, whose last may be random in training."""
+        """Returns the times of the layer, the last of which may be random in training."""
         if self.random_end_time is None or not training:
             return self.t
         return self.random_end_time.drawn(keras.random.uniform((), -1, 1, self.variable_dtype, self.seed_generator))
@@ -372,7 +372,7 @@ class ODELayer(HasTolerances, keras.Layer):
             )
 
     def _noise(self, y):
-        """Random booleans for each element of the state."""
+        """Returns random booleans for each element of the state."""
         return tuple(
             keras.random.uniform(tf.shape(leaf), seed=self.seed_generator) < 0.5 for leaf in tf.nest.flatten(y)
         )
@@ -390,7 +390,7 @@ class ODELayer(HasTolerances, keras.Layer):
         return tf.cast(x, self.variable_dtype) if x.dtype.is_floating else x
 
     def _as_output(self, leaf):
-        """A saved state, `[T, B, ...]`, batch first and in the layer's compute dtype."""
+        """Returns saved states `[T, B, ...]` with the batch axis first and in the compute dtype of the layer."""
         leaf = tf.cast(leaf, self.compute_dtype)
         if not self.return_sequences:
             return leaf[-1]

@@ -83,6 +83,9 @@ class TimeConv2D(_TimeAsChannel, keras.layers.Conv2D):
 
     >>> keras_ode.layers.TimeConv2D(16, 3, padding="same")(tf.constant(0.5), tf.zeros([8, 7, 7, 4])).shape
     TensorShape([8, 7, 7, 16])
+
+    Reference: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS, whose code for
+    MNIST appends the time to the channels.
     """
 
 

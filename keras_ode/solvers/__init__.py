@@ -99,10 +99,17 @@ SOLVERS = {
 
 
 def get(identifier: str | dict[str, Any] | Solver) -> Solver:
-    """The solver of a name (`"tsit5"`), a configuration or a `Solver` object.
+    """Returns a solver from its name, its configuration or a `Solver` object.
 
     Args:
-        identifier: The name, the configuration or the object.
+        identifier: A name such as `"tsit5"`, a dictionary with the entries `"name"` and `"config"`, or a `Solver`, which is
+            returned as it is.
+
+    Returns:
+        A `Solver`.
+
+    Raises:
+        ValueError: If there is no solver of that name, or if its class needs arguments.
 
     Example:
 

@@ -112,6 +112,8 @@ class AB2(Adams):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="ab2", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3693
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     order = 2
@@ -125,6 +127,8 @@ class AB3(Adams):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="ab3", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3678
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     order = 3
@@ -138,6 +142,8 @@ class AB4(Adams):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="ab4", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3679
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     order = 4
@@ -151,6 +157,8 @@ class AB5(Adams):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="ab5", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3679
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     order = 5
@@ -164,6 +172,8 @@ class ABM2(AB2):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="abm2", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3675
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     corrects = True
@@ -177,6 +187,8 @@ class ABM3(AB3):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="abm3", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3679
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     corrects = True
@@ -190,6 +202,8 @@ class ABM4(AB4):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="abm4", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3679
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     corrects = True
@@ -203,6 +217,8 @@ class ABM5(AB5):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="abm5", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3679
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.1.
     """
 
     corrects = True

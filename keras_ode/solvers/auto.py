@@ -37,10 +37,11 @@ class Carry(NamedTuple):
 class Auto(Solver):
     """Tsitouras' explicit method, which switches to Steinebach's `Rodas5P` where stability limits the explicit steps.
 
-    The spectral radius of the Jacobian is estimated at each accepted step: from the last two stages of an explicit one, and from
-    the Jacobian itself of an implicit one. If explicit steps are as long as stability allows in ten more steps than they are
-    shorter, implicit steps follow. If explicit steps would be stable at the sizes of four implicit steps in a row, explicit ones
-    follow. With `per_sample=True` each row has its own method; a method is evaluated where a row takes it.
+    The spectral radius of the Jacobian is estimated at each accepted step: from the last two stages of an explicit step, and from
+    the Jacobian itself in an implicit step. The solver counts the explicit steps that are as long as stability allows, and
+    subtracts those that are shorter. When the count reaches ten, it switches to implicit steps. It switches back after four
+    implicit steps in a row whose sizes would be stable for explicit ones. With `per_sample=True` each row switches separately,
+    and a method is evaluated only if some row uses it.
 
     Gradients by `"checkpointed"` and `"direct"` are those of the steps that were taken. `"interpolating"` solves the adjoint
     equation in the same way, by `Tsit5` and `KenCarp4`.
@@ -53,7 +54,7 @@ class Auto(Solver):
     0.541 True
 
     References:
-        Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2 (how stiffness shows).
+        Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.2 (detection of stiffness).
         Petzold (1983), Automatic selection of methods for solving stiff and nonstiff systems of ordinary differential equations,
             SIAM J. Sci. Stat. Comput. 4(1), 136-148.
         Rackauckas, Nie (2019), Confederated modular differential equation APIs for accelerated algorithm development and
@@ -72,7 +73,7 @@ class Auto(Solver):
 
     @property
     def weights(self):
-        """Of its stages: the coefficients of a polynomial, and the slope at the end."""
+        """The weights of the stages, which are the coefficients of a polynomial and the slope at the end."""
         degree = max(self.explicit.degree, self.implicit.degree)
         return np.eye(degree + 1, degree)
 
@@ -129,7 +130,7 @@ class Auto(Solver):
         return (*self.explicit.memory_like(y, dense), *self.implicit.memory_like(y, dense))
 
     def pullback(self, field, interval, y, carry, memory, outputs, dense, of_y, of_parameters):
-        """That of the method that was taken; the derivative at the start follows from `y`."""
+        """Uses the pullback of the method that took the step. The derivative at the start follows from `y`."""
         stiff, count = _taken(carry.is_stiff, interval.size), len(self.explicit.memory_like(y, dense))
         rest = (dense, tuple(of_y), tuple(of_parameters))
 
@@ -163,7 +164,7 @@ class Auto(Solver):
         return of_y, tuple(map(tf.zeros_like, tf.nest.flatten(carry))), of_parameters, evaluations
 
     def _coefficients(self, method, step, with_dense):
-        """The stages of a method's step as those of this one: without dense output, the slope at the end alone."""
+        """Returns the stages of a method's step as stages of this solver: without dense output, only the slope at the end."""
         if not with_dense:
             return step.stages[-1:]
         rows = [tree.combinations(method.weights.T, slopes) for slopes in zip(*step.stages, strict=True)]
@@ -172,7 +173,7 @@ class Auto(Solver):
         return (*zip(*rows, strict=True), step.stages[-1])
 
     def _common(self, method, step, interval, with_dense, memory):
-        """A method's step in the form that both have."""
+        """Returns a method's step in the form that both methods share."""
         size = interval.size
         return step._replace(
             stages=self._coefficients(method, step, with_dense),

@@ -62,7 +62,7 @@ class Field:
         computed for all of them together."""
         return [self] * len(times)
 
-    # What follows from these.
+    # These follow from the attributes and methods above.
 
     @property
     def adaptive(self):
@@ -238,115 +238,116 @@ class Solver(Configurable):
 
     @property
     def degree(self):
-        """The degree of its interpolant."""
+        """Returns the degree of the interpolant."""
         return self.weights.shape[1]
 
     @property
     def backward(self):
-        """The solver for adjoint equations, which are linear, and whose fields have no derivative by time."""
+        """Returns the solver for adjoint equations, which are linear, and whose fields have no derivative with respect to time."""
         return self
 
     def bind(self, structure):
-        """The solver for states of a structure: a nest, whose leaves are the first ones of those that `step` is given."""
+        """Returns the solver for states of a nested structure, whose leaves are the first leaves that `step` receives."""
         return self
 
     def check(self, field):
-        """Warns of a `VectorField` that it is not made for."""
+        """Warns if the solver does not suit this `VectorField`."""
 
     def start(self, field, t, y):
-        """The carry at the first point `(t, y)`, and how many evaluations it took."""
+        """Returns the carry at the first point `(t, y)`, and the number of evaluations that it took."""
         raise NotImplementedError
 
     def carry_like(self, t, y):
-        """A carry of the right shapes, of finite numbers, for a time `t`, a scalar or `[B]`, and leaves `y`."""
+        """Returns a carry of the right shapes, with finite numbers, for a time `t` (a scalar or `[B]`) and leaves `y`."""
         return Stage(tree.zeros_like(y))
 
     def first_derivative(self, carry):
-        """The derivative's leaves at the point of `carry`, which is a `Stage` if a solver does not say otherwise."""
+        """Returns the leaves of the derivative at the point of `carry`, which by default is a `Stage`."""
         return carry.derivative
 
     def step(self, field, interval, y, carry, with_dense=False):
-        """Tries one step from `y`; `with_dense`, also what its interpolant needs.
+        """Tries one step from `y` and returns a `Step`, which `with_dense` also has what its interpolant needs.
 
         Args:
             field: A `Field`.
             interval: An `Interval`.
-            y: The leaves at its start.
-            carry: That of `start`, or of the step before.
+            y: The leaves at the start of the interval.
+            carry: The carry that `start` or the previous step returned.
         """
         raise NotImplementedError
 
     def unstep(self, field, interval, y, carry):
-        """Takes a step back, exactly but for rounding: what `step` made of the state and the carry at the start of the interval.
+        """Reverses a step, exactly up to rounding errors.
 
         Args:
             field, interval: As in `step`.
-            y, carry: Those with which the step ended.
+            y, carry: The state and the carry at the end of the step.
 
         Returns:
-            The state and the carry with which it began, and the number of evaluations. Over an interval without length the state
-            stays as it is, but not the carry.
+            The state and the carry at the start of the step, and the number of evaluations. Over an interval without length the
+            state does not change, but the carry does.
         """
         raise NotImplementedError
 
     def num_stages(self, dense):
-        """How many stages a step has; `dense`, with those that only its interpolant needs."""
+        """Returns the number of stages of a step. With `dense`, it includes the stages that only the interpolant needs."""
         return len(self.weights)
 
-    # What follows from these.
+    # These follow from the attributes and methods above.
 
     def interpolate(self, stages, size, y, theta):
-        """The leaves at `start + theta * size` within a step from `y`.
+        """Returns the leaves at `start + theta * size` within a step from `y`.
 
         Args:
-            stages: Those of the `Step`.
+            stages: The stages of the `Step`.
             size: The size of its interval.
             y: The leaves at its start.
-            theta: Of the shape of `size`, which leads those of all leaves: a scalar, `[B]`, or `[K]` or `[K, B]` for steps of
-                different times. Or with an axis more before it, `[K]` or `[K, B]`, for leaves `[K, ...]` of one step.
+            theta: Either in the shape of `size`, with which the shapes of all leaves begin: a scalar, `[B]`, or `[K]` or
+                `[K, B]` for steps of different times. Or with one more axis in front, `[K]` or `[K, B]`, which gives leaves
+                `[K, ...]` of one step.
         """
         rows = self.weights
         weights = theta * _polynomial(rows, theta)
         if theta.shape.rank == size.shape.rank:
             return tree.add_scaled(y, size, tree.tensor_weighted_sum(tf.unstack(weights, num=len(rows)), stages))
-        # Not by tf.transpose: in a second derivative XLA would not know its permutation.
+        # `tf.transpose` does not work here: in a second derivative, XLA would not know the permutation.
         weights = tf.stack(tf.unstack(size * weights, num=len(rows)), axis=1)
         increments = contract(weights, map(tf.stack, zip(*stages, strict=True)))
         return tree.add(tuple(leaf[None] for leaf in y), increments)
 
     def transposed_interpolate(self, size, theta, among, cotangents):
-        """The cotangents of `y` and of each stage from those of interpolated leaves.
+        """Returns the cotangents of `y` and of each stage from the cotangents of interpolated leaves.
 
         Args:
             size: The size of the step's interval.
-            theta: Where, `[K]` or `[K, B]`.
-            among: Which of them count, booleans like `theta`.
+            theta: The points of interpolation, `[K]` or `[K, B]`.
+            among: Which of the points count, booleans in the shape of `theta`.
             cotangents: Leaves `[K, ...]`.
         """
         rows = self.weights
         weights = size * theta * _polynomial(np.vstack([np.zeros_like(rows[:1]), rows]), theta)
-        # That of the start is one.
+        # The weight of the start is one.
         weights += tf.reshape(tf.one_hot(0, 1 + len(rows), dtype=theta.dtype), [-1] + [1] * theta.shape.rank)
         products = contract(weights * tf.cast(among, theta.dtype), cotangents)
         of_start, *of_stages = zip(*map(tf.unstack, products), strict=True)
         return of_start, of_stages
 
     def polynomials(self, step, size):
-        """The interpolant of a dense step as polynomials: see `keras_ode.dense`."""
+        """Returns the interpolant of a dense step as polynomials: see `keras_ode.dense`."""
         return dense.polynomials(self.weights, step.start, step.stages, size)
 
     def memory(self, step):
-        """What `pullback` shall be given of a step: a tuple of tensors like leaves of the state, as many as in `memory_like`."""
+        """Returns what `pullback` needs of a step: a tuple of tensors like leaves of the state, as many as in `memory_like`."""
         return step.memory
 
     def memory_like(self, y, dense):
-        """Finite tensors of the shapes of what `memory` gives; `dense`, of steps with dense output."""
+        """Returns finite tensors of the shapes that `memory` returns. `dense` asks for those of steps with dense output."""
         return ()
 
     def pullback(self, field, interval, y, carry, memory, outputs, dense, of_y, of_parameters):
-        """Carries the cotangents of a step back to where it starts: the transposed derivative of `step`.
+        """Carries the cotangents of a step back to its start, by the transposed derivative of `step`.
 
-        This one differentiates the step as it is, for any method.
+        This default differentiates the step itself, for any method.
 
         Args:
             field: A `Field` with `parameters`, the differentiable ones; `vjp(t, y, cotangent)`, the products with its Jacobians by

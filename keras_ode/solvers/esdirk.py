@@ -182,6 +182,8 @@ class ImplicitEuler(ESDIRK):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="implicit_euler", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3855
+
+    Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.3.
     """
 
     table = ESDIRKTableau(gamma=1, c=(0, 1), a=((0,), (0, 1)), b=(0, 1), b_error=(0, 0), order=1, error_order=1)
@@ -213,6 +215,8 @@ class Trapezoid(ESDIRK):
     >>> solution = keras_ode.solve(lambda t, y: -y, tf.constant([1.0]), [0.0, 1.0], solver="trapezoid", step_size=0.1)
     >>> print(f"{float(solution.ys[-1, 0]):.4f}")
     0.3676
+
+    Reference: Hairer, Wanner (1996), Solving Ordinary Differential Equations II, section IV.3.
     """
 
     table = ESDIRKTableau(

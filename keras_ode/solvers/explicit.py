@@ -279,7 +279,7 @@ class Dopri8(ExplicitRungeKutta):
     interpolant = dopri8.INTERPOLANT
 
     def error(self, slopes, size):
-        """The fifth-order estimate, reduced element by element by its ratio to the third-order one."""
+        """Returns the fifth-order estimate, reduced element by element by its ratio to the third-order estimate."""
         fifth = super().error(slopes, size)
         third = tree.scale(size, tree.weighted_sum([float(b) for b in self.b_error_third], slopes[: len(self.b_error_third)]))
         return tuple(

@@ -82,7 +82,7 @@ class Radau5(Solver):
         )
 
     def _guess(self, field, size, y, carry):
-        """The increments of the stages, by the polynomial of the step before."""
+        """Returns a guess of the increments of the stages, from the polynomial of the previous step."""
         if not field.adaptive:
             # From far away, a step that cannot be made smaller could find another root.
             return (tree.zeros_like(y),) * 3

@@ -79,7 +79,7 @@ class AsynchronousLeapfrog(Solver):
         return _less(middle, 0.5 * interval.size, velocity), Stage(velocity), 1
 
     def _middle(self, field, interval, y, velocity, part):
-        """The state in the middle of the step, from one of its ends, and the derivative there."""
+        """Returns the state in the middle of the step, computed from one of its ends, and the derivative there."""
         middle = tree.add_scaled(y, part * interval.size, velocity)
         return middle, field(interval.start + 0.5 * interval.size, middle).derivative
 
@@ -144,7 +144,7 @@ class ReversibleHeun(Solver):
         return _less(y, 0.5 * interval.size, tree.add(old.slope, carry.slope)), old, 1
 
     def _turned(self, field, t, size, y, carry):
-        """The carry a step further, or one back."""
+        """Returns the carry after one more step, or before the last one."""
         other = tree.subtract(tree.add_scaled(y, size, carry.slope), tree.subtract(carry.other, y))
         return _HeunCarry(other, field(t, other).derivative)
 
@@ -236,16 +236,16 @@ class Reversible(Solver):
         return start, _Carry(z, field(interval.start, start).derivative), 2 * len(slopes)
 
     def _are_near(self, field, y, z, size):
-        """Whether the two states are still one solution: no error estimate sees that the method is unstable."""
+        """Returns whether the two states are close enough: no error estimate shows that the method is unstable."""
         apart = field.scaled(tree.subtract(y, z), y, size)
         return tf.stop_gradient(apart) <= _MOST_APART
 
     def _mean(self, field, interval, z):
-        """What the method makes of the second state: see `ExplicitRungeKutta.mean_slope`."""
+        """Returns the mean slope of the method from the second state: see `ExplicitRungeKutta.mean_slope`."""
         return self.solver.mean_slope(field, interval, z, field(interval.start, z).derivative)
 
     def _drawn(self, size):
-        """How much of the second state is in the mean: nothing where a step has no length, since that leaves a state as it is."""
+        """Returns the weight of the second state in the mean. It is zero for a step without length, which changes no state."""
         return tree.select(size == 0, tf.zeros_like(size), tf.constant(1 - self.coupling, size.dtype))
 
 
