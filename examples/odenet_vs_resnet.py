@@ -131,7 +131,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.memory:
         return print_memory(arguments.memory[0], int(arguments.memory[1]))
-    epochs, num_train, depths, num_seeds = (1, 200, QUICK_DEPTHS, 1) if arguments.quick else (8, 4000, DEPTHS, 3)
+    epochs, num_train, depths, num_seeds = (1, 200, QUICK_DEPTHS, 1) if arguments.quick else (5, 4000, DEPTHS, 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
     memory = {kind: {depth: memory_of_step(kind, depth) for depth in depths[kind]} for kind in depths}
     runs = {kind: [trained(kind, *load_digits(num_train), epochs, arguments.seed + n) for n in range(num_seeds)] for kind in KINDS}
