@@ -111,7 +111,7 @@ def draw(path, runs, memory):
         errors = 100 * np.array([error for error, _, _ in results])
         left.bar(place, np.median(errors), color=plotting.COLORS[KINDS[kind][0]])
         left.plot(np.full(len(errors), place), errors, "o", color=plotting.COLORS["ink"], mfc="white")
-        left.text(place, 1.03 * errors.max() + 0.1, f"{np.median(errors):.1f} %\n{results[0][1]:,}", ha="center")
+        left.text(place, 1.03 * errors.max() + 0.2, f"{np.median(errors):.1f} %\n{results[0][1]:,}", ha="center")
     left.set(title="Test error and number of weights", ylabel="error on 1,000 digits [%]")
     left.set_xticks(range(len(runs)), runs)
     left.margins(y=0.25)
