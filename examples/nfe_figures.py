@@ -121,11 +121,11 @@ def draw(path, tolerances, forward, gradients, counts):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, few digits, two epochs, tolerances and adjoints")
+    parser.add_argument("--quick", action="store_true", help="one seed, few digits, two epochs and tolerances, one adjoint")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the weights and the augmentation")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    epochs, num_train, num_tolerances, num_seeds, first = (2, 200, 2, 1, 1) if arguments.quick else (10, 3000, 7, 3, 0)
+    epochs, num_train, num_tolerances, num_seeds, first = (2, 200, 2, 1, 2) if arguments.quick else (10, 3000, 7, 3, 0)
     arguments.output.mkdir(parents=True, exist_ok=True)
     train, test = load_digits(num_train)
     seeds, batches = range(arguments.seed, arguments.seed + num_seeds), augmented(*train, batch_size=50)
