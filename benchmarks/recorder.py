@@ -4,7 +4,7 @@
 
 Three models train in turn, a block of steps each, in all orders, so that all meet the same machine: one that is recorded, and
 two that are not. The median of the ratios counts, with its standard error. The second model that is not recorded tells how much
-two programs that are the same differ: in where they lie in memory, and by the machine's noise.
+two programs that are the same differ.
 """
 
 import argparse

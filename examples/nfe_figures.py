@@ -8,7 +8,7 @@ solves. Then the trained network is solved at decreasing tolerances, and differe
 Writes nfe_figures.png. Source: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS,
 Figure 3: (a) error falls as evaluations rise, (b) time is proportional to evaluations, (c) a backward solve takes about half
 the evaluations of a forward one, (d) evaluations grow over training. The paper uses an implicit Adams method backward, here
-it is an explicit Runge-Kutta pair. The third adjoint, also used in training, has 30 times looser tolerances.
+it is an explicit Runge-Kutta pair. The third adjoint, also used in training, has backward tolerances 30 times as large.
 """
 
 import argparse
