@@ -27,6 +27,8 @@ _ROUNDING_OF_TIMES = 8
 _LEAST_ERROR = 1e-10
 # Of the predictive controller: the smallest error that it compares others with, and the change of size of steps without one.
 _LEAST_OF_TREND = 0.01
+# The least absolute tolerance: an element that is zero and has no error is accurate, and zero by zero would be NaN.
+LEAST_ATOL = float(np.finfo("float32").tiny)
 _AFTER_FAILURE = 0.5
 
 
@@ -75,7 +77,7 @@ class Tolerance(NamedTuple):
         """The same with other numbers, where there are any."""
         return self._replace(
             rtol=self.rtol if rtol is None else tf.constant(rtol, self.rtol.dtype),
-            atol=self.atol if atol is None else tf.constant(atol, self.atol.dtype),
+            atol=self.atol if atol is None else tf.constant(max(atol, LEAST_ATOL), self.atol.dtype),
         )
 
     def tensors(self):

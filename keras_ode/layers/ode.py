@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from keras_ode import adjoints, configurable, controllers, internals, mass_matrices, paths, regularizers, solvers
 from keras_ode.adjoints import Adjoint
-from keras_ode.arguments import check_jit_compile, check_takes_jacobian, checked_method, times_in_one
+from keras_ode.arguments import check_takes_jacobian, checked_jit_compile, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
-from keras_ode.complex_states import refuse_complex
+from keras_ode.complex_states import refuse_complex_in_layer
 from keras_ode.controllers import Controller
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
@@ -150,8 +150,7 @@ class ODELayer(HasTolerances, keras.Layer):
         self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
         self.jump_times = None if jump_times is None else checked_jumps(jump_times)
-        check_jit_compile(jit_compile)
-        self.jit_compile = configurable.plain(jit_compile)
+        self.jit_compile = checked_jit_compile(jit_compile)
         self._warned = False
         self._recorder = None  # set while a callback records what the solver does
         self.max_step, self.min_step = configurable.plain(max_step), configurable.plain(min_step)
@@ -192,7 +191,7 @@ class ODELayer(HasTolerances, keras.Layer):
         jump_times: Times | None = None,
         **options: Any,
     ) -> Tensors:
-        refuse_complex(y)
+        refuse_complex_in_layer(y)
         # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
         args = keras.tree.map_structure(self._as_argument, paths.from_plain(_checked_args(args)))
         if args and not self.built:
@@ -267,7 +266,7 @@ class ODELayer(HasTolerances, keras.Layer):
         args = tf.nest.map_structure(self._as_argument, _checked_args(options.pop("args", ())))
         options.setdefault("mask", mask_of(y))
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
-        refuse_complex(y)
+        refuse_complex_in_layer(y)
         if not self.built:
             self.build(*(_shapes(x) for x in ((y, None, args) if args else (y,))))
         return self._solve(y, t, training, args=args, **options)[0]
