@@ -222,6 +222,9 @@ class PID(Controller):
         min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
         max_factor: The largest factor. Defaults to `10`.
 
+    Raises:
+        ValueError: If `safety` is not in (0, 1], or if `0 < min_factor < 1 < max_factor` does not hold.
+
     Example:
 
     >>> controller = keras_ode.controllers.PID(p=0.4, i=0.3)
@@ -284,6 +287,9 @@ class Predictive(Controller):
         safety: The factor that multiplies the predicted size. Defaults to `0.9`.
         min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
         max_factor: The largest factor. Defaults to `10`.
+
+    Raises:
+        ValueError: If `safety` is not in (0, 1], or if `0 < min_factor < 1 < max_factor` does not hold.
 
     Example:
 

@@ -52,8 +52,9 @@ class ODELayer(HasTolerances, keras.Layer):
             `1e-6`. They are variables: `layer.rtol.assign(1e-5)` changes one without a new trace.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how the gradient is computed. Defaults to
             `"interpolating"`, or to `"checkpointed"` with a `mass_matrix`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None`
-            selects `"pid"` (`"predictive"` for `"radau"`) if the solver estimates its error, and otherwise `"constant"`.
+        controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as
+            `keras_ode.controllers.StepTo(times)`. `None` selects `"pid"` (`"predictive"` for `"radau"`) if the solver estimates
+            its error, and otherwise `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a solve with constant steps, in the units of `t`.
             `None` (the default) lets an adaptive solve choose its first step.
         max_steps: The maximum number of steps to try, accepted or rejected. Defaults to `4096`.
