@@ -169,7 +169,7 @@ class InMicroBatches(Adjoint):
 
 
 def axes_of_rows(args, rows):
-    """For each tensor of the further arguments of the dynamics, in the order of `tf.nest.flatten`, the axis of its rows or `None`."""
+    """The axis of its rows, or `None`, for each tensor of further arguments of the dynamics, in the order of `tf.nest.flatten`."""
     if isinstance(args, Path):  # its first axes may be times
         has_rows = (len(args.times.shape) == 2, len(args.nodes.shape) == 4)
         return [_axis(x, rows) if has else None for x, has in zip(args, has_rows, strict=True)]

@@ -133,7 +133,7 @@ def solve(
             `"checkpointed"` then.
         batch_size: With `per_sample=True`, the number of rows to solve at a time. The gradient solves them once more, so it needs
             the memory for these rows only. `args` whose first axis is as long as the batch have one entry for each
-            row. Defaults to `None`: all rows at once.
+            row, and paths if their values are `[B, T, C]`. Defaults to `None`: all rows at once.
 
     Returns:
         A `keras_ode.Solution`.
@@ -290,8 +290,9 @@ def _problem(function, y0, t, options):
 def _problem_in_parts(rows, function, y0, t, options):
     """As `_problem`, with a field for the rows of a part and the tensors of all rows."""
     axes = axes_of_rows(options.args, rows)
-    args = [x if a is None else tf.convert_to_tensor(x)[: rows.size] for x, a in zip(tf.nest.flatten(options.args), axes, strict=True)]
-    args = tf.nest.pack_sequence_as(options.args, args)
+    flat = zip(tf.nest.flatten(options.args), axes, strict=True)
+    first = [x if axis is None else tf.convert_to_tensor(x)[: rows.size] for x, axis in flat]
+    args = tf.nest.pack_sequence_as(options.args, first)
     times = tree.as_tensor(t)
     first_times = times[: rows.size] if times.shape.rank == 2 else t
     part, adjoint, asked, lost = _problem(
