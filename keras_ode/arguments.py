@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_ode import adjoints, controllers, solvers, tree
 from keras_ode.closure import is_watched, no_autocast
+from keras_ode.complex_states import refuse_complex
 from keras_ode.errors import warn
 from keras_ode.integrate import Method
 from keras_ode.precision import resolution
@@ -378,10 +379,12 @@ def check_takes_jacobian(jacobian, solver):
         )
 
 
-def check_state_of_jacobian(jacobian, leaves, rows):
-    """Refuses states for which it is not said what the user's Jacobian looks like."""
+def check_state_of_jacobian(jacobian, y0, rows):
+    """Refuses states for which it is not said what the user's Jacobian looks like: `y0` is a nest of tensors."""
     if jacobian is None:
         return
+    leaves = tf.nest.flatten(y0)
+    refuse_complex(leaves[0], "jacobian")
     if len(leaves) > 1 or leaves[0].shape.rank != 2 and (rows or leaves[0].shape.rank != 1):
         wanted = "rows [B, D]" if rows else "a vector [D] or rows [B, D]"
         raise ValueError(
@@ -397,7 +400,10 @@ def check_on_failure(on_failure):
         raise ValueError("on_failure='raise' works in eager code only: in a graph, use 'nan' and read solution.status.")
 
 
-def check_jit_compile(jit_compile):
-    """Refuses what is not an option."""
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")
+def checked_jit_compile(jit_compile):
+    """`True`, `False` or `"auto"`; NumPy's booleans too, which configurations may hold."""
+    if isinstance(jit_compile, (bool, np.bool_)):
+        return bool(jit_compile)
+    if isinstance(jit_compile, str) and jit_compile == "auto":
+        return jit_compile
+    raise ValueError(f"jit_compile must be True, False or 'auto'. Received: jit_compile={jit_compile!r}")

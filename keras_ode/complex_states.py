@@ -38,7 +38,16 @@ def leaves_of_nest(nest):
     return as_reals(tf.nest.flatten(nest))
 
 
-def refuse_complex(y):
+def refuse_complex(leaf, option):
+    """Refuses an option that says what each element of a state does, where the elements are complex."""
+    if is_complex(leaf):
+        raise TypeError(
+            f"With {option} the state must be real: write the equation for the real and the imaginary parts, joined by tf.concat. "
+            f"Received: a state of {leaf.dtype.name} and shape {leaf.shape}"
+        )
+
+
+def refuse_complex_in_layer(y):
     """Refuses complex states where there is a layer."""
     found = next((leaf for leaf in tf.nest.flatten(y) if is_complex(leaf)), None)
     if found is not None:

@@ -27,6 +27,8 @@ _ROUNDING_OF_TIMES = 8
 _LEAST_ERROR = 1e-10
 # Of the predictive controller: the smallest error that it compares others with, and the change of size of steps without one.
 _LEAST_OF_TREND = 0.01
+# The least absolute tolerance: an element that is zero and has no error is accurate, and zero by zero would be NaN.
+LEAST_ATOL = float(np.finfo("float32").tiny)
 _AFTER_FAILURE = 0.5
 
 
@@ -75,7 +77,7 @@ class Tolerance(NamedTuple):
         """The same with other numbers, where there are any."""
         return self._replace(
             rtol=self.rtol if rtol is None else tf.constant(rtol, self.rtol.dtype),
-            atol=self.atol if atol is None else tf.constant(atol, self.atol.dtype),
+            atol=self.atol if atol is None else tf.constant(max(atol, LEAST_ATOL), self.atol.dtype),
         )
 
     def tensors(self):
@@ -220,6 +222,9 @@ class PID(Controller):
         min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
         max_factor: The largest factor. Defaults to `10`.
 
+    Raises:
+        ValueError: If `safety` is not in (0, 1], or if `0 < min_factor < 1 < max_factor` does not hold.
+
     Example:
 
     >>> controller = keras_ode.controllers.PID(p=0.4, i=0.3)
@@ -282,6 +287,9 @@ class Predictive(Controller):
         safety: The factor that multiplies the predicted size. Defaults to `0.9`.
         min_factor: The smallest factor from one step size to the next. Defaults to `0.2`.
         max_factor: The largest factor. Defaults to `10`.
+
+    Raises:
+        ValueError: If `safety` is not in (0, 1], or if `0 < min_factor < 1 < max_factor` does not hold.
 
     Example:
 

@@ -45,6 +45,7 @@ class DenseOutput(NamedTuple):
         """What `read` makes of the polynomials, the fraction, and the length of the step for each time; where no step was
         taken, it is `start` at the start, and NaN elsewhere."""
         t = tree.as_tensor(t) if tree.holds_tensors(t) else np.asarray(t, "float64")
+        is_exact = tf.as_dtype(t.dtype).size > self.start.dtype.size
         t, lost = tree.rounded(t, self.start.dtype)
         rank = self.start.shape.rank
         if rank == 0:
@@ -54,7 +55,7 @@ class DenseOutput(NamedTuple):
             shape = (*t.shape[-1:], self.start.shape[0])
             away = self._away(*(tf.transpose(x) if x.shape.rank == 2 else x[..., None] for x in (t, lost)))
             away = tf.reshape(away, [-1, tf.shape(self.start)[0]])
-        values = self._read(away, read, start)
+        values = self._read(away, is_exact, read, start)
         if rank == 0 or t.shape.rank == 0:
             front = tf.shape(t) if rank == 0 else tf.shape(self.start)
             values = (tf.reshape(x, tf.concat([front, tf.shape(x)[1 + rank :]], axis=0)) for x in values)
@@ -68,12 +69,18 @@ class DenseOutput(NamedTuple):
         """Times less that of the start, from their rounded values and what rounding took from them."""
         return (t - self.start) + (lost - self.lost)
 
-    def _read(self, away, read, start):
+    def _room(self, reached, is_exact):
+        """How far outside of the solve rounding may put one of its ends, if times are exact before the start is subtracted."""
+        epsilon = np.finfo(self.start.dtype.as_numpy_dtype).eps
+        return 2 * epsilon * reached if is_exact else epsilon * (tf.abs(self.start) + tf.abs(self.end))
+
+    def _read(self, away, is_exact, read, start):
         """`_at` for times since the start `[K]`, or `[K, B]`."""
-        since = self._sign() * away
+        reached = tree.take(self.untils, tf.maximum(self.num_steps - 1, 0))
+        room = self._room(reached, is_exact)
+        since = _on_ends(self._sign() * away, reached, room)
         n = tf.clip_by_value(self._steps_before(since), 0, tf.maximum(self.num_steps - 1, 0))
         begin = tree.select(n > 0, tree.take_each(self.untils, tf.maximum(n - 1, 0)), 0)
-        reached = tree.take(self.untils, tf.maximum(self.num_steps - 1, 0))
         length = tree.take_each(self.untils, n) - begin
         length = tree.select(length > 0, length, 1)
         values = read(tuple(tree.take_each(leaf, n) for leaf in self.polynomials), (since - begin) / length, length)
@@ -81,7 +88,7 @@ class DenseOutput(NamedTuple):
         inside = (since >= 0) & (since <= reached) & steps
         outside = tuple(tf.fill(tf.shape(x), tf.constant(np.nan, x.dtype)) for x in values)
         if start is not None:
-            outside = tree.where(~steps & (away == 0), tuple(leaf[None] for leaf in start), outside)
+            outside = tree.where(~steps & (tf.abs(away) <= room), tuple(leaf[None] for leaf in start), outside)
             # There the state has no derivative by time.
             change = tf.math.multiply_no_nan(tree.select(steps, tf.zeros_like(away), np.nan), away - tf.stop_gradient(away))
             outside = tree.add_scaled(outside, change, [tf.ones_like(x) for x in outside])
@@ -93,6 +100,12 @@ class DenseOutput(NamedTuple):
         if since.shape.rank == 1:
             return tf.searchsorted(untils, since)
         return tf.transpose(tf.searchsorted(tf.transpose(untils), tf.transpose(since)))
+
+
+def _on_ends(since, reached, room):
+    """Times since the start of a solve: those that are outside by rounding only are at its ends. Derivatives stay."""
+    inside = tf.maximum(tf.minimum(since, reached), 0)
+    return since + tf.stop_gradient(tree.select(tf.abs(inside - since) <= room, inside - since, 0))
 
 
 def polynomials(weights, y, stages, size):

@@ -158,6 +158,8 @@ def estimate(
         ValueError, TypeError: For invalid arguments.
         ArithmeticError: If the loss is not finite, for example because a solve failed. The variables keep the values before that
             step, or, with `"lbfgs"`, those at the start.
+        RuntimeError: If it is called in a graph.
+        ImportError: If `"lbfgs"` is chosen and TensorFlow Probability is not installed.
 
     Example:
 

@@ -35,7 +35,7 @@ class Segments(NamedTuple):
 
 def run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress):
     """Runs the solve, with who looks on: a function of the user, a progress bar."""
-    times = problem.times
+    times, jit_compile = problem.times, arguments.checked_jit_compile(jit_compile)
     with progress_bar(times, jit_compile) if progress else contextlib.nullcontext() as bar:
         functions = [f for f in (on_step, bar and bar.on_step) if f is not None]
         problem = problem._replace(watchers=tuple(OnStep(f, times[0], y0) for f in functions))
@@ -47,7 +47,6 @@ def run_watched(adjoint, problem, segments, jit_compile, y0, on_step, progress):
 
 def _run(adjoint, problem, segments, jit_compile):
     """Runs the solve: in eager code as a compiled function, in a graph as a part of it."""
-    arguments.check_jit_compile(jit_compile)
     for watcher in problem.watchers:
         watcher.check_compiles(jit_compile is True)
     is_compiled, field = jit_compile is True, problem.field

@@ -94,6 +94,8 @@ def check_gradients(
         the norm of the reference; if this is zero, it is the norm of the gradient.
 
     Raises:
+        RuntimeError: If it is called in a graph.
+        ValueError: If `target` does not lie between 0 and 1.
         SolveError: If the forward solve fails with the given tolerances, or with those of the references.
 
     Example:

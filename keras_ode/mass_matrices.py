@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_ode.complex_states import refuse_complex
 from keras_ode.events import SteadyState
 from keras_ode.solvers.mass import MassMatrix
 
@@ -63,6 +64,7 @@ def check_size(mass, y0):
             "With a mass_matrix the state must be one tensor, [..., D]: join its parts by tf.concat. Received: a state with "
             f"{len(leaves)} leaves"
         )
+    refuse_complex(leaves[0], "mass_matrix")
     size = len(mass.matrix)
     if leaves[0].shape.rank == 0 or leaves[0].shape[-1] != size:
         raise ValueError(

@@ -1,6 +1,7 @@
 """A batch of rows solved a few at a time, so that what the gradient needs is in memory for these only."""
 
 import numbers
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -9,6 +10,7 @@ from keras_ode import tree
 from keras_ode.adjoints.base import Adjoint
 from keras_ode.adjoints.problem import Outcome
 from keras_ode.custom_gradient import custom_gradient, first_order_only
+from keras_ode.paths import Path
 
 # What is of one solve, with the value that leaves it out.
 _ALONE = {
@@ -166,9 +168,21 @@ class InMicroBatches(Adjoint):
         return [array.stack() for array in arrays], totals
 
 
-def of_rows(x, rows):
-    """The axis of the rows of a further argument of the dynamics, or `None`."""
-    return 0 if x.shape.rank and x.shape[0] == rows.total else None
+def axes_of_rows(args, rows):
+    """The axis of its rows, or `None`, for each tensor of further arguments of the dynamics, in the order of `tf.nest.flatten`."""
+    if isinstance(args, Path):  # its first axes may be times
+        has_rows = (len(args.times.shape) == 2, len(args.nodes.shape) == 4)
+        return [_axis(x, rows) if has else None for x, has in zip(args, has_rows, strict=True)]
+    if isinstance(args, (list, tuple)):
+        return [axis for x in args for axis in axes_of_rows(x, rows)]
+    if isinstance(args, Mapping):
+        return [axis for key in sorted(args) for axis in axes_of_rows(args[key], rows)]
+    return [_axis(args, rows)]
+
+
+def _axis(x, rows):
+    shape = tf.TensorShape(getattr(x, "shape", ()))
+    return 0 if shape.rank and shape[0] == rows.total else None
 
 
 def checked_rows(batch_size, y0, options):
@@ -183,10 +197,11 @@ def checked_rows(batch_size, y0, options):
             f"per_sample=True. Received: batch_size={batch_size!r}, per_sample={options.per_sample!r}"
         )
     for name, none in _ALONE.items():
-        if getattr(options, name) is not none and getattr(options, name) != none:
+        value = getattr(options, name)
+        if value is not none and not (isinstance(value, (bool, str, tuple)) and value == none):
             raise ValueError(
                 f"batch_size cannot be combined with {name}: leave one of them out. Received: batch_size={batch_size!r}, "
-                f"{name}={getattr(options, name)!r}"
+                f"{name}={value!r}"
             )
     total = tf.nest.flatten(y0)[0].shape[0]
     if total is None or any(leaf.shape[0] != total for leaf in tf.nest.flatten(y0)):
@@ -194,6 +209,6 @@ def checked_rows(batch_size, y0, options):
             "batch_size needs a state with a known number of rows, the first axis of all leaves: use tf.ensure_shape, or an "
             f"input_signature with it. Received: batch_size={batch_size!r}, shapes {[x.shape for x in tf.nest.flatten(y0)]}"
         )
-    if getattr(options.step_size, "shape", ()) not in ((), tf.TensorShape([])):
+    if options.step_size is not None and tree.as_tensor(options.step_size).shape.rank != 0:
         raise ValueError(f"With batch_size, step_size must be one number. Received: step_size={options.step_size!r}")
     return Rows(total, int(batch_size)) if batch_size < total else None

@@ -285,7 +285,7 @@ class _Segments:
         return self.clock.direction * (time - self.clock.start)
 
     def _next_target(self, time):
-        """Where the segment from `time` ends unless an event ends it, and whether it starts or ends at a jump."""
+        """Where the segment from `time` ends unless an event ends it, and whether it starts or ends at a jump, at the end too."""
         end, never = self.clock.end, tf.zeros_like(self.clock.end, dtype=tf.bool)
         if self.jumps is None:
             return end, never, never
@@ -295,7 +295,8 @@ class _Segments:
         nearest = ahead & (since == tf.reduce_min(tree.select(ahead, since, np.inf), axis=0))
         to_jump = tf.reduce_any(ahead, axis=0)
         target = tree.select(to_jump, tf.reduce_max(tree.select(nearest, jumps, -np.inf), axis=0), end)
-        return target, tf.reduce_any(jumps == time, axis=0), to_jump
+        at_end = tf.reduce_any((since == self.clock.duration) & tf.math.is_finite(since), axis=0)
+        return target, tf.reduce_any(jumps == time, axis=0), to_jump | at_end
 
     def _saved_times(self, progress, target, start, stop):
         """The times between the first and the last, cut to a segment; those that fall into it keep their derivative, also

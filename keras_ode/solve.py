@@ -18,7 +18,7 @@ from keras_ode.errors import Status
 from keras_ode.events import Event, SteadyState, close_events, ends_the_solve
 from keras_ode.execution import Segments, run_watched
 from keras_ode.exports import standard_where_exported
-from keras_ode.micro_batches import InMicroBatches, checked_rows, of_rows
+from keras_ode.micro_batches import InMicroBatches, axes_of_rows, checked_rows
 from keras_ode.names import explains_keywords, refuse_unknown
 from keras_ode.norms import checked_norm
 from keras_ode.on_step import StepInfo
@@ -133,7 +133,7 @@ def solve(
             `"checkpointed"` then.
         batch_size: With `per_sample=True`, the number of rows to solve at a time. The gradient solves them once more, so it needs
             the memory for these rows only. `args` whose first axis is as long as the batch have one entry for each
-            row. Defaults to `None`: all rows at once.
+            row, and paths if their values are `[B, T, C]`. Defaults to `None`: all rows at once.
 
     Returns:
         A `keras_ode.Solution`.
@@ -289,13 +289,11 @@ def _problem(function, y0, t, options):
 
 def _problem_in_parts(rows, function, y0, t, options):
     """As `_problem`, with a field for the rows of a part and the tensors of all rows."""
-
-    def first(x):
-        x = x if tf.is_tensor(x) else tf.convert_to_tensor(x)
-        return x if of_rows(x, rows) is None else x[: rows.size]
-
+    axes = axes_of_rows(options.args, rows)
+    flat = zip(tf.nest.flatten(options.args), axes, strict=True)
+    first = [x if axis is None else tf.convert_to_tensor(x)[: rows.size] for x, axis in flat]
+    args = tf.nest.pack_sequence_as(options.args, first)
     times = tree.as_tensor(t)
-    args = tf.nest.map_structure(lambda x: x if isinstance(x, (int, float, complex)) else first(x), options.args)
     first_times = times[: rows.size] if times.shape.rank == 2 else t
     part, adjoint, asked, lost = _problem(
         function, tf.nest.map_structure(lambda x: x[: rows.size], y0), first_times, options._replace(args=args)
@@ -305,10 +303,9 @@ def _problem_in_parts(rows, function, y0, t, options):
         asked = checked_grid(part.method.controller, arguments.checked_times(t, dtype, True))
     whole, elapsed, lost, *_ = asked.of_rows(leaves)
     further = dynamics.as_arguments(options.args, dtype)
-    axes_of = [of_rows(x, rows) for x in further]
     problem = part._replace(times=whole, y=leaves, parameters=(*further, *part.parameters[len(further) :]), elapsed=elapsed)
-    shared = [None] * (len(problem.tensors()) - 2 - len(leaves) - len(axes_of))
-    return problem, InMicroBatches(adjoint, rows, (1, *[0] * len(leaves), *axes_of, *shared, 1)), asked, lost
+    shared = [None] * (len(problem.tensors()) - 2 - len(leaves) - len(axes))
+    return problem, InMicroBatches(adjoint, rows, (1, *[0] * len(leaves), *axes, *shared, 1)), asked, lost
 
 
 def _raise_on_failure_of_part(adjoint, problem, outcome):
@@ -396,7 +393,7 @@ def _close(function, t, y0, leaves, method, penalties, options):
     """The `VectorField` of a dynamics."""
     args, jacobian = options.args, options.jacobian
     arguments.check_takes_jacobian(jacobian, method.solver)
-    arguments.check_state_of_jacobian(jacobian, leaves, method.rows)
+    arguments.check_state_of_jacobian(jacobian, y0, method.rows)
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of the dynamics' further arguments. Received: {args!r}")
     try:

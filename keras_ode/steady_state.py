@@ -27,6 +27,9 @@ _LARGEST_STEP = 1.0
 _ROUNDING_ERRORS = 100
 # A residual of so many rounding errors is as small as it gets.
 _SMALLEST_RESIDUAL = 10
+# Where a Jacobian is singular, elimination leaves the part of the cotangents that it does not reach. Rounding leaves less than
+# the resolution to this power, unless the Jacobian is close to singular.
+_OF_RESIDUAL = 0.25
 
 _HIGHER = "solve over a finite time without it and use adjoint='direct'"
 
@@ -156,12 +159,15 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     field, dtype = problem.field, time.dtype
     y = tree.where(found, y, problem.y)
 
-    if problem.method.solver.is_implicit:
-        a = nan_unless(found, _solved(problem, time, y, cotangents))
-        return nan_unless(found, tree.zeros_like(y)), field.vjp(time, y, problem.parameters, a)[2]
-
     def transposed(a):
         return field.vjp(time, y, problem.parameters, a)[1]
+
+    if problem.method.solver.is_implicit:
+        a = _solved(problem, time, y, cotangents)
+        most = np.finfo(dtype.as_numpy_dtype).eps ** _OF_RESIDUAL * tree.rms(cotangents, time)
+        ok = found & (tree.rms(tree.add(transposed(a), cotangents), time) <= most)
+        a = nan_unless(ok, a)
+        return nan_unless(ok, tree.zeros_like(y)), field.vjp(time, y, problem.parameters, a)[2]
 
     # In the unit of the cotangents, and of the time in which they change: then tolerances do not depend on units.
     size = _or_one(tree.rms(cotangents, time))

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode.closure import no_autocast
-from keras_ode.controllers import Tolerance
+from keras_ode.controllers import LEAST_ATOL, Tolerance
 from keras_ode.precision import resolution
 
 # Below about this many units in the last place, the rounding of the derivatives is what makes steps fail.
@@ -42,13 +42,14 @@ class GivenTolerances(NamedTuple):
         """The `Tolerance` in this type, with a relative one that is not finer than the type `resolved` can meet."""
         if not any(tf.is_tensor(x) for x in self[:2]):
             rtol = finest(resolved) if resolved is not None and self.is_known_too_fine(resolved) else self.rtol
-            return Tolerance(tf.constant(float(rtol), dtype), tf.constant(float(self.atol), dtype))
+            return Tolerance(tf.constant(float(rtol), dtype), tf.constant(max(float(self.atol), LEAST_ATOL), dtype))
         # A later change of the tolerances does not change the steps, and the choice of steps is not differentiated.
         rtol, atol = (tf.stop_gradient(tf.cast(x, dtype)) for x in self[:2])
         least = tf.constant(0.0 if resolved is None else finest(resolved), dtype)
         raised = tf.where(tf.maximum(rtol, atol) < least, least, rtol)
         # A graph cannot raise errors: with tolerances that make no sense, its first step fails and the states are NaN.
         right = (rtol >= 0) & (atol >= 0) & (rtol + atol > 0) & tf.math.is_finite(rtol + atol)
+        atol = tf.maximum(atol, tf.constant(LEAST_ATOL, dtype))
         return Tolerance(*(tf.where(right, x, tf.constant(np.nan, dtype)) for x in (raised, atol)))
 
 

@@ -178,6 +178,14 @@ def test_ode_layer_refuses_complex_states_and_says_what_to_use():
             call(ROWS)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("mass_matrix", [[1.0, 0.0], [0.0, 2.0]]), ("jacobian", lambda t, y: tf.eye(2, dtype=y.dtype))]
+)
+def test_matrices_for_the_elements_of_a_complex_state_are_refused(name, value):
+    with pytest.raises(TypeError, match=rf"With {name} the state must be real.*complex128 and shape \(2,\)"):
+        keras_ode.solve(lambda t, y: 1j * y, tf.constant(START[1]), [0.0, 1.0], solver="rodas5p", **{name: value})
+
+
 @pytest.mark.slow
 def test_check_of_gradients_takes_complex_states_and_arguments():
     report = keras_ode.check_gradients(rotation, tf.constant(START), TIMES, args=(tf.constant(FACTOR),), rtol=1e-6, atol=1e-6)

@@ -113,6 +113,18 @@ def test_dense_output_is_nan_outside_the_interval():
     np.testing.assert_array_equal(outside, [True, False, False, True])
 
 
+@pytest.mark.parametrize("times", [[0.7, 1.3], [1.3, 0.7], [0.2, 1.1]])
+def test_ends_are_inside_the_interval_in_single_precision(times):
+    """In which the last time, less the first, may be more than the duration by rounding, and the first one less than it was."""
+    options = {"dense": True, "max_steps": 50, "rtol": 1e-5, "jit_compile": False}
+    solution = keras_ode.solve(lambda y: -y, tf.constant([1.0]), times, **options)
+    exact = [1.0, np.exp(times[0] - times[1])]
+    for asked in (times, solution.ts):
+        np.testing.assert_allclose(solution.evaluate(asked)[:, 0], exact, rtol=1e-4)
+    beyond = np.array(times) + 1e-5 * np.sign(times[1] - times[0]) * np.array([-1, 1])
+    assert np.isnan(solution.evaluate(beyond)).all()
+
+
 def test_dense_output_of_a_failed_solve_ends_where_it_stopped():
     solution = keras_ode.solve(lambda y: y**2, tf.constant([1.0], tf.float64), [0.0, 2.0], dense=True, on_failure="nan", **TIGHT)
     np.testing.assert_allclose(solution.evaluate([0.5, 1.5])[:, 0], [2, np.nan], rtol=1e-6)

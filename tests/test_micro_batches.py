@@ -83,12 +83,32 @@ def test_second_derivative_is_refused():
         ({"batch_size": 2, "per_sample": False}, "use per_sample=True. Received: batch_size=2, per_sample=False"),
         ({"batch_size": 2, "dense": True}, "batch_size cannot be combined with dense"),
         ({"batch_size": 2, "jump_times": [0.5]}, "batch_size cannot be combined with jump_times"),
+        ({"batch_size": 2, "jump_times": np.array([0.3, 0.5])}, "batch_size cannot be combined with jump_times"),
         ({"batch_size": 2, "step_size": tf.fill([7], 0.1)}, "With batch_size, step_size must be one number"),
+        ({"batch_size": 2, "step_size": [0.1, 0.2]}, r"With batch_size, step_size must be one number. Received: step_size=\[0.1"),
     ],
 )
 def test_bad_combinations_say_why(options, message):
     with pytest.raises(ValueError, match=message):
         keras_ode.solve(lambda y: -y, Y, [0.0, 1.0], **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_path_with_as_many_knots_as_there_are_rows_is_not_divided(own):
+    """Its first axis is then time; only one with rows of its own is."""
+    knots = np.linspace(0, 3, 4)
+    values = np.stack([(1 + i) * knots**2 for i in range(4)])[..., None]  # [B, T, C]
+    path = keras_ode.paths.LinearPath(knots, values if own else values[0, :, 0])
+    read = lambda t, y, path: tf.reshape(path.evaluate(t), tf.shape(y))
+    end = keras_ode.odeint(read, tf.zeros([4, 1], tf.float64), [0.0, 3.0], args=(path,), batch_size=2, **OPTIONS)[-1, :, 0]
+    exact = 9.5 * (1 + np.arange(4) if own else np.ones(4))  # that of lines through 0, 1, 4, 9
+    np.testing.assert_allclose(end, exact, rtol=1e-3)
+
+
+def test_complex_argument_of_all_rows_is_not_divided():
+    start = tf.constant([[1.0 + 0j], [2.0]], tf.complex128)
+    end = keras_ode.odeint(lambda y, rate: rate * y, start, [0.0, 1.0], args=(tf.constant(1j, tf.complex128),), batch_size=1, **OPTIONS)
+    np.testing.assert_allclose(end[-1], np.exp(1j) * start, rtol=1e-2)
 
 
 def test_layer_solves_in_micro_batches():

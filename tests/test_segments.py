@@ -37,6 +37,16 @@ def test_solution_through_jumps_is_that_of_the_closed_form():
     assert int(solution.stats["num_rejected"]) <= 3
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_step_ends_right_before_a_jump_at_the_last_time(per_sample):
+    """The stages of a step at its end are before the jump; of constant steps nothing else would tell."""
+    times = [[0.0, 1.0], [0.0, 2.0]] if per_sample else [0.0, 1.0]
+    back_and_forth = lambda t, y: tf.where(t < 1.0, tf.ones_like(y), -tf.ones_like(y))
+    options = {"solver": "rk4", "step_size": 0.25, "jump_times": [1.0], "per_sample": per_sample, "jit_compile": False}
+    end = keras_ode.solve(back_and_forth, tf.zeros([2, 1], tf.float64), times, **options).ys[-1, :, 0]
+    np.testing.assert_allclose(end, [1, 0] if per_sample else [1, 1], atol=1e-12)
+
+
 def test_jump_is_landed_on_in_double_precision():
     """0.3 in single precision is larger than in double: a step would end beyond the jump."""
     times = tf.Variable(tf.zeros([0], tf.float64), shape=[None], trainable=False)

@@ -996,6 +996,7 @@ BAD_OPTIONS = [
     *itertools.product(["max_steps"], [0, -1, 1.5, None, True, "many"]),
     ("on_failure", "ignore"),
     ("jit_compile", "yes"),
+    ("jit_compile", 1),
     ("args", 1.0),
 ]
 
@@ -1014,6 +1015,18 @@ def test_tolerances_that_are_both_zero_are_refused():
 @pytest.mark.parametrize("options", [{"rtol": 0, "atol": 1e-6}, {"rtol": 1e-6, "atol": 0}])
 def test_one_tolerance_may_be_zero(options):
     np.testing.assert_allclose(solve(decay, ONE, [0.0, 1.0], **options).ys[-1], [np.exp(-1)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("atol", [0, tf.constant(0.0)])
+def test_element_that_is_zero_needs_no_absolute_tolerance(atol):
+    """Neither in the state nor among the cotangents."""
+    start = tf.constant([1.0, 0.0])
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        end = solve(decay, start, [0.0, 1.0], rtol=1e-5, atol=atol, jit_compile=False).ys[-1]
+        first = end[0]
+    np.testing.assert_allclose(end, [np.exp(-1), 0], rtol=1e-4)
+    np.testing.assert_allclose(tape.gradient(first, start), [np.exp(-1), 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("solver", ["euler", "rk4"])

@@ -129,6 +129,18 @@ def test_dynamics_that_never_rests_fails_and_says_so():
     assert np.isnan(tape.gradient(solution.event_state, scale))
 
 
+def test_conserved_quantity_leaves_no_derivative_where_elimination_only_rounds_to_a_singular_matrix():
+    rates = tf.constant([[-1.1, 0.9, 0.1], [0.4, -1.2, 0.5], [0.7, 0.3, -0.6]], tf.float64)  # the columns sum to zero
+    with tf.GradientTape() as tape:
+        tape.watch(rates)
+        options = {**TIGHT, "solver": "rodas5p", "max_steps": 200}
+        start = tf.constant([1.0, 0.0, 0.0], tf.float64)
+        rest = keras_ode.solve(lambda y: tf.linalg.matvec(rates, y), start, INFINITY, event=FINE, **options).event_state
+    null = np.linalg.svd(rates)[2][-1]
+    np.testing.assert_allclose(rest, null / null.sum(), rtol=1e-6)
+    assert np.isnan(tape.gradient(rest, rates)).all()
+
+
 @pytest.mark.slow
 def test_conserved_quantity_leaves_no_derivative_and_second_ones_are_refused():
     flow, start = tf.constant(1.0, tf.float64), tf.constant([1.0, 0.0], tf.float64)

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from keras_ode import adjoints, configurable, controllers, internals, mass_matrices, paths, regularizers, solvers
 from keras_ode.adjoints import Adjoint
-from keras_ode.arguments import check_jit_compile, check_takes_jacobian, checked_method, times_in_one
+from keras_ode.arguments import check_takes_jacobian, checked_jit_compile, checked_method, times_in_one
 from keras_ode.closure import Report, reporting
-from keras_ode.complex_states import refuse_complex
+from keras_ode.complex_states import refuse_complex_in_layer
 from keras_ode.controllers import Controller
 from keras_ode.dynamics import build as build_dynamics
 from keras_ode.events import SteadyState
@@ -52,8 +52,9 @@ class ODELayer(HasTolerances, keras.Layer):
             `1e-6`. They are variables: `layer.rtol.assign(1e-5)` changes one without a new trace.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how the gradient is computed. Defaults to
             `"interpolating"`, or to `"checkpointed"` with a `mass_matrix`.
-        controller: `None`, `"pid"`, `"constant"` or a `Controller`, such as `keras_ode.controllers.StepTo(times)`. `None`
-            selects `"pid"` (`"predictive"` for `"radau"`) if the solver estimates its error, and otherwise `"constant"`.
+        controller: `None`, `"pid"`, `"predictive"`, `"constant"` or a `Controller`, such as
+            `keras_ode.controllers.StepTo(times)`. `None` selects `"pid"` (`"predictive"` for `"radau"`) if the solver estimates
+            its error, and otherwise `"constant"`.
         step_size: The first step of an adaptive solve, or every step of a solve with constant steps, in the units of `t`.
             `None` (the default) lets an adaptive solve choose its first step.
         max_steps: The maximum number of steps to try, accepted or rejected. Defaults to `4096`.
@@ -150,8 +151,7 @@ class ODELayer(HasTolerances, keras.Layer):
         self.per_sample = bool(per_sample)
         self.return_sequences = bool(return_sequences)
         self.jump_times = None if jump_times is None else checked_jumps(jump_times)
-        check_jit_compile(jit_compile)
-        self.jit_compile = configurable.plain(jit_compile)
+        self.jit_compile = checked_jit_compile(jit_compile)
         self._warned = False
         self._recorder = None  # set while a callback records what the solver does
         self.max_step, self.min_step = configurable.plain(max_step), configurable.plain(min_step)
@@ -192,7 +192,7 @@ class ODELayer(HasTolerances, keras.Layer):
         jump_times: Times | None = None,
         **options: Any,
     ) -> Tensors:
-        refuse_complex(y)
+        refuse_complex_in_layer(y)
         # Keras refuses numbers and tensors in one argument, and tells `build` nothing of an argument called args.
         args = keras.tree.map_structure(self._as_argument, paths.from_plain(_checked_args(args)))
         if args and not self.built:
@@ -267,7 +267,7 @@ class ODELayer(HasTolerances, keras.Layer):
         args = tf.nest.map_structure(self._as_argument, _checked_args(options.pop("args", ())))
         options.setdefault("mask", mask_of(y))
         y = tf.nest.map_structure(tf.convert_to_tensor, y)
-        refuse_complex(y)
+        refuse_complex_in_layer(y)
         if not self.built:
             self.build(*(_shapes(x) for x in ((y, None, args) if args else (y,))))
         return self._solve(y, t, training, args=args, **options)[0]
