@@ -14,7 +14,7 @@ PARTS = {
     "latent_ode": (0.0, 0.0, 0.5, 0.415),
     "linear_multistep": (0.0, 0.0, 1.0, 0.505),
     "mechanics": (0.669, 0.0, 1.0, 0.88),
-    "odenet_vs_resnet": (0.475, 0.0, 1.0, 1.0),
+    "odenet_vs_resnet": (0.481, 0.0, 1.0, 1.0),
     "shooting": (0.0, 0.0, 0.484, 0.87),
     "stable_architectures": (0.66, 0.5, 1.0, 1.0),
     "universal": (0.48, 0.0, 1.0, 0.435),
