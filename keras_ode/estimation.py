@@ -156,8 +156,8 @@ def estimate(
 
     Raises:
         ValueError, TypeError: For invalid arguments.
-        ArithmeticError: If the loss is not finite, for example because a solve failed. The variables keep the values before that
-            step, or, with `"lbfgs"`, those at the start.
+        ArithmeticError: If the loss or its gradient is not finite, for example because a solve failed. The variables keep the
+            values before that step, or, with `"lbfgs"`, those at the start.
         RuntimeError: If it is called in a graph.
         ImportError: If `"lbfgs"` is chosen and TensorFlow Probability is not installed.
 
@@ -216,7 +216,7 @@ class _Objective:
         unused = [getattr(v, "path", v.name) for v, g in zip(self.variables, found, strict=True) if g is None]
         if unused:
             raise ValueError(f"The loss does not depend on the variables {unused}. Leave them out, or let the dynamics read them.")
-        return value, found
+        return value, [tf.convert_to_tensor(g) for g in found]
 
 
 def _by_steps(objective, optimizer, num_steps):
@@ -228,7 +228,7 @@ def _by_steps(objective, optimizer, num_steps):
 
     def step():
         value, gradients = objective.evaluate()
-        is_fine = tf.math.is_finite(value)
+        is_fine = tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in (value, *gradients)])
 
         def update():
             optimizer.apply(gradients, copies)
@@ -237,12 +237,13 @@ def _by_steps(objective, optimizer, num_steps):
                     v.assign(copy.value)
             return value
 
-        return tf.cond(is_fine, update, lambda: value)
+        return tf.cond(is_fine, update, lambda: value), is_fine
 
     compiled, losses = traced(step), []
     for number in range(int(num_steps)):
-        losses.append(float(compiled()))
-        if not np.isfinite(losses[-1]):
+        value, is_fine = compiled()
+        losses.append(float(value))
+        if not is_fine:
             raise ArithmeticError(_not_finite(losses[-1], f"at step {number}"))
     return Estimate(losses[-1] if losses else float("nan"), np.array(losses), len(losses), None)
 
@@ -268,8 +269,9 @@ def _by_lbfgs(objective, num_steps):
 
     result = tfp.optimizer.lbfgs_minimize(value_and_gradients, start, max_iterations=int(num_steps))
     value = float(result.objective_value)
-    assign(result.position if np.isfinite(value) else start)
-    if not np.isfinite(value):
+    is_fine = np.isfinite(value) and np.isfinite(result.objective_gradient).all()
+    assign(result.position if is_fine else start)
+    if not is_fine:
         raise ArithmeticError(_not_finite(value, "with 'lbfgs'"))
     return Estimate(value, np.array(losses), int(result.num_iterations), bool(result.converged))
 
@@ -281,6 +283,11 @@ def _value(x):
 
 
 def _not_finite(value, where):
+    if np.isfinite(value):
+        return (
+            f"The gradient of the loss is not finite {where}, although the loss is {value}. Either the adjoint equation could not "
+            "be solved (try adjoint='checkpointed', and see keras_ode.check_gradients), or the loss has no derivative there."
+        )
     return (
         f"The loss is {value} {where}. Either a solve failed (call keras_ode.solve with these values in eager code, which tells "
         "why), or the observations have no finite values. Try a smaller learning rate, other starting values, or group_size=."

@@ -1,5 +1,6 @@
 """Whether an adjoint's gradients can be trusted on a user's own dynamics."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ class GradientReport(NamedTuple):
     """The result of `check_gradients`. `print` shows it as a table.
 
     Attributes:
-        errors: The relative error of each gradient, by name: `y0`, `t`, `args`, and the names of the variables. NaN if the
-            backward solve failed.
+        errors: The relative error of each gradient, by name: `y0`, `t`, `args`, and the names of the variables, numbered where
+            they are equal. NaN if the backward solve failed.
         reference_errors: The relative differences of the two references, by name. Errors below these mean nothing.
         tolerance: The loosest pair `(rtol, atol)`, not looser than the given one, with which every error is at most
             `target`, or `None` if there is no such pair.
@@ -160,7 +161,8 @@ class _Check:
             options = {**self.options, **options}
             solution = solve(self.dynamics, self.y0, self.t, args=self.args, adjoint=adjoint, rtol=rtol, atol=atol, **options)
             value = self.loss(solution.ys)
-        sources.update((variable.name, variable) for variable in tape.watched_variables())
+        for variable in tape.watched_variables():
+            sources[_new_name(variable.name, sources)] = variable
         found = tape.gradient(value, sources)
         return {name: tf.convert_to_tensor(g).numpy() for name, g in found.items() if g is not None}
 
@@ -172,6 +174,12 @@ def _named(name, nest):
     """The leaves of a nest by `name`, or `name[0]`, `name[1]` and so on where there are several."""
     leaves = tf.nest.flatten(nest)
     return {name: leaves[0]} if len(leaves) == 1 else {f"{name}[{i}]": leaf for i, leaf in enumerate(leaves)}
+
+
+def _new_name(name, names):
+    """The name, or where it is among the names already, as that of every `tf.Variable` without one is, a numbered one."""
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return name if name not in names else next(other for other in numbered if other not in names)
 
 
 def _weighted_sum(ys):

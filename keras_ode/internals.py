@@ -276,6 +276,14 @@ def layers_within(layer):
     return layer._flatten_layers()
 
 
+def ids_of_trained(layer):
+    """The ids of the variables that a layer and those inside of it created to be trained, also where they are frozen now.
+
+    The public `layer.trainable_variables` leaves out what is frozen.
+    """
+    return {id(v) for each in layers_within(layer) for v in each._trainable_variables}
+
+
 def own_metrics(layer):
     """The list of a layer's own metrics, to add to and to remove from.
 

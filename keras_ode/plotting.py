@@ -153,7 +153,8 @@ def plot_phase_portrait(
         )
     if vector_field and not isinstance(model, Solution):
         limits = ax.get_xlim(), ax.get_ylim()
-        _draw_field(ax, *_field_on_grid(model, *limits, ts[0], 20, tf.rank(y0) == 2), color="0.75", zorder=1)
+        arrows = _field_on_grid(model, *limits, ts[0], 20, tf.rank(y0) == 2, options.get("args", ()))
+        _draw_field(ax, *arrows, color="0.75", zorder=1)
         ax.set(xlim=limits[0], ylim=limits[1])
     _name_plane(ax, labels, units)
     ax.legend(frameon=True)
@@ -239,7 +240,7 @@ def _layer_of(model):
     return found[0] if found else None
 
 
-def _field_on_grid(model, xlim, ylim, t, num_points, batched):
+def _field_on_grid(model, xlim, ylim, t, num_points, batched, args=()):
     """Returns the points of a grid and the derivatives there: four arrays of shape `[num_points ** 2]`."""
     layer = _layer_of(model)
     dynamics = model if layer is None else layer.dynamics
@@ -248,7 +249,7 @@ def _field_on_grid(model, xlim, ylim, t, num_points, batched):
     time = tf.constant(t, points.dtype)
 
     def derivative(states):
-        return dynamics(*arguments_of(dynamics, time, states))
+        return dynamics(*arguments_of(dynamics, time, states, args))
 
     found = derivative(points) if batched else tf.map_fn(derivative, points)
     if found.shape != points.shape:

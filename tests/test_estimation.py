@@ -89,6 +89,16 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing():
     assert RATE.numpy() == 0.5
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing(optimizer):
+    """The derivative of a root at zero is infinite."""
+    square = tf.Variable(0.0)
+    with pytest.raises(ArithmeticError, match=r"The gradient of the loss is not finite.*although the loss is 0\.\d.*adjoint="):
+        options = {**FAST, "optimizer": optimizer, "num_steps": 3}
+        keras_ode.estimate(lambda t, y: -tf.sqrt(square) * y, observed(), T, variables=[square], **options)
+    assert square.numpy() == 0
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"variables": None}, "Pass the variables to estimate"),
     ({"t": T[:3]}, "t must be two or more strictly increasing times, and ys must have one entry for each"),

@@ -85,6 +85,15 @@ def test_every_leaf_argument_time_and_variable_has_an_error():
 
 
 @pytest.mark.slow
+def test_variables_of_the_same_name_are_all_checked():
+    """As all are that get none: TensorFlow calls each `Variable:0`."""
+    factors = [tf.Variable(1.0), tf.Variable(2.0), tf.Variable(0.5)]
+    product = lambda y: -factors[0] * factors[1] * factors[2] * y
+    report = keras_ode.check_gradients(product, tf.ones([1]), TIMES, solver="bosh3")
+    assert {"Variable:0", "Variable:0 (2)", "Variable:0 (3)"} <= set(report.errors)
+
+
+@pytest.mark.slow
 def test_backsolve_that_fails_is_told_apart_and_another_adjoint_advised():
     # Van der Pol's oscillator, whose limit cycle repels backward in time.
     dynamics = field(

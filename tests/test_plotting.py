@@ -107,6 +107,14 @@ def test_portrait_of_a_dynamics_has_its_field_behind(rank):
     np.testing.assert_allclose(np.stack([arrows.U, arrows.V]), np.stack([-y, x]) / np.hypot(x, y), atol=1e-5)
 
 
+def test_field_behind_a_portrait_has_the_further_arguments_of_the_dynamics():
+    """With a rate of 2 all arrows point to zero; with the time in place of the state there would be none."""
+    ax = plotting.plot_phase_portrait(lambda y, rate: -rate * y, tf.constant([[1.0, 2.0]]), [0.0, 0.5], args=(2.0,))
+    (arrows,) = (c for c in ax.collections if hasattr(c, "U"))
+    points = np.stack([arrows.X, arrows.Y])
+    np.testing.assert_allclose([arrows.U, arrows.V], -points / np.hypot(*points), atol=1e-5)
+
+
 # Vector fields
 
 

@@ -165,6 +165,7 @@ class SolverStepRecorder(keras.callbacks.Callback):
 
     def set_model(self, model):
         self._detach()
+        self._fits = False  # a fit that was interrupted has not ended
         super().set_model(model)
         self._attach()
 

@@ -163,7 +163,7 @@ class ControlledDynamics(keras.Layer):
         super().__init__(autocast=False, **kwargs)
         self.dynamics, self.units = dynamics, units
 
-    def call(self, t, z, path):
+    def call(self, t, z, path, training=None):  # Keras passes `training` on to the dynamics
         slope = path.derivative(t)  # [B, channels]
         matrices = tf.cast(self.dynamics(z), z.dtype)
         return ops.matmul(ops.reshape(matrices, (-1, self.units, slope.shape[-1])), slope[..., None])[..., 0]

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ode import internals
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers.time import call_layer, check_layer
 from keras_ode.signature import arguments_of, with_mask
@@ -79,9 +80,12 @@ class DepthVarying(keras.Layer):
 
     def call(self, t, y, training=None):
         if not len(t.shape):
-            return ops.cast(self._at(t, y), self.compute_dtype)
+            output, changes = self._at(t, y)
+            for variable, value in changes:
+                variable.assign(value)
+            return ops.cast(output, self.compute_dtype)
         times = ops.reshape(t, (-1,))
-        rows = ops.vectorized_map(lambda row: self._at(row[0], row[1][None])[0], (times, y))
+        rows = ops.vectorized_map(lambda row: self._of_row(row[0], row[1][None]), (times, y))
         return ops.cast(rows, self.compute_dtype)
 
     def compute_output_shape(self, t_shape, y_shape):
@@ -101,17 +105,30 @@ class DepthVarying(keras.Layer):
     def from_config(cls, config):
         return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
 
+    def _of_row(self, t, y):
+        output, changes = self._at(t, y)
+        if changes:
+            raise ValueError(
+                f"The layer '{self.layers[0].name}' changes its state, as dropout and batch normalization do, but with times for "
+                "each row (per_sample=True) DepthVarying calls it for one row after the other: use a time for all rows. Received: "
+                f"changes of {[getattr(v, 'path', v.name) for v, _ in changes]}"
+            )
+        return output[0]
+
     def _at(self, t, y):
-        """Returns the layer's output with its weights at the time `t`."""
-        shares = self._shares(t)
-        mapping = []
-        for values in zip(*(layer.trainable_variables for layer in self.layers), strict=True):
-            terms = [share * ops.convert_to_tensor(value) for share, value in zip(shares, values, strict=True)]
-            mapping.append((values[0], sum(terms[1:], terms[0])))
-        layer = self.layers[0]
-        mapping += [(v, ops.convert_to_tensor(v)) for v in layer.non_trainable_variables]
-        with keras.StatelessScope(state_mapping=mapping):
-            return call_layer(layer, t, y)
+        """Returns the layer's output with its weights at the time `t`, and what it assigns: pairs of variables and values."""
+        shares, layer, mapping = self._shares(t), self.layers[0], []
+        trained = internals.ids_of_trained(layer)
+        for values in zip(*(layer.variables for layer in self.layers), strict=True):
+            value = ops.convert_to_tensor(values[0])
+            if id(values[0]) in trained:
+                value = sum((s * ops.convert_to_tensor(v) for s, v in zip(shares[1:], values[1:], strict=True)), shares[0] * value)
+            mapping.append((values[0], value))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            before = [scope.get_current_value(v) for v, _ in mapping]
+            output = call_layer(layer, t, y)
+            after = [(v, scope.get_current_value(v)) for v, _ in mapping]
+        return output, [(v, x) for (v, x), old in zip(after, before, strict=True) if x is not old]
 
     def _shares(self, t):
         """Returns the coefficient of each layer's weights at the time `t`: a list of scalars that sum to one."""

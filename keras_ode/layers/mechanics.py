@@ -30,11 +30,11 @@ class _OfLayer(keras.Layer):
             )
         build_layer(self.layer, keras.KerasTensor(t_shape, self.variable_dtype), keras.KerasTensor(y_shape, self.variable_dtype))
 
-    def call(self, t, y):
+    def call(self, t, y, training=None):  # Keras passes `training` on to the layer
         y = ops.cast(y, self.variable_dtype)
         return ops.cast(self._derivative(ops.cast(t, self.variable_dtype), y), self.compute_dtype)
 
-    def compute_output_spec(self, t, y):
+    def compute_output_spec(self, t, y, training=None):
         return keras.KerasTensor(y.shape, self.compute_dtype)
 
     def compute_output_shape(self, t_shape, y_shape):

@@ -102,6 +102,8 @@ class ODERNN(keras.Layer):
         # States keep the precision of the variables; cell and dynamics cast their own copies.
         times: dict[str, Any] = {} if t is None else {"t": t}
         self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **times)
+        if self.ode.random_end_time is not None:
+            raise ValueError(f"The times of ODERNN are those of its observations, so none can be random. Received: t={t!r}")
         self.t = None if t is None else self.ode.t
         self.output_times = None if output_times is None else _checked_output_times(output_times)
         self.supports_masking = True
@@ -193,6 +195,7 @@ class ODERNN(keras.Layer):
 
     def _states(self, x, t, mask, training, start):
         """Returns the hidden states at all times, `[T, B, units]` (time first, like all sequences here), and the last states."""
+        _draw_dropout_anew(self.cell)
         first = self._observe(start, x[0], mask[0], training)
         shown = (start if self.return_before else first)[0][None]
 
@@ -205,6 +208,7 @@ class ODERNN(keras.Layer):
         if x.shape[0] == 1:
             return shown, first
         states, flowed = _scan(advance, (t[:-1], t[1:], x[1:], mask[1:]), (first, first[0]))
+        _draw_dropout_anew(self.cell)  # its masks are tensors of this graph
         return tf.concat([shown, flowed if self.return_before else states[0]], axis=0), [state[-1] for state in states]
 
     def _observe(self, states, x, mask, training):
@@ -242,6 +246,13 @@ class ODERNN(keras.Layer):
 
     def _sizes(self):
         return tf.nest.flatten(self.cell.state_size)
+
+
+def _draw_dropout_anew(cell):
+    """Makes a cell, or the cells of a stack, forget the masks of their dropout, which they keep from step to step."""
+    for each in (cell, *getattr(cell, "cells", ())):
+        for name in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
+            getattr(each, name, lambda: None)()
 
 
 def _may_be_rounded(times, dtype):

@@ -125,11 +125,14 @@ class _Blocks(keras.Layer):
         self.bias = self.add_weight((self.num_blocks, size), self.bias_initializer, name="bias")
 
     def _weights(self, dtype):
-        """Returns the matrix and the vector of each block, and adds the penalty on their changes to the losses."""
-        if self.smoothness:
-            self.add_loss(self.smoothness * roughness(self.trainable_variables, self.step_size))
+        """Returns the matrix and the vector of each block."""
         kernel, bias = (tf.unstack(ops.cast(ops.convert_to_tensor(v), dtype)) for v in (self.kernel, self.bias))
         return list(zip(kernel, bias, strict=True))
+
+    def _penalize(self):
+        """Adds the penalty on the changes of the weights to the losses."""
+        if self.smoothness:
+            self.add_loss(self.smoothness * roughness([self.kernel, self.bias], self.step_size))
 
     def refined(self) -> Self:
         """Returns a layer with twice as many blocks and half the step size, whose weights are interpolated linearly.
@@ -203,6 +206,7 @@ class HamiltonianBlocks(_Blocks):
 
     def call(self, y):
         is_pair = isinstance(y, (list, tuple))
+        self._penalize()
         y, z = y if is_pair else (y, ops.zeros_like(y))
         for kernel, bias in self._weights(y.dtype):
             z = z - self.step_size * self.activation(ops.matmul(y, kernel) + bias)
@@ -248,6 +252,7 @@ class LeapfrogBlocks(_Blocks):
     """
 
     def call(self, y):
+        self._penalize()
         velocity = None  # the difference of the last two states
         for kernel, bias in self._weights(y.dtype):
             force = -ops.matmul(self.activation(ops.matmul(y, ops.transpose(kernel)) + bias), kernel)

@@ -12,6 +12,7 @@ from keras_ode import regularizers
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers import ODELayer
 from keras_ode.layers.time import check_layer
+from keras_ode.models.unsupervised import Unsupervised
 from keras_ode.signature import arguments_of
 from keras_ode.typing import TensorsLike
 
@@ -20,15 +21,15 @@ _DIVERGENCES = {"exact": None, "hutchinson": 1, "hutch++": 3}
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
-class ContinuousNormalizingFlow(keras.Model):
+class ContinuousNormalizingFlow(Unsupervised):
     """A probability density that an ODE, solved from `t[0]` to `t[-1]`, creates from a base distribution.
 
     Along a trajectory of `dz/dt = f(t, z)`, the log-density decreases by the integral of the divergence of `f`. To compute the
     density at a point, the model solves the ODE from this point back to the base distribution. This works for any network `f`,
     and the density is exact up to the tolerances if the divergence is.
 
-    After `compile(optimizer)`, `fit(points)` minimizes the mean negative log-likelihood, and `evaluate(points)` returns it. The
-    model and `predict` return log-densities.
+    After `compile(optimizer)`, `fit(points)` minimizes the mean negative log-likelihood, and `evaluate(points)` returns it. With
+    weights, pass the points twice: `fit(points, points, sample_weight=weights)`. The model and `predict` return log-densities.
 
     Args:
         dynamics: A Keras layer `f(t, z)` or `f(z)` that keeps the shape and is smooth: use `"tanh"` or `"softplus"`, not
@@ -103,7 +104,7 @@ class ContinuousNormalizingFlow(keras.Model):
             flow.build((points_shape, (points_shape[0],)))
 
     def call(self, points, training=None):
-        z, change = self.transport(points, inverse=True)
+        z, change = self._back(points, training)
         return ops.cast(self.distribution().log_prob(z), change.dtype) + change
 
     def compute_output_shape(self, points_shape):
@@ -127,9 +128,19 @@ class ContinuousNormalizingFlow(keras.Model):
             The points at the end of their trajectories, `(batch, ...)`, and the log-determinant of the Jacobian of this map
             (the logarithm of the change of volume), shape `(batch,)`.
         """
-        state = (points, ops.zeros_like(ops.reshape(points, (ops.shape(points)[0], -1))[:, 0]))
-        for flow in reversed(self.flows) if inverse else self.flows:
-            state = flow(state, t=np.array(flow.t[::-1])) if inverse else flow(state)
+        if inverse:
+            return self._back(points, training=False)
+        state = _without_change(points)
+        for flow in self.flows:
+            state = flow(state)
+        return state
+
+    def _back(self, points, training):
+        """Returns what `transport(points, inverse=True)` does. In training, the last time may be random."""
+        state = _without_change(points)
+        for flow in reversed(self.flows):
+            times = flow._times(training)[::-1]
+            state = flow(state, t=times if tf.is_tensor(times) else np.array(times))
         return state
 
     def log_prob(self, points: TensorsLike) -> tf.Tensor:
@@ -192,6 +203,11 @@ class ContinuousNormalizingFlow(keras.Model):
                 "The flow does not know the shape of its points yet: call it on some points first, or call "
                 "flow.build((None, 2))."
             )
+
+
+def _without_change(points):
+    """Returns the state with which a solve starts: the points, and zero for each."""
+    return points, ops.zeros_like(ops.reshape(points, (ops.shape(points)[0], -1))[:, 0])
 
 
 def _hutchinson(product, signs):

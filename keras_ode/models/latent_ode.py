@@ -7,11 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ode.layers import ODERNN, ODELayer
+from keras_ode.models.unsupervised import Unsupervised
 from keras_ode.typing import TensorsLike, Times
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
-class LatentODE(keras.Model):
+class LatentODE(Unsupervised):
     """A variational autoencoder for time series whose latent state follows an ODE.
 
     The encoder reads a series from its last observation to its first and computes the posterior, a normal distribution, of
@@ -43,7 +44,7 @@ class LatentODE(keras.Model):
         `(batch, T, features)`.
 
     Raises:
-        ValueError: If `noise` is not positive, or if the times of a call do not fit its values.
+        ValueError: If `noise` is not positive, if the times of a call do not fit its values, or if `fit` is given weights.
 
     Example:
 
@@ -113,6 +114,7 @@ class LatentODE(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         import tensorflow_probability as tfp
 
+        self._check_weights(y, sample_weight)
         values, _, mask = self._parts(x)
         decoded = tfp.distributions.Normal(tf.cast(y_pred, values.dtype), self.noise)
         likelihood = tf.reduce_sum(decoded.log_prob(values), axis=2)
@@ -142,6 +144,13 @@ class LatentODE(keras.Model):
             A tensor `[B, T, features]`.
         """
         return self.decoder(self.ode(z0, t=times))
+
+    def _check_weights(self, y, sample_weight):
+        if sample_weight is not None:
+            raise ValueError(
+                "LatentODE has no weights of series: leave sample_weight and class_weight out. To leave out single observations, "
+                f"use the mask. Received: sample_weight of type {type(sample_weight).__name__}"
+            )
 
     def get_config(self):
         parts = {"encoder": self.encoder, "dynamics": self.ode.dynamics, "decoder": self.decoder}

@@ -310,6 +310,23 @@ def test_csv_has_a_line_for_each_step(two_epochs):
     np.testing.assert_array_equal([np.float32(row["step_size"]) for row in rows], np.concatenate([r.step_size for r in recorder.records]))
 
 
+def test_evaluation_after_an_interrupted_fit_is_recorded():
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    layer = keras_ode.ODELayer(keras.layers.Dense(2), solver="bosh3", jit_compile=False)
+    model, x = keras.Sequential([keras.Input([2]), layer]), np.ones([4, 2], "float32")
+    model.compile("sgd", "mse", jit_compile=False)
+    recorder = SolverStepRecorder()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, x, callbacks=[recorder, Interrupt()], verbose=0)
+    assert not recorder.records
+    model.evaluate(x, x, callbacks=[recorder], verbose=0)
+    assert [record.direction for record in recorder.records] == ["forward"] and recorder.means
+    assert layer._recorder is None
+
+
 def test_the_layer_is_left_as_it_was(two_epochs):
     model = two_epochs[0]
     assert model.layers[1]._recorder is None

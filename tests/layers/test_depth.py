@@ -48,6 +48,32 @@ def test_gradients_of_residual_blocks_and_of_euler_steps_agree():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("frozen_first", [False, True])
+def test_frozen_weights_vary_too(frozen_first):
+    """All weights that could be trained do, whether they are now or not."""
+    layer = DepthVarying(keras.layers.Dense(1, use_bias=False, trainable=not frozen_first), num_pieces=2)
+    layer(tf.constant(0.0), tf.ones([1, 1]))
+    layer.set_weights([np.array([[1.0]]), np.array([[5.0]])])
+    layer.trainable = False
+    assert not layer.trainable_variables
+    np.testing.assert_array_equal([layer(tf.constant(t), tf.ones([1, 1]))[0, 0] for t in (0.25, 0.75)], [1, 5])
+
+
+@pytest.mark.slow
+def test_layers_with_a_state_within_keep_it():
+    """Dropout draws another mask in each call, and batch normalization follows the mean of the batches."""
+    y = tf.constant([[1.0] * 32, [3.0] * 32])
+    inside = keras.Sequential([keras.layers.Dropout(0.5), keras.layers.BatchNormalization(momentum=0.5)])
+    layer = ODELayer(DepthVarying(inside, num_pieces=2), jit_compile=False)
+    first, second = (layer(y, training=True) for _ in range(2))
+    assert not np.array_equal(first, second)
+    moving_mean = layer.dynamics.layers[0].layers[1].moving_mean
+    assert np.all(np.asarray(moving_mean) >= 0) and np.any(np.asarray(moving_mean) > 0)
+    rows = ODELayer(layer.dynamics, per_sample=True, jit_compile=False)
+    with pytest.raises(ValueError, match="changes its state.*use a time for all rows"):
+        rows(y, training=True)
+
+
 def test_blocks_share_their_weights_only_if_asked():
     own, shared = ResidualBlocks(matrix(), 4), ResidualBlocks(matrix(), 4, shared=True)
     own.build((None, 2)), shared.build((None, 2))

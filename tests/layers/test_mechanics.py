@@ -88,6 +88,14 @@ def test_second_order_dynamics_is_a_forced_oscillator():
     np.testing.assert_allclose(layer(np.zeros([1, 2], "float32")), [[3 - np.sin(3), 1 - np.cos(3)]], rtol=1e-4)
 
 
+def test_training_reaches_the_layer_from_a_solve():
+    network = keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(1, kernel_initializer="ones")])
+    layer = keras_ode.ODELayer(SecondOrderDynamics(network), solver="euler", step_size=1.0, jit_compile=False)
+    y = tf.ones([32, 2])
+    spread = [float(tf.math.reduce_std(layer.solve(y, training=mode).ys[-1][:, 1])) for mode in (False, True)]
+    assert spread[0] == 0 and spread[1] > 0.1
+
+
 def test_a_state_without_halves_is_refused():
     with pytest.raises(ValueError, match="needs a state .* of two halves.*Received: a state of shape"):
         HamiltonianDynamics(small())(tf.constant(0.0), tf.zeros([2, 3]))

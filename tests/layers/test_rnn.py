@@ -7,6 +7,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_ode.layers import ODERNN, TimeDense
+from keras_ode.regularizers import random_end_time
 from tests.marks import slow
 
 RANDOM = np.random.default_rng(0)
@@ -104,6 +105,19 @@ def test_gradient_in_a_graph_is_that_of_differences():
 def test_symbolic_output_has_its_shape():
     layer = ODERNN(keras.layers.GRUCell(4), TimeDense(4), return_sequences=True)
     assert layer(keras.Input([5, 2]), t=TIMES).shape == (None, 5, 4)
+
+
+def test_dropout_of_the_cell_works_in_every_trace():
+    """Cells keep its mask from step to step, a tensor of one graph."""
+    layer = ODERNN(keras.layers.GRUCell(4, dropout=0.5), keras.layers.Dense(4, activation="tanh"), t=[0.0, 1.0], jit_compile=False)
+    once, again = (layer(tf.ones([3, 2, 2]), training=True) for _ in range(2))
+    assert layer(tf.ones([2, 2, 2]), training=True).shape == [2, 4]
+    assert not np.array_equal(once, again)
+
+
+def test_random_times_are_refused():
+    with pytest.raises(ValueError, match="none can be random.*Received: t="):
+        ODERNN(keras.layers.GRUCell(4), keras.layers.Dense(4), t=random_end_time())
 
 
 def test_what_is_no_cell_is_refused():

@@ -88,6 +88,19 @@ def test_refined_blocks_have_interpolated_weights_and_approach_the_same_flow():
     assert 1.6 < errors[0] / errors[1] < 3 and 1.6 < errors[1] / errors[2] < 3  # z starts half a step late: order one
 
 
+def test_smoothness_counts_once_and_of_frozen_blocks_too():
+    blocks, y = HamiltonianBlocks(num_blocks=3, step_size=0.5, smoothness=0.1), tf.ones([1, 2])
+    start = [y, y]
+    end = blocks(start)
+    blocks.inverse(end)
+    (loss,) = blocks.losses
+    kernel, bias = blocks.get_weights()
+    np.testing.assert_allclose(loss, 0.1 * (np.sum(np.diff(kernel, axis=0) ** 2) + np.sum(np.diff(bias, axis=0) ** 2)), rtol=1e-5)
+    blocks.trainable = False
+    blocks(start)
+    np.testing.assert_allclose(blocks.losses, [loss], rtol=1e-6)
+
+
 def test_smoothness_is_a_loss_of_the_model():
     blocks = LeapfrogBlocks(3, 0.5, smoothness=0.1, bias_initializer="random_normal")
     blocks(Y)

@@ -127,6 +127,19 @@ def test_hutchinson_is_right_on_average_and_new_in_every_call():
     assert abs(np.mean([first, second]) - density(A).logpdf(POINTS[0])) < 0.5 * 4 / np.sqrt(800)
 
 
+def test_end_time_is_random_in_training_only():
+    """At zero, `log p = log N(0) - T trace(A)`."""
+    flow = linear(A, t=keras_ode.regularizers.random_end_time((0.0, 1.0), width=0.5))
+    zero, at_zero = tf.zeros([1, 2], tf.float64), -np.log(2 * np.pi)
+
+    def end(training):
+        return (at_zero - float(flow(zero, training=training)[0])) / np.trace(A)
+
+    assert end(False) == pytest.approx(1, abs=1e-6)
+    first, second = end(True), end(True)
+    assert first != second and all(0.5 <= x <= 1.5 for x in (first, second)) and abs(first - 1) > 1e-4
+
+
 @pytest.mark.slow
 def test_hutchinson_has_the_same_noise_in_the_solve_and_in_its_gradient():
     """`log p` is then `log N(x e^-A) - noise A noise`, whose gradient by `A_01` tells the noise of the backward pass."""
@@ -183,6 +196,15 @@ def test_sample_weights_weigh_the_loss(trained):
     weights = np.arange(4.0) / 1.5
     expected = -np.mean(weights * flow.log_prob(points[:4]).numpy())
     np.testing.assert_allclose(flow.evaluate(points[:4], points[:4], sample_weight=weights, verbose=0), expected, rtol=1e-3)
+
+
+def test_weights_without_targets_are_refused():
+    """Keras would drop them."""
+    flow = linear(A)
+    flow.compile("sgd")
+    for method in (flow.fit, flow.evaluate):
+        with pytest.raises(ValueError, match=r"fit\(x, x, sample_weight=weights\). Received: y=None, sample_weight of type ndarray"):
+            method(POINTS, sample_weight=np.ones(6))
 
 
 def test_samples_have_the_covariance_of_a_linear_flow():

@@ -143,6 +143,11 @@ def test_missing_times_are_asked_for(model):
         model(tf.zeros([2, 7, 1]))
 
 
+def test_weights_of_series_are_refused(irregular_model):
+    with pytest.raises(ValueError, match=r"no weights of series: leave sample_weight.*Received: sample_weight of type ndarray"):
+        irregular_model[0].fit(irregular(), sample_weight=np.ones(6), batch_size=6, verbose=0)
+
+
 def test_noise_must_be_positive():
     with pytest.raises(ValueError, match="noise must be a positive number. Received: noise=0"):
         decay(noise=0)
