@@ -27,7 +27,7 @@ class DepthVarying(keras.Layer):
 
     Args:
         layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the values of the first piece or knot. Copies of
-            the layer hold the other values.
+            the layer hold the other values. Moving statistics are those of the layer itself at all times.
         num_pieces: The number of pieces.
         t: The start and the end of the interval. Defaults to `(0.0, 1.0)`.
         kind: `"constant"` or `"linear"`. Defaults to `"constant"`.
@@ -45,7 +45,8 @@ class DepthVarying(keras.Layer):
         The output shape of `layer`.
 
     Raises:
-        ValueError: If `kind` is not one of its two values, or `t` is not two increasing times.
+        ValueError: If `kind` is not one of its two values, if `t` is not two increasing times, or if rows have times of their own
+            and `layer` changes its state, as dropout and batch normalization do in training.
 
     Example:
 
