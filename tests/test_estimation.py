@@ -90,6 +90,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing(optimizer):
     """The derivative of a root at zero is infinite."""
     square = tf.Variable(0.0)

@@ -296,6 +296,13 @@ def test_layers_within_are_of_all_depths():
     assert inner in internals.layers_within(model) and model in internals.layers_within(model)
 
 
+def test_trained_variables_are_those_that_a_layer_made_to_be_trained_frozen_or_not():
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1, use_bias=False, trainable=False), keras.layers.BatchNormalization()])
+    gamma, beta = model.layers[1].gamma, model.layers[1].beta
+    model.trainable = False
+    assert internals.ids_of_trained(model) == {id(v) for v in (model.layers[0].kernel, gamma, beta)}
+
+
 @pytest.fixture
 def measured():
     """A model, and a metric of its layer."""

@@ -38,6 +38,7 @@ def test_solution_through_jumps_is_that_of_the_closed_form():
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.slow
 def test_step_ends_right_before_a_jump_at_the_last_time(per_sample):
     """The stages of a step at its end are before the jump; of constant steps nothing else would tell."""
     times = [[0.0, 1.0], [0.0, 2.0]] if per_sample else [0.0, 1.0]

@@ -129,6 +129,7 @@ def test_dynamics_that_never_rests_fails_and_says_so():
     assert np.isnan(tape.gradient(solution.event_state, scale))
 
 
+@pytest.mark.slow
 def test_conserved_quantity_leaves_no_derivative_where_elimination_only_rounds_to_a_singular_matrix():
     rates = tf.constant([[-1.1, 0.9, 0.1], [0.4, -1.2, 0.5], [0.7, 0.3, -0.6]], tf.float64)  # the columns sum to zero
     with tf.GradientTape() as tape:

@@ -310,6 +310,7 @@ def test_csv_has_a_line_for_each_step(two_epochs):
     np.testing.assert_array_equal([np.float32(row["step_size"]) for row in rows], np.concatenate([r.step_size for r in recorder.records]))
 
 
+@pytest.mark.slow
 def test_evaluation_after_an_interrupted_fit_is_recorded():
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

@@ -88,6 +88,7 @@ def test_second_order_dynamics_is_a_forced_oscillator():
     np.testing.assert_allclose(layer(np.zeros([1, 2], "float32")), [[3 - np.sin(3), 1 - np.cos(3)]], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_layer_from_a_solve():
     network = keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(1, kernel_initializer="ones")])
     layer = keras_ode.ODELayer(SecondOrderDynamics(network), solver="euler", step_size=1.0, jit_compile=False)

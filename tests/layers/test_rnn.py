@@ -107,6 +107,7 @@ def test_symbolic_output_has_its_shape():
     assert layer(keras.Input([5, 2]), t=TIMES).shape == (None, 5, 4)
 
 
+@pytest.mark.slow
 def test_dropout_of_the_cell_works_in_every_trace():
     """Cells keep its mask from step to step, a tensor of one graph."""
     layer = ODERNN(keras.layers.GRUCell(4, dropout=0.5), keras.layers.Dense(4, activation="tanh"), t=[0.0, 1.0], jit_compile=False)

@@ -127,6 +127,7 @@ def test_hutchinson_is_right_on_average_and_new_in_every_call():
     assert abs(np.mean([first, second]) - density(A).logpdf(POINTS[0])) < 0.5 * 4 / np.sqrt(800)
 
 
+@pytest.mark.slow
 def test_end_time_is_random_in_training_only():
     """At zero, `log p = log N(0) - T trace(A)`."""
     flow = linear(A, t=keras_ode.regularizers.random_end_time((0.0, 1.0), width=0.5))
