@@ -395,6 +395,6 @@ def test_exporters_are_seen_among_the_callers(tmp_path):
     model = keras.Sequential([keras.Input([1]), Asks()])
     model.predict(np.zeros([1, 1]), verbose=0)
     assert not any(found)
-    model.export(str(tmp_path / "exported"), verbose=False)
+    model.export(str(tmp_path / "exported"))
     assert found[-1]
     assert formats[-1] is None
