@@ -230,9 +230,11 @@ def room(like, count, filled=False):
     return tf.ensure_shape(buffer, [None if tf.is_tensor(count) else count, *like.shape])
 
 
-def copy(buffer):
-    """A copy to put into, of a buffer that somebody else reads too."""
-    return tf.raw_ops.DeepCopy(x=buffer) if _writes_in_place() else tf.identity(buffer)
+def copied_where(condition, buffers):
+    """Copies to put into, of buffers that somebody else reads too; where the scalar condition is false, nobody may put anything."""
+    if not _writes_in_place():
+        return tuple(map(tf.identity, buffers))
+    return tf.cond(condition, lambda: tuple(tf.raw_ops.DeepCopy(x=x) for x in buffers), lambda: tuple(buffers))
 
 
 def put_in_place(buffer, index, value):

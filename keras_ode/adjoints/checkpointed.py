@@ -76,7 +76,7 @@ class Checkpointed(FirstOrderAdjoint):
         a = tuple(leaf[-1] for leaf in cotangents)
         parameters = tree.zeros_like(problem.field.select(problem.parameters))
         of_carry = tree.zeros_like(remembered(problem))
-        start = (num_steps, history.writable(memory.kept), a, of_carry, parameters, tf.constant(0))
+        start = (num_steps, history.writable(memory.trajectory, memory.kept), a, of_carry, parameters, tf.constant(0))
         _, _, a, of_carry, parameters, evaluations = tree.while_loop(
             lambda last, *_: tf.reduce_any(last > 0), reverse_block, start
         )

@@ -180,9 +180,9 @@ class History:
         grain = tf.minimum(self.checkpoints.plan.stride(trajectory.num_steps), 1 << (self.capacity.bit_length() - 1))
         return (tf.maximum(last - self.capacity, 0) + grain - 1) // grain * grain
 
-    def writable(self, kept):
-        """A copy to refill: what was kept may be asked for again."""
-        return tuple(map(tree.copy, kept))
+    def writable(self, trajectory, kept):
+        """What was kept, to refill: a copy, since it may be asked for again, but for solves that fit and are never refilled."""
+        return tree.copied_where(tf.reduce_any(trajectory.num_steps > self.capacity), kept)
 
     def refill(self, trajectory, kept, last):
         """What is kept of the block of steps before `last`, which are taken again, and the evaluations that this took.

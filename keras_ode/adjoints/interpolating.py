@@ -64,7 +64,7 @@ class Interpolating(ContinuousAdjoint):
         method = self.backward_method(problem)
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
-            polynomials=history.writable(memory.kept),
+            polynomials=history.writable(memory.trajectory, memory.kept),
             a=tuple(leaf[-1] for leaf in cotangents),
             parameters=tree.zeros_like(problem.field.select(problem.parameters)),
             step_size=outcome.step_size,
