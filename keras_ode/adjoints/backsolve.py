@@ -62,7 +62,7 @@ class Backsolve(ContinuousAdjoint):
     def backward(self, problem, outcome, memory, cotangents):
         times, ys = problem.times, outcome.ys
         equation = _Equation(problem)
-        method = self.backward_method(problem)
+        method = self.backward_method(problem, outcome)
         stops, stored, impulses = _stored(problem.since_start(), ys, cotangents, self._checkpoints(problem), memory)
         solver = Impulses(method.solver, equation, stops, stored, impulses)
         drift = _Drift(equation, method, stops, stored)
@@ -75,7 +75,7 @@ class Backsolve(ContinuousAdjoint):
             times[-1],
             times[0],
             tuple(leaf[-1] for leaf in (*ys, *cotangents)),
-            method._replace(solver=solver, step_size=outcome.step_size),
+            method._replace(solver=solver),
             span=-problem.since_start()[-1],
             integral=tree.zeros_like(problem.field.select(problem.parameters)),
             integral_weights=problem.field.integral_weights,

@@ -17,6 +17,10 @@ from keras_ode.errors import Status
 from keras_ode.solvers import Solver
 from keras_ode.vector_field import ScaledField
 
+# The first backward step, in steps of the size with which the forward solve would go on: to try all of that often fails, and a
+# step that fails takes as much time as one more that does not.
+_FIRST_STEP = 0.75
+
 
 class Adjoint(Configurable):
     """A method that computes the gradients of a solve.
@@ -200,11 +204,14 @@ class ContinuousAdjoint(FirstOrderAdjoint):
         self.rtol, self.atol = rtol, atol
         self.solver = None if solver is None else solvers.get(solver)
 
-    def backward_method(self, problem):
+    def backward_method(self, problem, outcome):
         """The `Method` of the backward solve."""
-        method = problem.method
-        tolerance, solver = method.tolerance.changed(self.rtol, self.atol), self.solver or method.solver.backward
-        return method._replace(tolerance=tolerance, solver=solver)
+        method, part = problem.method, _FIRST_STEP if problem.method.controller.adaptive else 1
+        return method._replace(
+            tolerance=method.tolerance.changed(self.rtol, self.atol),
+            solver=self.solver or method.solver.backward,
+            step_size=part * outcome.step_size,
+        )
 
 
 def _runner(problem, tensors):

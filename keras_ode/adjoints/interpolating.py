@@ -61,13 +61,13 @@ class Interpolating(ContinuousAdjoint):
 
     def backward(self, problem, outcome, memory, cotangents):
         history = _Polynomials(problem, self.checkpoints, dense=True)
-        method = self.backward_method(problem)
+        method = self.backward_method(problem, outcome)
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
             polynomials=history.writable(memory.trajectory, memory.kept),
             a=tuple(leaf[-1] for leaf in cotangents),
             parameters=tree.zeros_like(problem.field.select(problem.parameters)),
-            step_size=outcome.step_size,
+            step_size=method.step_size,
             status=outcome.status,
             num_evaluations=tf.constant(0),
             record=tuple(o.record(o.start(), tf.constant(0)) for o in step_observers(problem.recorder, problem.times[0])),
