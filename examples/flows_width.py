@@ -106,7 +106,7 @@ def learn(make, units, steps, seed):
         for variable in model.optimizer.variables:
             variable.assign(ops.zeros_like(variable))
         model.fit(keras.random.normal((steps * BATCH, 2)), batch_size=BATCH, verbose=0)
-        found = model.predict(keras.random.normal((50000, 2)), batch_size=5000, verbose=0)
+        found = model.predict(keras.random.normal((20000, 2)), batch_size=5000, verbose=0)
         divergences[row, column], points[row] = found["log_ratio"].mean(), found["x"]
     log_integrals = np.log(densities(8, 800).sum(axis=(0, 1)) * (16 / 800) ** 2)
     return np.median(divergences, axis=1) + log_integrals, points, model.flow.count_params()
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the seed of the first of three sets of weights and points")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    units, steps, results = ((2,), 20, {}) if arguments.quick else ((2, 8, 32, 64), 800, {})
+    units, steps, results = ((2,), 20, {}) if arguments.quick else ((2, 8, 32, 64), 500, {})
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"M, median of {SEEDS} seeds of KL(q || p) [nats] ({', '.join(NAMES)}), weights of a flow, time so far")
     makers = (("continuous", lambda n: ODELayer(HyperUnits(n), **ODE), steps), ("planar", PlanarLayers, 3 * steps))

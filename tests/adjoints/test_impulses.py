@@ -21,19 +21,20 @@ def test_polynomial_in_place_of_a_staircase_has_its_integrals(degree):
             np.testing.assert_allclose(of_polynomial, (1 - x ** (power + 1)) / (power + 1), atol=1e-12)
 
 
-DYNAMICS = Counting(TanhNetwork(16).of_tensors(TanhNetwork(16).weights))
+WEIGHTS = tuple(map(tf.constant, TanhNetwork(16).weights))
+DYNAMICS = Counting(TanhNetwork(16).of_tensors(WEIGHTS))
 
 
 def backward_evaluations(adjoint, number, tolerance):
     start = tf.constant(TanhNetwork(16).start)
     with tf.GradientTape() as tape:
-        tape.watch(start)
+        tape.watch((start, WEIGHTS))
         ys = keras_ode.odeint(
             DYNAMICS, start, np.linspace(0, 3, number), adjoint=adjoint, rtol=tolerance, atol=tolerance, jit_compile=False
         )
         loss = tf.reduce_sum(ys**2)
     DYNAMICS.take()  # those of the forward solve
-    assert tape.gradient(loss, start) is not None
+    assert None not in tape.gradient(loss, (start, *WEIGHTS))
     return DYNAMICS.take()
 
 
