@@ -387,7 +387,8 @@ def _penalties(regularizers, noise, leaves, times, method, adjoint):
     like = times[0]
     totals = tuple(r.start(leaves, like) for r in regularizers)
     if any(r.sums_steps for r in regularizers):
-        method = method._replace(sums=StepSums(tuple(regularizers)))
+        # A sum over steps that rows share depends on all of them, so that they are one system of equations to an implicit solver.
+        method = method._replace(sums=StepSums(tuple(regularizers)), rows=method.per_sample)
     return method, dynamics.Penalties(regularizers, totals, noise)
 
 
