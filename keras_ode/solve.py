@@ -253,8 +253,9 @@ def _solved(function, y0, t, options):
             _raise_on_failure_of_part(adjoint, problem, outcome)
     totals = outcome.ys[len(outcome.ys) - len(options.regularizers) :]
     solution = _solution(asked.times, y0, problem, outcome, events, lost)
-    if asked.single:
-        solution = solution._replace(ts=asked.times[..., :1], ys=tf.nest.map_structure(lambda ys: ys[:1], solution.ys))
+    if asked.single or asked.times.shape[-1] is None:  # the solve has two times at least
+        number = 1 if asked.single else tf.shape(asked.times)[-1]
+        solution = solution._replace(ts=asked.times[..., :number], ys=tf.nest.map_structure(lambda ys: ys[:number], solution.ys))
     return solution, tuple(total[-1] for total in totals)
 
 
