@@ -87,7 +87,10 @@ def check_times(t, per_sample=False, may_be_open=False):
 def checked_jumps(jump_times, dtype, leaves, per_sample):
     """Jump times, `[J]`, or `[J, B]` where every row has its own, as a tensor, and what rounding took from them."""
     jumps = _exact_times(jump_times, "jump_times", dtype)
-    known = None if tree.holds_tensors(jump_times) else tf.get_static_value(jumps)
+    known = tf.get_static_value(jumps)
+    if known is not None and np.isnan(known).any():
+        raise ValueError(f"jump_times must not be NaN: to pad rows, use infinity. Received: jump_times={jump_times!r}")
+    known = None if tree.holds_tensors(jump_times) else known
     by_row = per_sample and jumps.shape.rank == 2
     if not (by_row or jumps.shape.rank == 1) or jumps.shape[-1] is None:
         raise ValueError(
@@ -123,10 +126,11 @@ def check_steady_state(event, times, jump_times, adjoint):
         )
 
 
-def times_of_segments(asked, lost_of_jumps):
+def times_of_segments(asked, jumps, lost_of_jumps):
     """The times for a solve that subtracts them after they are rounded, as those with an event or jumps do.
 
-    Where that would move them by more than a thousandth of the duration they are refused; NaN, where only the graph knows.
+    Where that would move them by more than a thousandth of the duration they are refused; NaN, where only the graph knows. They are
+    also NaN where a jump is.
     """
     closed = tf.math.is_finite(asked.elapsed)  # the end may be open
     duration = tf.reduce_max(tree.select(closed, tf.abs(asked.elapsed), 0), axis=-1)
@@ -137,7 +141,8 @@ def times_of_segments(asked, lost_of_jumps):
     rounded, elapsed = (x[..., 1:] == x[..., :-1] for x in (asked.times, asked.elapsed))
     moved = tf.reduce_any(rounded & ~elapsed) | tf.reduce_any(change > _MOST_MOVED * duration)
     if not tf.executing_eagerly():
-        return tf.where(moved, tf.constant(np.nan, asked.times.dtype), asked.times)
+        wrong = moved | tf.reduce_any(tf.math.is_nan(jumps))
+        return tf.where(wrong, tf.constant(np.nan, asked.times.dtype), asked.times)
     if moved:
         raise ValueError(
             f"With event or jump_times, times are rounded to {asked.times.dtype.name} before they are subtracted, which "

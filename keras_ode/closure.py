@@ -124,9 +124,12 @@ class Closure:
             *("A number in the dynamics" for _ in self._numbers),
         ]
 
-    def differentiable(self):
+    def differentiable(self, values):
+        """Whether each member may need a gradient. Untrained ones of TensorFlow may, if a tape watches them by now."""
+        others = zip(self._variables, values[len(self._keras_variables) :], strict=False)
         return [
-            *(v.trainable and _has_gradient(v) for v in (*self._keras_variables, *self._variables)),
+            *(v.trainable and _has_gradient(v) for v in self._keras_variables),  # tapes watch frozen ones, too, by themselves
+            *((v.trainable or is_watched(value)) and _has_gradient(v) for v, value in others),
             *(may_need_gradient(tensor) for tensor in self._tensors),
             *(False for _ in self._numbers),
         ]

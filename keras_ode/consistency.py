@@ -63,7 +63,7 @@ def consistent_state(
     mass = mass_matrices.checked_matrix(mass_matrix)
     mass_matrices.check_size(mass, y0)
     (start,) = leaves = tuple(tf.nest.flatten(y0))
-    t = tf.cast(t0, start.dtype)
+    t = tf.cast(tree.as_tensor(t0), start.dtype)
     t = tf.fill(tf.shape(start)[:1], t) if per_sample else t
     method = arguments.checked_method("rodas5p", 1e-3, 1e-6, None, None, 1, start.dtype)
     method = method._replace(mass=mass, per_sample=bool(per_sample), rows=bool(per_sample))

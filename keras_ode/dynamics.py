@@ -124,9 +124,9 @@ def _closed(call, dynamics, t, leaves, args):
     specs = [spec(x) for x in (t, *leaves, *arguments)]
     with no_autocast():
         closure = Closure(call, dynamics, specs)
-        parameters = (*arguments, *closure.values())
-    differentiable = [*(may_need_gradient(a) for a in arguments), *closure.differentiable()]
-    return closure, specs[: 1 + len(leaves)], parameters, differentiable
+        members = closure.values()
+    differentiable = [*(may_need_gradient(a) for a in arguments), *closure.differentiable(members)]
+    return closure, specs[: 1 + len(leaves)], (*arguments, *members), differentiable
 
 
 class _Call:

@@ -73,8 +73,9 @@ class SteadyState:
     """The event that the state comes to rest. It ends a solve with an infinite end time, `t=[t0, float("inf")]`.
 
     The solve ends where the derivative of the state is at most `atol + rtol * |y|` per unit of time, in the root mean square;
-    with `per_sample=True`, in each row. The states at the end and `event_state` are then the steady state. If the state does not
-    come to rest in `max_steps` steps, the status is `MAX_STEPS` and they are NaN.
+    with `per_sample=True`, in each row. With a `mass_matrix` M, this derivative is `y'` and not `M y'`. The states at the end and
+    `event_state` are then the steady state. If the state does not come to rest in `max_steps` steps, the status is `MAX_STEPS` and
+    they are NaN.
 
     The gradient follows from the implicit function theorem: the steady state depends on everything that the dynamics reads, but
     neither on the initial state nor on the times. The backward pass solves one linear equation with the transposed

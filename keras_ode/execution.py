@@ -6,17 +6,17 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_ode import arguments, internals, tree
-from keras_ode.adjoints.fields import ForwardField
+from keras_ode.adjoints.fields import from_consistent
 from keras_ode.custom_gradient import refuse_forward_mode
 from keras_ode.events import ClosedEvent, SteadyState
 from keras_ode.exports import check_format, is_exported
 from keras_ode.graphs import traced
+from keras_ode.micro_batches import InMicroBatches
 from keras_ode.on_step import OnStep
 from keras_ode.programs import programs_of
 from keras_ode.progress import progress_bar
 from keras_ode.recent import Recent
 from keras_ode.segments import is_looped, solve_segments
-from keras_ode.solvers.mass import consistent
 from keras_ode.steady_state import solve_steady_state
 from keras_ode.xla import is_compile_error
 
@@ -122,8 +122,8 @@ def _refuse_to_compile(reason, cause=None):
 def _solve(adjoint, problem, segments, tensors, alone=False):
     """The `Outcome`, and the `EventOutcome` or `None`; `alone`: whether XLA compiles this without its gradient."""
     problem = problem.with_tensors(tensors[0])
-    if problem.method.mass is not None and problem.method.mass.is_singular:
-        problem = problem._replace(y=consistent(ForwardField(problem), problem.times[0], problem.y))
+    if not isinstance(adjoint, InMicroBatches):  # whose parts begin each for itself
+        problem = from_consistent(problem)
     if segments is None:
         return adjoint.solve(problem), None
     if isinstance(segments.event, SteadyState):

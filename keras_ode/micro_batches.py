@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.base import Adjoint
+from keras_ode.adjoints.fields import from_consistent
 from keras_ode.adjoints.problem import Outcome
 from keras_ode.custom_gradient import custom_gradient, first_order_only
 from keras_ode.paths import Path
@@ -97,7 +98,7 @@ class InMicroBatches(Adjoint):
         axes = [1] * len(like.ys) + [0] * (len(tf.nest.flatten(like)) - len(like.ys))
 
         def solve_part(tensors):
-            return tf.nest.flatten(self.adjoint.solve(problem.with_tensors(tensors)))
+            return tf.nest.flatten(self.adjoint.solve(from_consistent(problem.with_tensors(tensors))))
 
         @custom_gradient
         def solve(*tensors):

@@ -38,7 +38,8 @@ class Regularizer(configurable.Configurable):
 
     Attributes:
         sums_steps: Whether the penalty is a sum over steps. Its gradient is obtained by differentiating these steps, so it
-            needs `adjoint="checkpointed"`, `"reversible"` or `"direct"`.
+            needs `adjoint="checkpointed"`, `"reversible"` or `"direct"`. Without `per_sample=True`, all rows share the sum, and
+            an implicit solver takes them for one system of equations.
         needs_noise: Whether the integrand uses random signs, which are drawn anew for each solve.
         needs_error: Whether the solver must estimate its error.
         num_leaves: The integral depends on this many leaves of the state, counted from the first. `None` means all.

@@ -64,7 +64,8 @@ def solve(
 ) -> Solution:
     """Solves `dy/dt = f(t, y)` from `y0` at `t[0]`, and returns the states at all times `t`.
 
-    The solution is differentiable with respect to `y0`, `t`, `args`, and all variables and tensors that the dynamics reads.
+    The solution is differentiable with respect to `y0`, `t`, `args`, and all variables and tensors that the dynamics reads;
+    to a `tf.Variable` with `trainable=False` only if a tape already watches it.
 
     Args:
         dynamics: A Keras layer, a model or a function, `f(y)` or `f(t, y)`; the signature tells which. The `args` follow after the
@@ -108,7 +109,8 @@ def solve(
             solution then has `event_time` and `event_state`, which are differentiable, and `event_index`. States after a terminal
             event are NaN.
         jump_times: Times at which the dynamics is discontinuous, shape `[J]`, in any order. A step ends right before each of them,
-            and the next one begins right after it. With `per_sample=True` also `[B, J]`. Differentiable.
+            and the next one begins right after it. With `per_sample=True` also `[B, J]`; to pad a row with fewer jumps, use
+            infinity, since NaN is refused. Differentiable.
         dense: Whether the solution has `evaluate(t)` and `derivative(t)` for any time in the interval. Memory is reserved for
             `max_steps` interpolants, so set `max_steps` as low as the solve allows. Defaults to `False`.
         on_failure: What to do if the solve cannot continue: `"raise"` a `SolveError` (eager code only), or return `"nan"`
@@ -251,8 +253,9 @@ def _solved(function, y0, t, options):
             _raise_on_failure_of_part(adjoint, problem, outcome)
     totals = outcome.ys[len(outcome.ys) - len(options.regularizers) :]
     solution = _solution(asked.times, y0, problem, outcome, events, lost)
-    if asked.single:
-        solution = solution._replace(ts=asked.times[..., :1], ys=tf.nest.map_structure(lambda ys: ys[:1], solution.ys))
+    if asked.single or asked.times.shape[-1] is None:  # the solve has two times at least
+        number = 1 if asked.single else tf.shape(asked.times)[-1]
+        solution = solution._replace(ts=asked.times[..., :number], ys=tf.nest.map_structure(lambda ys: ys[:number], solution.ys))
     return solution, tuple(total[-1] for total in totals)
 
 
@@ -385,7 +388,8 @@ def _penalties(regularizers, noise, leaves, times, method, adjoint):
     like = times[0]
     totals = tuple(r.start(leaves, like) for r in regularizers)
     if any(r.sums_steps for r in regularizers):
-        method = method._replace(sums=StepSums(tuple(regularizers)))
+        # A sum over steps that rows share depends on all of them, so that they are one system of equations to an implicit solver.
+        method = method._replace(sums=StepSums(tuple(regularizers)), rows=method.per_sample)
     return method, dynamics.Penalties(regularizers, totals, noise)
 
 
@@ -418,14 +422,13 @@ def _segments(options, problem, y0, asked):
         return problem, None
     if problem.dense:
         raise ValueError("dense=True cannot be combined with event or jump_times: solve the segments one by one.")
-    jumps, lost = (), tf.zeros([0], problem.times.dtype)
+    jumps = lost = tf.zeros([0], problem.times.dtype)
     if jump_times is not None:
-        jump_times, lost = arguments.checked_jumps(jump_times, problem.times.dtype, problem.y, problem.method.per_sample)
-        jumps = (jump_times,)
-    rounded = arguments.times_of_segments(asked, lost)
+        jumps, lost = arguments.checked_jumps(jump_times, problem.times.dtype, problem.y, problem.method.per_sample)
+    rounded = arguments.times_of_segments(asked, jumps, lost)
     rounded = arguments.of_rows(rounded, problem.y) if problem.method.per_sample else rounded
     problem = problem._replace(times=rounded, elapsed=())
     closed = None
     if event is not None:
         closed = event if isinstance(event, SteadyState) else close_events(event, problem.times[0], y0)
-    return problem, Segments(closed, (closed.tensors() if closed else (), jumps))
+    return problem, Segments(closed, (closed.tensors() if closed else (), () if jump_times is None else (jumps,)))

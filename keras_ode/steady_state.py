@@ -15,9 +15,10 @@ from keras_ode.errors import EventTrouble, Status
 from keras_ode.event_time import EventOutcome
 from keras_ode.integrate import integrate
 from keras_ode.observers import Stiffness
-from keras_ode.solvers.base import Field, Stage, WrappedSolver
+from keras_ode.solvers.base import Field, Solver, Stage, WrappedSolver
 from keras_ode.solvers.krylov import exact, gmres
 from keras_ode.solvers.linear import inverse, product
+from keras_ode.solvers.mass import derivative
 from keras_ode.solvers.systems import is_large
 
 # Steps times the spectral radius stay below this, so that every step comes closer to the equilibrium. At the limit of
@@ -50,8 +51,8 @@ def solve_steady_state(problem, steady):
     tolerance = problem.method.tolerance.changed(steady.rtol, steady.atol)._replace(norm=tree.rms)
     frozen = problem.with_tensors([tf.stop_gradient(tensor) for tensor in problem.tensors()])
     method = _damped(frozen.method)
-    watch = _IsSteady(method, tolerance, frozen.times[0])
     field = ForwardField(frozen)
+    watch = _IsSteady(field, method.solver, tolerance, frozen.times[0])
     result = integrate(
         field,
         frozen.times[0],
@@ -86,7 +87,8 @@ def solve_steady_state(problem, steady):
 class _IsSteady(NamedTuple):
     """Observes whether the derivative at the end of an accepted step is small on the scale of a tolerance."""
 
-    method: NamedTuple
+    field: Field
+    solver: Solver
     tolerance: Tolerance
     like: tf.Tensor
 
@@ -94,8 +96,10 @@ class _IsSteady(NamedTuple):
         return tf.zeros_like(self.like, dtype=tf.bool)
 
     def see(self, state, trial):
-        y, derivative = trial.step.y, self.method.solver.first_derivative(trial.step.carry)
-        size = self.tolerance.scaled(derivative, y, y, self.like)
+        y, slope = trial.step.y, self.solver.first_derivative(trial.step.carry)
+        if self.field.mass is not None:  # some solvers carry `M y'`
+            slope = derivative(self.field, trial.interval.end, y)[0].derivative
+        size = self.tolerance.scaled(slope, y, y, self.like)
         return tree.select(trial.accept, size <= 1, state)
 
 
@@ -186,7 +190,7 @@ def _cotangents(problem, rtol, found, time, y, cotangents):
     residual = Tolerance(tf.zeros_like(rtol), tf.maximum(rtol, smallest))
     zero = tf.zeros_like(time)
     end = tree.select(found, tf.constant(np.inf, dtype), zero)
-    watch = _IsSteady(method, residual, time)
+    watch = _IsSteady(field_of_a, method.solver, residual, time)
     result = integrate(field_of_a, zero, end, tree.zeros_like(g), method, observers=(watch,), halts=lambda is_steady: is_steady)
     ok = found & result.observed[-1]
     a = nan_unless(ok, tree.scale(size * unit, result.y))

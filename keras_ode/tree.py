@@ -115,16 +115,12 @@ def _is_large(leaf):
 
 def tensor_weighted_sum(weights, trees):
     """The sum of trees with scalar (or `[B]`) tensors as weights."""
-    return tuple(
-        _weighted([expand(tf.cast(weight, leaf.dtype), leaf) for weight, leaf in zip(weights, leaves, strict=True)], leaves)
-        for leaves in zip(*trees, strict=True)
-    )
+    return tuple(_weighted(weights, leaves) for leaves in zip(*trees, strict=True))
 
 
 def add_scaled(tree, scale, increments):
-    """`tree + scale * increments`, with a scalar or `[B]` tensor as scale."""
-    return tuple(leaf + expand(tf.cast(scale, leaf.dtype), leaf) * increment
-                 for leaf, increment in zip(tree, increments, strict=True))
+    """`tree + scale * increments`, with a number, or a scalar or `[B]` tensor, as scale."""
+    return tuple(leaf + _scale(scale, increment) for leaf, increment in zip(tree, increments, strict=True))
 
 
 def add(tree, other):
@@ -136,7 +132,8 @@ def subtract(tree, other):
 
 
 def scale(factor, tree):
-    return tuple(expand(tf.cast(factor, leaf.dtype), leaf) * leaf for leaf in tree)
+    """`factor * tree`, with a number, or a scalar or `[B]` tensor, as factor."""
+    return tuple(_scale(factor, leaf) for leaf in tree)
 
 
 def zeros_like(tree):
@@ -403,7 +400,7 @@ def _scale(weight, leaf):
     if not tf.is_tensor(weight):
         # Not tf.cast, which takes a Python number through float32.
         return leaf if weight == 1 else tf.constant(weight, leaf.dtype) * leaf
-    return weight * leaf
+    return expand(tf.cast(weight, leaf.dtype), leaf) * leaf
 
 
 def _sum(scalars):

@@ -319,6 +319,16 @@ def test_frozen_layer_gets_no_gradient():
     assert tape.gradient(loss, layer.rate.value) is None
 
 
+def test_untrained_variable_gets_a_gradient_where_a_tape_watches_it():
+    k = tf.Variable(RATE, dtype=tf.float64, trainable=False)
+    with tf.GradientTape(persistent=True) as tape:
+        unwatched = end_of(lambda t, y: k * y) + k
+        tape.watch(k)
+        watched = end_of(lambda t, y: k * y) + k
+    assert tape.gradient(unwatched, k) is None
+    np.testing.assert_allclose(tape.gradient(watched, k), SLOPE + 1, rtol=1e-7)
+
+
 def test_frozen_layer_is_not_differentiated():
     """Nor is any time spent on it: the field has no parameter that a cotangent is computed for."""
     layer = Scale(trainable=False)

@@ -111,6 +111,19 @@ def test_complex_argument_of_all_rows_is_not_divided():
     np.testing.assert_allclose(end[-1], np.exp(1j) * start, rtol=1e-2)
 
 
+@pytest.mark.slow
+def test_rows_of_algebraic_equations_are_those_of_the_whole_solve():
+    """With z = x / 2, x' = -x / 2."""
+    f = lambda y: tf.stack([-y[:, 1], y[:, 1] - y[:, 0] / 2], axis=1)
+    start = tf.constant([[1.0, 0.5], [2.0, 1.0], [3.0, 1.5]], tf.float64)
+    options = {**OPTIONS, "solver": "rosenbrock23", "rtol": 1e-5, "mass_matrix": np.diag([1.0, 0.0])}
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        end = keras_ode.odeint(f, start, [0.0, 1.0], batch_size=2, **options)[-1]
+    np.testing.assert_allclose(end, np.exp(-0.5) * start, rtol=1e-4)
+    np.testing.assert_allclose(tape.gradient(end, start), [[1.5 * np.exp(-0.5), 0]] * 3, atol=1e-3)
+
+
 def test_layer_solves_in_micro_batches():
     layer = keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"), **OPTIONS)
     y = tf.cast(Y, "float32")

@@ -136,13 +136,15 @@ def test_error_estimates_of_heun_are_half_the_change_of_slope(adjoint, per_sampl
     assert relative_error(gradient, by_differences(expected, MATRIX)) < 1e-8
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
+# To an implicit solver, rows with a sum in common are one system of equations.
+@pytest.mark.parametrize(("adjoint", "solver"), [("checkpointed", "tsit5"), ("direct", "tsit5"), ("checkpointed", "rosenbrock23")])
 @pytest.mark.slow
-def test_stiffness_of_a_decay_is_its_rate_at_each_step(adjoint):
+def test_stiffness_of_a_decay_is_its_rate_at_each_step(adjoint, solver):
     rate = tf.Variable(3.0, dtype="float64")
     layer = ODELayer(
         lambda y: -tf.convert_to_tensor(rate) * y,
         regularizer=regularizers.Stiffness(1.0),
+        solver=solver,
         controller="constant",
         step_size=0.125,
         adjoint=adjoint,

@@ -144,10 +144,15 @@ def test_failure_after_a_jump_keeps_what_came_before_and_names_the_component():
         keras_ode.solve(explosion, start, [0.0, 0.25, 0.8, 2.0], **options)
 
 
-@pytest.mark.parametrize(("jumps", "error"), [([[0.5]], ValueError), (["soon"], TypeError)])
+@pytest.mark.parametrize(("jumps", "error"), [([[0.5]], ValueError), (["soon"], TypeError), ([0.5, np.nan], ValueError)])
 def test_bad_jump_times_are_refused_with_what_was_received(jumps, error):
     with pytest.raises(error, match="jump_times.*Received"):
         keras_ode.solve(kicked, ONE, [0.0, 1.0], jump_times=jumps, **TIGHT)
+
+
+def test_jump_time_that_is_nan_in_a_graph_leaves_nothing_but_nan():
+    run = tf.function(lambda jumps: keras_ode.solve(kicked, ONE, [0.0, 1.0], jump_times=jumps, solver="bosh3").ys[-1])
+    assert np.isnan(run(tf.constant([0.3, np.nan], tf.float64))) and np.isfinite(run(tf.constant([0.3, np.inf], tf.float64)))
 
 
 @pytest.mark.slow

@@ -497,6 +497,15 @@ def test_number_of_times_may_be_unknown_when_the_graph_is_made():
         np.testing.assert_allclose(by_times, [-end, *[0] * (len(t) - 2), np.cos(t[-1]) * end], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_one_time_is_one_state_if_their_number_is_unknown_when_the_graph_is_made():
+    run = tf.function(lambda t: solve(decay, ONE, t, solver="bosh3"), input_signature=[tf.TensorSpec([None], tf.float64)])
+    for t in ([0.5], [0.5, 1.0]):
+        solution = run(t)
+        np.testing.assert_array_equal(solution.ts, t)
+        np.testing.assert_allclose(solution.ys[:, 0], np.exp(0.5 - np.array(t)), rtol=1e-2)
+
+
 @pytest.fixture(scope="module", params=[slow(True), False], ids=["compiled", "graph"])
 def solve_at(request):
     """A solve whose three times are not known when it is traced."""

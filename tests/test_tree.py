@@ -50,8 +50,10 @@ def test_weighted_sum_is_the_sum_of_every_leaf(trees, weights):
 
 @pytest.mark.parametrize("weight", [0.1, 1 / 3, -44 / 45])
 def test_weights_keep_double_precision(weight):
-    found = tree.weighted_sum((weight, 0.0), [(tf.ones([2], tf.float64),)] * 2)
-    np.testing.assert_array_equal(found[0], np.full(2, weight))
+    ones = (tf.ones([2], tf.float64),)
+    zeros = tree.zeros_like(ones)
+    for found in (tree.weighted_sum((weight, 0.0), [ones] * 2), tree.scale(weight, ones), tree.add_scaled(zeros, weight, ones)):
+        np.testing.assert_array_equal(found[0], np.full(2, weight))
 
 
 def test_terms_of_weight_zero_are_not_computed():

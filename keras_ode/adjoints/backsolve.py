@@ -33,7 +33,8 @@ class Backsolve(ContinuousAdjoint):
         checkpoints: The number of states to store in addition to the saved ones; `0` is the method of Chen et al. as published.
             Defaults to `32`.
         rtol, atol: The tolerances of the backward solve. Cotangents are scaled to the size of the states, separately for each
-            row with `per_sample=True`. Default to those of the forward solve.
+            row with `per_sample=True`. Default to those of the forward solve. Constant steps do not depend on them, but they still
+            say how far `y` may drift.
         solver: The solver of the backward solve. Defaults to that of the forward solve.
 
     Example:

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from keras_ode.solvers.base import Field, Stage
 from keras_ode.solvers.linear import Linearization
+from keras_ode.solvers.mass import consistent
 from keras_ode.solvers.systems import is_large
 
 
@@ -70,3 +71,10 @@ class ForwardField(Field):
         return ForwardField(
             problem._replace(field=problem.field.shared(), parameters=tuple(map(tf.stop_gradient, problem.parameters)))
         )
+
+
+def from_consistent(problem):
+    """The problem, where some equations are algebraic, from a state whose derivatives are those of a consistent one."""
+    if problem.method.mass is None or not problem.method.mass.is_singular:
+        return problem
+    return problem._replace(y=consistent(ForwardField(problem), problem.times[0], problem.y))

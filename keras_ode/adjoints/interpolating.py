@@ -39,7 +39,7 @@ class Interpolating(ContinuousAdjoint):
     Args:
         checkpoints: The number of steps whose interpolants are stored. Defaults to `32`.
         rtol, atol: The tolerances of the backward solve. Cotangents are scaled to the size of the states, separately for each row
-            with `per_sample=True`. Default to those of the forward solve.
+            with `per_sample=True`. Default to those of the forward solve. Constant steps do not depend on them.
         solver: The solver of the backward solve. Defaults to that of the forward solve.
 
     Example:

@@ -103,6 +103,13 @@ def test_rows_with_steps_of_their_own_see_the_integrand_too(adjoint):
 
 
 @pytest.mark.slow
+def test_rows_with_steps_of_their_own_have_gradients_in_double_precision():
+    """To a tolerance that weights of the quadrature in single precision would miss."""
+    found = gradient(lambda t, y, p: p * tf.cos(t) + 0 * y, 0.7, per_sample=True, rtol=1e-11, atol=1e-11, solver="dopri8")
+    assert error(found, np.sin(END)) < 1e-10
+
+
+@pytest.mark.slow
 def test_gradient_of_a_small_loss_is_as_right():
     """Error control of the integral does not depend on the unit of the loss or of the parameter."""
     for unit in (1e-9, 1e9):

@@ -201,6 +201,11 @@ def test_consistent_state_solves_the_algebraic_equations_and_has_their_derivativ
     np.testing.assert_allclose(by_y0, [1.0, 1.0], rtol=1e-12)
 
 
+def test_consistent_state_is_one_at_a_time_in_double_precision():
+    field = lambda t, y: tf.stack([-y[0], y[1] - t])
+    assert keras_ode.consistent_state(field, tf.constant([1.0, 0.0], tf.float64), 0.1, FIRST)[1] == 0.1
+
+
 def test_consistent_state_that_does_not_exist_is_refused_with_its_residual():
     field = lambda t, y: tf.stack([y[0], y[1] ** 2 + 1])
     with pytest.raises(ValueError, match="no solution of the algebraic equations.*residual.*Received: y0=array"):
@@ -290,3 +295,9 @@ def test_steady_state_is_that_of_the_field_whatever_the_matrix():
         first = end[0]
     np.testing.assert_allclose(end, [2.0, 4.0], rtol=1e-6)
     np.testing.assert_allclose(tape.gradient(first, p), 1 / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-3, pytest.param(1e3, marks=pytest.mark.slow)])
+def test_steady_state_does_not_depend_on_the_size_of_the_matrix(size):
+    end = solve(lambda y: size * (1 - y), [0.1], np.inf, [[size]], event=keras_ode.SteadyState(), solver="rosenbrock23").event_state
+    np.testing.assert_allclose(end, [1], atol=2e-3)
