@@ -102,7 +102,8 @@ def multiple_shooting(
             f"{starts.shape}"
         )
     options = {**options, "args": args, "per_sample": True}
-    states = solve(dynamics, starts, tf.constant(t[index], ys.dtype), **options).ys  # [K, G, ...]
+    # In float64: the solve subtracts times before it rounds them.
+    states = solve(dynamics, starts, t[index], **options).ys  # [K, G, ...]
     fresh = np.concatenate([np.ones([len(first), 1], bool), np.diff(index, axis=1) > 0], axis=1)
     fresh[1:, 0] = False  # the first observation of a group is also the last one of that before
     loss = _mean_squares(states, tf.gather(ys, index.T), fresh.T)
@@ -155,7 +156,7 @@ def estimate(
         An `Estimate`.
 
     Raises:
-        ValueError, TypeError: For invalid arguments.
+        ValueError, TypeError: For invalid arguments, and without a `loss` if `ys` does not have the shape of the states.
         ArithmeticError: If the loss or its gradient is not finite, for example because a solve failed. The variables keep the
             values before that step, or, with `"lbfgs"`, those at the start.
         RuntimeError: If it is called in a graph.
@@ -190,7 +191,8 @@ def estimate(
         states = solve(dynamics, start, times, **options).ys
         if loss is not None:
             return loss(states, ys)
-        pairs = zip(tf.nest.flatten(states), tf.nest.flatten(ys), strict=True)
+        pairs = list(zip(tf.nest.flatten(states), tf.nest.flatten(ys), strict=True))
+        _check_shapes(pairs)
         return tf.add_n([_mean_squares(found, wanted) for found, wanted in pairs])
 
     objective = _Objective(compute, variables)
@@ -313,6 +315,16 @@ def _mean_squares(found, wanted, mask=True):
         known &= tf.reshape(tf.constant(mask), [*mask.shape, *[1] * (len(wanted.shape) - mask.ndim)])
     squares = tf.where(known, found - tf.where(known, wanted, tf.zeros_like(wanted)), tf.zeros_like(found)) ** 2
     return tf.reduce_sum(squares) / tf.reduce_sum(tf.cast(known, found.dtype))
+
+
+def _check_shapes(pairs):
+    """Refuses states and observations that subtraction would broadcast."""
+    for states, ys in pairs:
+        if not states.shape.is_compatible_with(ys.shape):
+            raise ValueError(
+                f"ys must have the shape of the states at the times t, {states.shape}. If only a part of the state was observed, "
+                f"mark the rest as missing with NaN, or pass a loss. Received: ys of shape {ys.shape}"
+            )
 
 
 def _checked_times(t, ys):
