@@ -253,7 +253,7 @@ def _solved(function, y0, t, options):
     solution = _solution(asked.times, y0, problem, outcome, events, lost)
     if asked.single:
         solution = solution._replace(ts=asked.times[..., :1], ys=tf.nest.map_structure(lambda ys: ys[:1], solution.ys))
-    return solution, tuple(total[-1] for total in totals)
+    return solution, _values(options.regularizers, totals, asked.elapsed)
 
 
 def _problem(function, y0, t, options):
@@ -387,6 +387,13 @@ def _penalties(regularizers, noise, leaves, times, method, adjoint):
     if any(r.sums_steps for r in regularizers):
         method = method._replace(sums=StepSums(tuple(regularizers)))
     return method, dynamics.Penalties(regularizers, totals, noise)
+
+
+def _values(regularizers, totals, elapsed):
+    """The penalties. Integrals are those over the length of time: back in time, a solve computes their negatives."""
+    is_back = elapsed[..., -1] < 0
+    ends = [total[-1] for total in totals]
+    return tuple(x if r.sums_steps else tf.where(is_back, -x, x) for r, x in zip(regularizers, ends, strict=True))
 
 
 def _close(function, t, y0, leaves, method, penalties, options):

@@ -231,8 +231,7 @@ class ODELayer(HasTolerances, keras.Layer):
             solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, **options)
         self._take(report)
         for regularizer, penalty in zip(penalized, penalties, strict=True):
-            # Along backward time, an integral is negative.
-            self.add_loss(regularizer.weight * tf.reduce_mean(tf.abs(penalty)))
+            self.add_loss(regularizer.weight * tf.reduce_mean(penalty))
         return self._with_masks(tf.nest.map_structure(self._as_output, solution.ys), mask)
 
     def solve(self, y: TensorsLike, t: Times | None = None, training: bool | None = None, **options: Any) -> Solution:

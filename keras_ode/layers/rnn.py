@@ -10,6 +10,7 @@ from keras import ops
 from keras_ode import internals, tree
 from keras_ode.exports import standard_where_exported
 from keras_ode.graphs import traced
+from keras_ode.layers.checks import times_in_order
 from keras_ode.layers.ode import ODELayer
 from keras_ode.signature import mask_of
 from keras_ode.typing import Tensors, TensorsLike, Times
@@ -66,7 +67,8 @@ class ODERNN(keras.Layer):
 
     Raises:
         TypeError: If `cell` is not a cell of a recurrent layer.
-        ValueError: If the times do not fit the observations, or `output_times` are not monotone or begin too early.
+        ValueError: If the times do not fit the observations or are not in order, or if `output_times` are not monotone or begin
+            too early. In a graph that learns the times only when it runs, such states are NaN instead.
 
     Example:
 
@@ -236,7 +238,7 @@ class ODERNN(keras.Layer):
         t = self._as_times(self.t if t is None else t)
         if None not in (t.shape[-1], x.shape[1]) and t.shape[-1] != x.shape[1]:
             raise ValueError(f"There must be one time for each observation. Received: {t.shape[-1]} times for x of shape {x.shape}")
-        return t
+        return times_in_order(t)
 
     def _as_times(self, t):
         """Returns times as a tensor. Float64 is kept, because times are subtracted before they are rounded."""

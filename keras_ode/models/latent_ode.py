@@ -44,7 +44,8 @@ class LatentODE(Unsupervised):
         `(batch, T, features)`.
 
     Raises:
-        ValueError: If `noise` is not positive, if the times of a call do not fit its values, or if `fit` is given weights.
+        ValueError: If `noise` is not positive, if `t` is random, if the times of a call do not fit its values, or if `fit` is given
+            weights or values of another shape than the decoded ones.
 
     Example:
 
@@ -83,6 +84,8 @@ class LatentODE(Unsupervised):
         self.encoder, self.decoder = encoder, decoder
         self.latent_dim, self.noise = int(latent_dim), float(noise)
         self.ode = ODELayer(dynamics, dtype=self.dtype_policy, **{**ode, "return_sequences": True})
+        if self.ode.random_end_time is not None:
+            raise ValueError(f"The times of LatentODE are those of its observations, so none can be random. Received: t={ode['t']!r}")
         self.posterior = keras.layers.Dense(
             2 * self.latent_dim, bias_initializer=_narrow, name="posterior", dtype=self.dtype_policy
         )
@@ -116,6 +119,11 @@ class LatentODE(Unsupervised):
 
         self._check_weights(y, sample_weight)
         values, _, mask = self._parts(x)
+        if not y_pred.shape.is_compatible_with(values.shape):
+            raise ValueError(
+                f"The decoder must return as many features as the values have, shape {values.shape}. Received: decoded values of "
+                f"shape {y_pred.shape}"
+            )
         decoded = tfp.distributions.Normal(tf.cast(y_pred, values.dtype), self.noise)
         likelihood = tf.reduce_sum(decoded.log_prob(values), axis=2)
         likelihood = tf.reduce_sum(likelihood if mask is None else tf.where(mask, likelihood, 0.0), axis=1)

@@ -185,6 +185,17 @@ def test_missing_times_are_asked_for():
         linear()(X, t=TIMES[:4])
 
 
+@pytest.mark.parametrize("padded", [[0.5, 0.2, 1.2, 1.2, 1.2], [0.2, 0.5, 1.2, 0.0, 0.0]], ids=["unsorted", "padded with zeros"])
+def test_times_out_of_order_are_refused_and_nan_in_graphs(padded):
+    layer = linear(per_sample=True)
+    times = np.stack([OWN_TIMES[0], padded, OWN_TIMES[2]]).astype("float32")
+    with pytest.raises(ValueError, match=r"pad it by repeating its last time. Received: t=array"):
+        layer(X, t=times)
+    states = tf.function(lambda t: layer(X, t=t))(tf.constant(times))
+    np.testing.assert_array_equal(np.isnan(states).all(axis=1), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(states).any(axis=1), [False, True, False])
+
+
 def test_bidirectional_layer_reads_in_both_directions():
     layer = linear(return_sequences=True, t=TIMES)
     both = keras.layers.Bidirectional(layer)

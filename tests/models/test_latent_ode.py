@@ -148,6 +148,18 @@ def test_weights_of_series_are_refused(irregular_model):
         irregular_model[0].fit(irregular(), sample_weight=np.ones(6), batch_size=6, verbose=0)
 
 
+@pytest.mark.parametrize("decoded, observed", [(1, 2), (2, 1)])
+def test_decoder_of_another_number_of_features_is_refused(decoded, observed):
+    model, values = decay(), tf.zeros([2, 3, observed])
+    with pytest.raises(ValueError, match=rf"shape \(2, 3, {observed}\). Received: decoded values of shape \(2, 3, {decoded}\)"):
+        model.compute_loss(values, y_pred=tf.zeros([2, 3, decoded]))
+
+
+def test_random_times_are_refused():
+    with pytest.raises(ValueError, match="none can be random.*Received: t="):
+        decay(t=keras_ode.regularizers.random_end_time())
+
+
 def test_noise_must_be_positive():
     with pytest.raises(ValueError, match="noise must be a positive number. Received: noise=0"):
         decay(noise=0)
