@@ -142,8 +142,8 @@ def estimate(
         variables: The list of variables to estimate: `tf.Variable` or `keras.Variable`. Defaults to the trainable variables of a
             dynamics that is a Keras layer.
         optimizer: A Keras optimizer or its name, or `"lbfgs"`: `tfp.optimizer.lbfgs_minimize`, which converges in few steps if
-            there are few parameters and the loss is smooth. It needs TensorFlow Probability, and tight tolerances. Defaults to
-            `"adam"`, with a learning rate of 0.01.
+            there are few parameters and the loss is smooth. It needs TensorFlow Probability, tight tolerances, and variables
+            without a constraint. Defaults to `"adam"`, with a learning rate of 0.01.
         num_steps: The number of steps of the optimizer, or the most steps of `"lbfgs"`. Defaults to `1000`.
         group_size: With a number, the loss is that of `keras_ode.multiple_shooting` with groups of this size, and `y0` is not used.
         starts, continuity: As in `keras_ode.multiple_shooting`.
@@ -225,7 +225,7 @@ def _by_steps(objective, optimizer, num_steps):
     variables = objective.variables
     tracked = [v if isinstance(v, keras.Variable) else None for v in variables]
     # Keras optimizers take Keras variables only: those of TensorFlow have a copy.
-    copies = [keras.Variable(v.numpy(), dtype=v.dtype.name) if k is None else k for v, k in zip(variables, tracked, strict=True)]
+    copies = [_copy(v) if k is None else k for v, k in zip(variables, tracked, strict=True)]
     optimizer.build(copies)
 
     def step():
@@ -256,6 +256,12 @@ def _by_lbfgs(objective, num_steps):
     except ImportError as error:
         raise ImportError("optimizer='lbfgs' needs TensorFlow Probability: pip install 'tensorflow-probability[tf]'") from error
     variables, losses = objective.variables, []
+    constrained = [getattr(v, "path", v.name) for v in variables if v.constraint is not None]
+    if constrained:
+        raise ValueError(
+            "'lbfgs' knows no constraints: use another optimizer, or estimate a number without one, such as the logarithm of a "
+            f"positive constant. Received: variables {constrained} with constraints"
+        )
     shapes, sizes = [v.shape for v in variables], [int(np.prod(v.shape)) for v in variables]
     start = tf.concat([tf.reshape(tf.convert_to_tensor(v), [-1]) for v in variables], axis=0)
 
@@ -276,6 +282,13 @@ def _by_lbfgs(objective, num_steps):
     if not is_fine:
         raise ArithmeticError(_not_finite(value, "with 'lbfgs'"))
     return Estimate(value, np.array(losses), int(result.num_iterations), bool(result.converged))
+
+
+def _copy(variable):
+    """A `keras.Variable` with the value and the constraint of a `tf.Variable`."""
+    copy = keras.Variable(variable.numpy(), dtype=variable.dtype.name)
+    copy.constraint = variable.constraint
+    return copy
 
 
 def _value(x):

@@ -109,7 +109,15 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing(optimizer
     assert square.numpy() == 0
 
 
+def test_constraint_of_a_variable_holds():
+    rate = tf.Variable(1.7, constraint=lambda v: tf.maximum(v, 1.6))
+    options = {"optimizer": keras.optimizers.SGD(10.0), "num_steps": 5, **FAST}
+    keras_ode.estimate(lambda t, y: -rate * y, observed(), T, variables=[rate], **options)
+    np.testing.assert_allclose(rate.numpy(), 1.6)
+
+
 @pytest.mark.parametrize("arguments, message", [
+    ({"optimizer": "lbfgs", "variables": [tf.Variable(1.0, constraint=tf.abs)]}, "'lbfgs' knows no constraints.*Received: variables"),
     ({"variables": None}, "Pass the variables to estimate"),
     ({"t": T[:3]}, "t must be two or more strictly increasing times, and ys must have one entry for each"),
     ({"group_size": 1}, "group_size must be a whole number from 2 to the number of times, 9. Received: 1"),

@@ -152,8 +152,8 @@ class LagrangianDynamics(_OfLayer):
         super().__init__(layer, **kwargs)
         if takes_time(layer):
             raise TypeError(
-                "The layer of LagrangianDynamics must be a function of the state alone, L(y): equations for a Lagrangian that depends "
-                f"on the time are not implemented. Received: {layer!r}"
+                "The layer of LagrangianDynamics must be a function of the state alone, L(y), since the equations are those of a "
+                f"Lagrangian that does not depend on the time. Received: {layer!r}"
             )
         self.kinetic = bool(kinetic)
 

@@ -85,7 +85,9 @@ class LatentODE(Unsupervised):
         self.latent_dim, self.noise = int(latent_dim), float(noise)
         self.ode = ODELayer(dynamics, dtype=self.dtype_policy, **{**ode, "return_sequences": True})
         if self.ode.random_end_time is not None:
-            raise ValueError(f"The times of LatentODE are those of its observations, so none can be random. Received: t={ode['t']!r}")
+            raise ValueError(
+                f"The times of LatentODE are those of its observations, so none can be random. Received: t={ode['t']!r}"
+            )
         self.posterior = keras.layers.Dense(
             2 * self.latent_dim, bias_initializer=_narrow, name="posterior", dtype=self.dtype_policy
         )
