@@ -182,11 +182,11 @@ class LatentODE(Unsupervised):
         import tensorflow_probability as tfp
 
         values, times, mask = self._parts(inputs)
-        times = tf.constant(self.ode.t, values.dtype) if times is None else times
+        times = np.asarray(self.ode.t) if times is None else times
         if isinstance(self.encoder, ODERNN):
             features = self.encoder(values, t=times, mask=mask, training=training)
         else:
-            since = tf.broadcast_to(times - times[..., :1], tf.shape(values)[:2])[..., None]
+            since = tf.broadcast_to(tf.cast(times - times[..., :1], values.dtype), tf.shape(values)[:2])[..., None]
             features = self.encoder(tf.concat([values, since], axis=-1), mask=mask, training=training)
         mean, spread = tf.split(tf.cast(self.posterior(features), self.variable_dtype), 2, axis=-1)
         return tfp.distributions.MultivariateNormalDiag(mean, tf.nn.softplus(spread) + 1e-4)
@@ -203,7 +203,10 @@ class LatentODE(Unsupervised):
                 f"The series must have as many values as there are times: pass these as t to LatentODE, or as "
                 f"inputs['times']. Received: values of shape {values.shape} and {len(self.ode.t)} times"
             )
-        times = None if times is None else tf.cast(tf.convert_to_tensor(times), self.variable_dtype)
+        if times is not None:
+            times = tf.convert_to_tensor(times)
+            # Float64 is kept, because times are subtracted before they are rounded.
+            times = times if times.dtype == tf.float64 else tf.cast(times, self.variable_dtype)
         if mask is None:
             return tf.identity(values), times, None  # without a mask that Keras may have given to the tensor
         mask = tf.cast(mask, bool)

@@ -155,6 +155,14 @@ def test_decoder_of_another_number_of_features_is_refused(decoded, observed):
         model.compute_loss(values, y_pred=tf.zeros([2, 3, decoded]))
 
 
+def test_times_far_from_zero_are_subtracted_before_they_are_rounded():
+    """Timestamps in seconds, of which float32 resolves 128."""
+    times = np.array([[0.0, 0.5, 1.0]])
+    model, values = decay(per_sample=True), tf.constant(rows(SERIES, 1))
+    near, far = (model.encode({"values": values, "times": start + times}).mean() for start in (0.0, 1.7e9))
+    np.testing.assert_array_equal(near, far)
+
+
 def test_random_times_are_refused():
     with pytest.raises(ValueError, match="none can be random.*Received: t="):
         decay(t=keras_ode.regularizers.random_end_time())
