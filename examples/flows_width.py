@@ -5,8 +5,8 @@ network computes from the time. Both minimize the Kullback-Leibler divergence KL
 
     python examples/flows_width.py [--quick]    # quick: two units, a few steps
 
-Source: Chen et al. (2018), Neural Ordinary Differential Equations, NeurIPS, Figures 4 and 5: losses for M = 2, 8, 32, and points for 64.
-Those of continuous flows after 10,000 steps are "generally" lower than those of planar flows after 500,000. Densities: Rezende,
+Source: Chen et al. (2018), Neural Ordinary Differential Equations, NeurIPS, Figure 4 (losses for M = 2, 8, 32) and 5 (M = 64).
+Losses of continuous flows after 10,000 steps are "generally" lower than those of planar flows after 500,000. Densities: Rezende,
 Mohamed (2015), Variational inference with normalizing flows, ICML; a wall at |x1| = 4 makes two integrable. Writes flows_width.png.
 """
 

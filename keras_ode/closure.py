@@ -62,7 +62,8 @@ class Closure:
         captured = self._captured_constants()
         found = scalars(self.graph)
         constants = [op for op in found if op not in captured]
-        values = [float(tf.get_static_value(op.outputs[0])) for op in constants]
+        # In hexadecimal, 0.0 is another number than -0.0, and NaN is equal to itself.
+        values = [float(tf.get_static_value(op.outputs[0])).hex() for op in constants]
         structure = fingerprint(self.graph, self._gradients, captured.union(constants)), tuple(op in captured for op in found)
         first, varying = _seen_numbers.setdefault(structure, (values, set()))
         varying.update(i for i, (a, b) in enumerate(zip(first, values, strict=True)) if a != b)

@@ -15,6 +15,8 @@ KERNELS = {
 }
 # A local quadratic polynomial has this many coefficients.
 _FEWEST = 3
+# Observations whose weights have smaller square roots, as a fraction of the largest, are lost in rounding.
+_LEAST = 1e-12
 
 
 class Collocation(NamedTuple):
@@ -65,7 +67,8 @@ def collocate(
         A `Collocation`, the pair `states, slopes`: arrays `[K, ...]` in the dtype of `ys`.
 
     Raises:
-        ValueError: For invalid arguments, and if there are fewer than three observations within the bandwidth of a time.
+        ValueError: For invalid arguments, and if there are fewer than three observations within the bandwidth of a time (for
+            `"gaussian"`, three whose weights are not lost in rounding).
 
     Example:
 
@@ -101,13 +104,14 @@ def _estimates(t, y, time, kernel, bandwidth):
     """The state and the slope of one channel at one time."""
     place = (t - time) / bandwidth
     known = ~np.isnan(y) & ((np.abs(place) < 1) | (kernel == "gaussian"))
-    if np.sum(known) < _FEWEST:
-        raise ValueError(
-            f"There are only {np.sum(known)} observations within the bandwidth of the time {time:g}, and a slope needs {_FEWEST}. "
-            f"Use a larger bandwidth. Received: bandwidth={bandwidth!r}"
-        )
     place, y = place[known], y[known]
     root = np.sqrt(KERNELS[kernel](place))
+    count = np.sum(root > _LEAST * np.max(root, initial=0))
+    if count < _FEWEST:
+        raise ValueError(
+            f"There are only {count} observations within the bandwidth of the time {time:g}, and a slope needs {_FEWEST}. "
+            f"Use a larger bandwidth. Received: bandwidth={bandwidth!r}"
+        )
     linear, quadratic = (
         np.linalg.lstsq(root[:, None] * np.vander(place, size, increasing=True), root * y)[0] for size in (2, 3)
     )

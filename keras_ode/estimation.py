@@ -102,7 +102,8 @@ def multiple_shooting(
             f"{starts.shape}"
         )
     options = {**options, "args": args, "per_sample": True}
-    states = solve(dynamics, starts, tf.constant(t[index], ys.dtype), **options).ys  # [K, G, ...]
+    # In float64: the solve subtracts times before it rounds them.
+    states = solve(dynamics, starts, t[index], **options).ys  # [K, G, ...]
     fresh = np.concatenate([np.ones([len(first), 1], bool), np.diff(index, axis=1) > 0], axis=1)
     fresh[1:, 0] = False  # the first observation of a group is also the last one of that before
     loss = _mean_squares(states, tf.gather(ys, index.T), fresh.T)
@@ -141,8 +142,8 @@ def estimate(
         variables: The list of variables to estimate: `tf.Variable` or `keras.Variable`. Defaults to the trainable variables of a
             dynamics that is a Keras layer.
         optimizer: A Keras optimizer or its name, or `"lbfgs"`: `tfp.optimizer.lbfgs_minimize`, which converges in few steps if
-            there are few parameters and the loss is smooth. It needs TensorFlow Probability, and tight tolerances. Defaults to
-            `"adam"`, with a learning rate of 0.01.
+            there are few parameters and the loss is smooth. It needs TensorFlow Probability, tight tolerances, and variables
+            without a constraint. Defaults to `"adam"`, with a learning rate of 0.01.
         num_steps: The number of steps of the optimizer, or the most steps of `"lbfgs"`. Defaults to `1000`.
         group_size: With a number, the loss is that of `keras_ode.multiple_shooting` with groups of this size, and `y0` is not used.
         starts, continuity: As in `keras_ode.multiple_shooting`.
@@ -155,7 +156,7 @@ def estimate(
         An `Estimate`.
 
     Raises:
-        ValueError, TypeError: For invalid arguments.
+        ValueError, TypeError: For invalid arguments, and without a `loss` if `ys` does not have the shape of the states.
         ArithmeticError: If the loss or its gradient is not finite, for example because a solve failed. The variables keep the
             values before that step, or, with `"lbfgs"`, those at the start.
         RuntimeError: If it is called in a graph.
@@ -190,7 +191,8 @@ def estimate(
         states = solve(dynamics, start, times, **options).ys
         if loss is not None:
             return loss(states, ys)
-        pairs = zip(tf.nest.flatten(states), tf.nest.flatten(ys), strict=True)
+        pairs = list(zip(tf.nest.flatten(states), tf.nest.flatten(ys), strict=True))
+        _check_shapes(pairs)
         return tf.add_n([_mean_squares(found, wanted) for found, wanted in pairs])
 
     objective = _Objective(compute, variables)
@@ -223,7 +225,7 @@ def _by_steps(objective, optimizer, num_steps):
     variables = objective.variables
     tracked = [v if isinstance(v, keras.Variable) else None for v in variables]
     # Keras optimizers take Keras variables only: those of TensorFlow have a copy.
-    copies = [keras.Variable(v.numpy(), dtype=v.dtype.name) if k is None else k for v, k in zip(variables, tracked, strict=True)]
+    copies = [_copy(v) if k is None else k for v, k in zip(variables, tracked, strict=True)]
     optimizer.build(copies)
 
     def step():
@@ -254,6 +256,12 @@ def _by_lbfgs(objective, num_steps):
     except ImportError as error:
         raise ImportError("optimizer='lbfgs' needs TensorFlow Probability: pip install 'tensorflow-probability[tf]'") from error
     variables, losses = objective.variables, []
+    constrained = [getattr(v, "path", v.name) for v in variables if v.constraint is not None]
+    if constrained:
+        raise ValueError(
+            "'lbfgs' knows no constraints: use another optimizer, or estimate a number without one, such as the logarithm of a "
+            f"positive constant. Received: variables {constrained} with constraints"
+        )
     shapes, sizes = [v.shape for v in variables], [int(np.prod(v.shape)) for v in variables]
     start = tf.concat([tf.reshape(tf.convert_to_tensor(v), [-1]) for v in variables], axis=0)
 
@@ -274,6 +282,13 @@ def _by_lbfgs(objective, num_steps):
     if not is_fine:
         raise ArithmeticError(_not_finite(value, "with 'lbfgs'"))
     return Estimate(value, np.array(losses), int(result.num_iterations), bool(result.converged))
+
+
+def _copy(variable):
+    """A `keras.Variable` with the value and the constraint of a `tf.Variable`."""
+    copy = keras.Variable(variable.numpy(), dtype=variable.dtype.name)
+    copy.constraint = variable.constraint
+    return copy
 
 
 def _value(x):
@@ -313,6 +328,16 @@ def _mean_squares(found, wanted, mask=True):
         known &= tf.reshape(tf.constant(mask), [*mask.shape, *[1] * (len(wanted.shape) - mask.ndim)])
     squares = tf.where(known, found - tf.where(known, wanted, tf.zeros_like(wanted)), tf.zeros_like(found)) ** 2
     return tf.reduce_sum(squares) / tf.reduce_sum(tf.cast(known, found.dtype))
+
+
+def _check_shapes(pairs):
+    """Refuses states and observations that subtraction would broadcast."""
+    for states, ys in pairs:
+        if not states.shape.is_compatible_with(ys.shape):
+            raise ValueError(
+                f"ys must have the shape of the states at the times t, {states.shape}. If only a part of the state was observed, "
+                f"mark the rest as missing with NaN, or pass a loss. Received: ys of shape {ys.shape}"
+            )
 
 
 def _checked_times(t, ys):

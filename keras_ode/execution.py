@@ -89,7 +89,7 @@ def _key(adjoint, problem, segments, how, tensors):
     """A hashable value, equal for two solves of which one compiled function does both."""
     return (
         problem.field.fingerprint,
-        segments and segments.key(),
+        () if segments is None else (segments.key(),),  # without an event too, segments are no plain solve
         adjoint,
         problem.method.key(),
         (problem.times_vary, problem.dense, problem.keeps_steps, problem.num_penalties, problem.recorder),

@@ -144,7 +144,9 @@ class _Check:
         self.dynamics, self.options = dynamics, options
         self.y0 = tf.nest.map_structure(tf.convert_to_tensor, y0)
         self.dtype = max((leaf.dtype.real_dtype for leaf in tf.nest.flatten(self.y0)), key=lambda d: d.size)
-        self.t = tf.cast(tf.convert_to_tensor(np.asarray(t)), self.dtype)
+        # Float64 is kept, because times are subtracted before they are rounded.
+        times = tf.convert_to_tensor(np.asarray(t))
+        self.t = times if times.dtype == tf.float64 else tf.cast(times, self.dtype)
         self.args = tf.nest.map_structure(self._as_tensor, tuple(args))
         self.loss = loss or _weighted_sum
 

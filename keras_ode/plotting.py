@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_ode import internals
 from keras_ode.layers import ODELayer
+from keras_ode.mass_matrices import checked_matrix
 from keras_ode.signature import arguments_of
 from keras_ode.solution import Solution
 from keras_ode.solve import solve
@@ -122,14 +123,17 @@ def plot_phase_portrait(
 
     Args:
         model, y0, t: As in `plot_trajectories`, with two components.
-        vector_field: Whether to draw the vector field at the first time behind the trajectories, if the model has one.
-            Defaults to `True`.
+        vector_field: Whether to draw the vector field at the first time behind the trajectories, if the model has one. With a
+            `mass_matrix`, it is that of the derivative of the state. Defaults to `True`.
         labels, units: The names and units of the two components.
         ax: Matplotlib axes to draw into. Defaults to a new figure.
         **options: Options of `keras_ode.solve` that replace those of the layer.
 
     Returns:
         The Matplotlib axes.
+
+    Raises:
+        ValueError: If the state does not have two components, or with `vector_field` and a singular `mass_matrix`.
 
     Example:
 
@@ -153,7 +157,7 @@ def plot_phase_portrait(
         )
     if vector_field and not isinstance(model, Solution):
         limits = ax.get_xlim(), ax.get_ylim()
-        arrows = _field_on_grid(model, *limits, ts[0], 20, tf.rank(y0) == 2, options.get("args", ()))
+        arrows = _field_on_grid(model, *limits, ts[0], 20, tf.rank(y0) == 2, **_given(options, "args", "mass_matrix"))
         _draw_field(ax, *arrows, color="0.75", zorder=1)
         ax.set(xlim=limits[0], ylim=limits[1])
     _name_plane(ax, labels, units)
@@ -175,6 +179,8 @@ def plot_vector_field(
 ) -> "Axes":
     """Draws the directions of a two-dimensional vector field as arrows, and its magnitude as their color.
 
+    For a layer with a `mass_matrix`, it is that of the derivative of the state.
+
     Args:
         model: An `ODELayer`, a Keras model that contains one, or a dynamics as in `keras_ode.solve`.
         xlim, ylim: The ranges of the first and the second component. Default to `(-1, 1)`.
@@ -186,6 +192,9 @@ def plot_vector_field(
 
     Returns:
         The Matplotlib axes.
+
+    Raises:
+        ValueError: If the state does not have two components, or if the `mass_matrix` of the layer is singular.
 
     Example:
 
@@ -240,9 +249,19 @@ def _layer_of(model):
     return found[0] if found else None
 
 
-def _field_on_grid(model, xlim, ylim, t, num_points, batched, args=()):
+def _given(options, *names):
+    return {name: options[name] for name in names if name in options}
+
+
+def _field_on_grid(model, xlim, ylim, t, num_points, batched, args=(), mass_matrix=None):
     """Returns the points of a grid and the derivatives there: four arrays of shape `[num_points ** 2]`."""
     layer = _layer_of(model)
+    mass = checked_matrix(mass_matrix) or (None if layer is None else layer.mass_matrix)
+    if mass is not None and mass.is_singular:
+        raise ValueError(
+            "With a singular mass_matrix there is no derivative at most points, so no vector field can be drawn: use "
+            f"vector_field=False. Received: mass_matrix={mass.matrix.tolist()}"
+        )
     dynamics = model if layer is None else layer.dynamics
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(*xlim, num_points), np.linspace(*ylim, num_points)))
     points = tf.constant(np.stack([x, y], axis=-1), "float32" if layer is None else layer.variable_dtype)
@@ -254,7 +273,8 @@ def _field_on_grid(model, xlim, ylim, t, num_points, batched, args=()):
     found = derivative(points) if batched else tf.map_fn(derivative, points)
     if found.shape != points.shape:
         _check_two(found.shape[-1])
-    return x, y, *np.asarray(tf.cast(found, tf.float64)).T
+    found = np.asarray(tf.cast(found, tf.float64))
+    return x, y, *(found if mass is None else found @ mass.inverse.T).T
 
 
 def _draw_field(ax, x, y, u, v, *color, **options):

@@ -31,7 +31,8 @@ class Regularizer(configurable.Configurable):
     """A penalty on a solve: a layer adds `weight` times its mean over the batch to the model's losses.
 
     The penalty is either the integral of `integrand`, or the sum of `of_step` over the accepted steps. To define your own
-    penalty, override one of these two methods.
+    penalty, override one of these two methods. The integrand may be negative. Its integral is that over the length of time, so
+    a positive integrand has a positive integral also where the solve goes back in time.
 
     Args:
         weight: The number by which the penalty is multiplied, zero or positive. Defaults to `0.01`.

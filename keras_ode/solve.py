@@ -256,7 +256,7 @@ def _solved(function, y0, t, options):
     if asked.single or asked.times.shape[-1] is None:  # the solve has two times at least
         number = 1 if asked.single else tf.shape(asked.times)[-1]
         solution = solution._replace(ts=asked.times[..., :number], ys=tf.nest.map_structure(lambda ys: ys[:number], solution.ys))
-    return solution, tuple(total[-1] for total in totals)
+    return solution, _values(options.regularizers, totals, asked.elapsed)
 
 
 def _problem(function, y0, t, options):
@@ -391,6 +391,13 @@ def _penalties(regularizers, noise, leaves, times, method, adjoint):
         # A sum over steps that rows share depends on all of them, so that they are one system of equations to an implicit solver.
         method = method._replace(sums=StepSums(tuple(regularizers)), rows=method.per_sample)
     return method, dynamics.Penalties(regularizers, totals, noise)
+
+
+def _values(regularizers, totals, elapsed):
+    """The penalties. Integrals are those over the length of time: back in time, a solve computes their negatives."""
+    is_back = elapsed[..., -1] < 0
+    ends = [total[-1] for total in totals]
+    return tuple(x if r.sums_steps else tf.where(is_back, -x, x) for r, x in zip(regularizers, ends, strict=True))
 
 
 def _close(function, t, y0, leaves, method, penalties, options):

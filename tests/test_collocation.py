@@ -33,6 +33,8 @@ def test_a_noisy_sine_is_smoothed_and_missing_values_are_skipped():
 @pytest.mark.parametrize("arguments, message", [
     ({"kernel": "box"}, "kernel must be one of .*Received: kernel='box'"),
     ({"bandwidth": 1e-3}, "observations within the bandwidth of the time .*Received: bandwidth=0.001"),
+    ({"kernel": "gaussian", "bandwidth": 1e-4}, "only 1 observations within the bandwidth of the time"),
+    ({"kernel": "gaussian", "bandwidth": 0.01, "at": [30.0]}, "only 0 observations within the bandwidth of the time 30"),
     ({"bandwidth": 0}, "bandwidth must be positive. Received: bandwidth=0"),
     ({"t": T[::-1]}, "t must be three or more strictly increasing times"),
 ])

@@ -556,6 +556,13 @@ def test_fields_that_compute_something_else_have_another_fingerprint(other):
     assert field_of(lambda t, y: 2 * y).fingerprint != field_of(other).fingerprint
 
 
+def test_zeros_of_two_signs_are_two_numbers():
+    fields = [field_of(lambda t, y, k=k: tf.atan2(tf.constant(k, y.dtype), -y)) for k in (0.0, -0.0)]
+    values = [field(tf.constant(0.0, tf.float64), (ONE,), field.parameters)[0] for field in fields]
+    np.testing.assert_allclose(np.ravel(values), [np.pi, -np.pi])
+    assert fields[0].fingerprint != fields[1].fingerprint
+
+
 def test_python_numbers_that_change_are_not_compiled_anew():
     fields = [field_of(lambda t, y, k=k: tf.sin(3 * y) * k) for k in (0.1, 0.2, 0.3, 0.1)]
     assert len({field.fingerprint for field in fields}) == 2  # once as a constant, then as a parameter

@@ -64,6 +64,15 @@ def test_multiple_shooting_sums_squares_of_groups_and_jumps():
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def test_multiple_shooting_subtracts_times_before_it_rounds_them():
+    """Timestamps in seconds, of which float32 resolves 128."""
+    RATE.assign(1 / 1000)
+    t = np.linspace(0, 3000, 7)
+    ys = np.exp(-t / 1000)[:, None].astype("float32")
+    near, far = (keras_ode.multiple_shooting(decay, ys, times, 3, rtol=1e-5, **FAST) for times in (t, 1.7e9 + t))
+    np.testing.assert_allclose(far, near, atol=1e-8)
+
+
 @pytest.mark.slow
 def test_multiple_shooting_finds_a_frequency_that_single_shooting_misses():
     frequency = tf.Variable(1.0)
@@ -100,13 +109,23 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing(optimizer
     assert square.numpy() == 0
 
 
+def test_constraint_of_a_variable_holds():
+    rate = tf.Variable(1.7, constraint=lambda v: tf.maximum(v, 1.6))
+    options = {"optimizer": keras.optimizers.SGD(10.0), "num_steps": 5, **FAST}
+    keras_ode.estimate(lambda t, y: -rate * y, observed(), T, variables=[rate], **options)
+    np.testing.assert_allclose(rate.numpy(), 1.6)
+
+
 @pytest.mark.parametrize("arguments, message", [
+    ({"optimizer": "lbfgs", "variables": [tf.Variable(1.0, constraint=tf.abs)]}, "'lbfgs' knows no constraints.*Received: variables"),
     ({"variables": None}, "Pass the variables to estimate"),
     ({"t": T[:3]}, "t must be two or more strictly increasing times, and ys must have one entry for each"),
     ({"group_size": 1}, "group_size must be a whole number from 2 to the number of times, 9. Received: 1"),
     ({"group_size": 3, "loss": abs}, "loss cannot be combined with group_size"),
     ({"group_size": 3, "starts": np.zeros([2, 1])}, r"starts must have the shape \(4, 1\)"),
     ({"group_size": 3, "ys": np.where(np.arange(9) == 2, np.nan, 1.0)[:, None]}, r"missing value.*in the entries \[2\]"),
+    ({"ys": observed()[:, 0], "y0": [1.0]}, r"ys must have the shape of the states.*\(9, 1\).*Received: ys of shape \(9,\)"),
+    ({"y0": [1.0, 0.5]}, r"ys must have the shape of the states.*\(9, 2\).*or pass a loss. Received: ys of shape \(9, 1\)"),
     ({"variables": [tf.Variable(1.0)]}, "The loss does not depend on the variables"),
 ])
 def test_wrong_arguments_are_refused(arguments, message):

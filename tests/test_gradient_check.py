@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
+from keras_ode import gradient_check
 
 TIMES = [0.0, 2.0]
+FAST = {"solver": "bosh3", "jit_compile": False}
 
 
 def field(rate, times_rate, rest=((0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0))):
@@ -62,6 +64,12 @@ def test_tolerance_found_is_the_loosest_of_a_ladder_that_does():
     assert max(report.errors.values()) > 1e-3
     assert max(decay_report(rtol=rtol, atol=atol).errors.values()) <= 1e-3
     assert max(decay_report(rtol=10 * rtol, atol=10 * atol).errors.values()) > 1e-3
+
+
+def test_times_far_from_zero_are_subtracted_before_they_are_rounded():
+    check = gradient_check._Check(lambda y: -y / 100, tf.constant([1.0]), 1.7e9 + np.array([0.0, 100.0]), (), tf.reduce_sum, FAST)
+    found = check.gradients("checkpointed", 1e-4, 1e-6)["y0"]
+    np.testing.assert_allclose(found, [1 + np.exp(-1)], rtol=1e-3)
 
 
 def test_report_reads_as_a_table():

@@ -154,6 +154,14 @@ def test_function_that_needs_the_host_within_a_branch_is_refused_in_an_outer_xla
         tf.function(lambda: solve(on_step, jit_compile="auto").ys, jit_compile=True)()
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_solve_with_jumps_is_another_than_one_without(order):
+    """There are as many jumps as times, so that their tensors are alike."""
+    _compiled.clear()
+    ends = [solve(lambda info: None, (0.0, 1.0), solver="bosh3", **options).ys[-1] for options in [{}, {"jump_times": [0.3, 0.6]}][::order]]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-3)
+
+
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match="on_step=3"):
         solve(3)

@@ -134,7 +134,19 @@ def test_field_of_a_model_is_that_of_its_layer():
     np.testing.assert_allclose(arrows.get_array(), np.hypot(arrows.X, arrows.Y).ravel(), rtol=1e-6)
 
 
+def test_field_of_an_equation_with_a_mass_matrix_is_the_derivative_of_the_state():
+    layer = ODELayer(turn, mass_matrix=[[10.0, 0.0], [0.0, 1.0]], solver="rodas5p")
+    arrows = plotting.plot_vector_field(layer, num_points=3).collections[0]
+    np.testing.assert_allclose(arrows.get_array(), np.hypot(-arrows.Y / 10, arrows.X).ravel(), rtol=1e-6)
+
+
 # Refusals
+
+
+def test_field_with_a_singular_mass_matrix_is_refused():
+    layer = ODELayer(turn, mass_matrix=[[1.0, 0.0], [0.0, 0.0]], solver="rodas5p")
+    with pytest.raises(ValueError, match="singular mass_matrix.*use vector_field=False. Received: mass_matrix="):
+        plotting.plot_vector_field(layer)
 
 
 def test_states_that_are_no_plane_are_refused():

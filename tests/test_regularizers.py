@@ -78,6 +78,22 @@ def test_kinetic_energy_is_positive_backward_in_time():
     assert float(layer.losses[0]) == pytest.approx(kinetic_energy(MATRIX, END, 0.0), rel=1e-6)
 
 
+class FirstEntry(regularizers.Regularizer):
+    def integrand(self, y, derivative, noise, like):
+        return y[0][:, 0]
+
+
+@pytest.mark.parametrize("end", [1.0, -1.0])
+def test_integral_keeps_its_sign_and_its_gradient(end):
+    layer = ODELayer(lambda y: 0 * y, t=(0.0, end), regularizer=FirstEntry(1.0), jit_compile=False)
+    rows = tf.constant([[-1.0], [3.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        layer(rows)
+    assert float(layer.losses[0]) == pytest.approx(1.0)
+    np.testing.assert_allclose(tape.gradient(layer.losses[0], rows), [[0.5], [0.5]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("adjoint", quick())  # the mean over many rows, below
 def test_jacobian_estimate_is_one_of_those_that_signs_can_give(adjoint):
     """For `e` of signs, `|M^T e|^2` is `|M|^2` plus or minus twice the product of the rows of `M`."""

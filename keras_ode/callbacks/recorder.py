@@ -75,6 +75,9 @@ class SolverStepRecorder(keras.callbacks.Callback):
     callbacks can monitor them. If every sample has its own steps, the evaluations are those of the slowest sample, the rejected
     steps are the mean over the samples, and the failures are the sum over the samples.
 
+    Pass the recorder before callbacks that call the model, as `predict` at the end of an epoch does: it would record their solves
+    instead of those of the last batch.
+
     A recorder does not change the results of the model, but it makes Keras trace the model once more. If there is no recorder
     in `callbacks`, nothing is recorded and the compiled program is not affected.
 

@@ -3,11 +3,13 @@
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from keras_ode import paths, tree
 from keras_ode.dynamics import build as build_layer
+from keras_ode.layers.checks import times_in_order
 from keras_ode.layers.ode import ODELayer
 from keras_ode.layers.time import check_layer
 
@@ -44,7 +46,8 @@ class NeuralCDE(keras.Layer):
     Call arguments:
         x: The observations, with NaN where a value is missing. Every channel of every series needs at least one observation.
             Pad shorter series with NaN.
-        t: The increasing times of the observations, `[T]` or `[B, T]`. Defaults to `0, 1, ..., T - 1`.
+        t: The increasing times of the observations, `[T]` or `[B, T]`. If a row has fewer times, pad it by repeating its last
+            time. Defaults to `0, 1, ..., T - 1`.
 
     Input shape:
         `(batch, T, channels)`.
@@ -53,7 +56,9 @@ class NeuralCDE(keras.Layer):
         `(batch, units)`, or `(batch, T, units)` with `return_sequences`.
 
     Raises:
-        ValueError: If the dynamics does not return `units * (channels + 1)` numbers for each row.
+        ValueError: If the dynamics does not return `units * (channels + 1)` numbers for each row, if the times decrease, or if
+            they are so far from zero that the layer's dtype cannot tell them apart. In a graph that learns the times only when
+            it runs, the output is NaN where they decrease.
 
     Example:
 
@@ -130,7 +135,7 @@ class NeuralCDE(keras.Layer):
         if self.observed:
             parts.append(tf.cumsum(tf.cast(~tf.math.is_nan(x), x.dtype), axis=1))
         t = tf.range(tf.shape(x)[1]) if t is None else tree.as_tensor(t)
-        t = tf.cast(t, x.dtype)
+        t = _rounded(times_in_order(t, increasing=True), x.dtype)
         t = tf.broadcast_to(t if t.shape.rank == 2 else t[None], tf.shape(x)[:2])
         return tf.concat([*parts, t[..., None]], axis=-1)
 
@@ -153,6 +158,17 @@ class NeuralCDE(keras.Layer):
     def from_config(cls, config):
         parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("dynamics", "initial")}
         return cls(**{**config, **parts})
+
+
+def _rounded(t, dtype):
+    """Returns the times in the dtype of the path, unless some of those that are known become equal."""
+    known = tf.get_static_value(t)
+    if known is not None and np.any((np.diff(known) > 0) & (np.diff(known.astype(dtype.as_numpy_dtype)) == 0)):
+        raise ValueError(
+            f"The time is a channel of the path, in {dtype.name}, which cannot tell some of these times apart: count them from a "
+            f"time nearby, such as the first one. Received: t={known!r}"
+        )
+    return tf.cast(t, dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")

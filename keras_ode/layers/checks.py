@@ -1,6 +1,7 @@
-"""Checks of the arguments of `ODELayer`."""
+"""Checks of the arguments of layers."""
 
 import numpy as np
+import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.arguments import check_times
@@ -32,6 +33,30 @@ def checked_times(t):
             f"Received: t={t!r}"
         )
     return times
+
+
+def times_in_order(t, increasing=False):
+    """The times of observations, a tensor `[T]` or `[B, T]`, which may repeat; NaN, where only the graph knows that they turn back.
+
+    Args:
+        t: The times.
+        increasing: Whether they must not decrease.
+    """
+    known = tf.get_static_value(t)
+    if known is None:
+        return tree.select(_are_in_order(t, tf.reduce_all, increasing)[..., None], t, tf.constant(np.nan, t.dtype))
+    if not np.all(_are_in_order(known, np.all, increasing)):
+        raise ValueError(
+            f"t must be {'' if increasing else 'decreasing or '}increasing. If a row has fewer times than others, pad it by "
+            f"repeating its last time. Received: t={known!r}"
+        )
+    return t
+
+
+def _are_in_order(t, every, increasing):
+    earlier, later = t[..., :-1], t[..., 1:]
+    is_increasing = every(later >= earlier, axis=-1)
+    return is_increasing if increasing else is_increasing | every(later <= earlier, axis=-1)
 
 
 def checked_jumps(jump_times):

@@ -1,6 +1,7 @@
 """Weights that vary with depth: residual blocks, and the dynamics of the differential equation that they discretize."""
 
 import numbers
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -27,7 +28,8 @@ class DepthVarying(keras.Layer):
 
     Args:
         layer: A Keras layer `layer(y)` or `layer(t, y)`. Its own weights are the values of the first piece or knot. Copies of
-            the layer hold the other values. Moving statistics are those of the layer itself at all times.
+            the layer hold the other values. Moving statistics are those of the layer itself at all times. Or a list of layers
+            that hold the values of one piece or knot each.
         num_pieces: The number of pieces.
         t: The start and the end of the interval. Defaults to `(0.0, 1.0)`.
         kind: `"constant"` or `"linear"`. Defaults to `"constant"`.
@@ -45,8 +47,9 @@ class DepthVarying(keras.Layer):
         The output shape of `layer`.
 
     Raises:
-        ValueError: If `kind` is not one of its two values, if `t` is not two increasing times, or if rows have times of their own
-            and `layer` changes its state, as dropout and batch normalization do in training.
+        ValueError: If `kind` is not one of its two values, if there is a list of layers of the wrong length, if `t` is not two
+            increasing times, or if rows have times of their own and `layer` changes its state, as dropout and batch
+            normalization do in training.
 
     Example:
 
@@ -59,14 +62,14 @@ class DepthVarying(keras.Layer):
 
     def __init__(
         self,
-        layer: keras.Layer,
+        layer: keras.Layer | Sequence[keras.Layer],
         num_pieces: int,
         t: tuple[float, float] = (0.0, 1.0),
         kind: Literal["constant", "linear"] = "constant",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        check_layer(layer)
+        # Half precision would choose the weights of another time.
+        super().__init__(autocast=False, **kwargs)
         if kind not in ("constant", "linear"):
             raise ValueError(f"kind must be 'constant' or 'linear'. Received: kind={kind!r}")
         self.t = tuple(float(x) for x in t)
@@ -96,7 +99,7 @@ class DepthVarying(keras.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "layer": keras.saving.serialize_keras_object(self.layers[0]),
+            "layer": described(self.layers),
             "num_pieces": self.num_pieces,
             "t": self.t,
             "kind": self.kind,
@@ -152,7 +155,7 @@ class ResidualBlocks(keras.Layer):
     compute the same as this `ODELayer` with the dynamics `DepthVarying(f, num_blocks, t=(0, num_blocks))`.
 
     Args:
-        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape.
+        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape, or a list of one for each block.
         num_blocks: The number of blocks.
         shared: Whether all blocks have the same weights. Otherwise `layer` is the first block, and the other blocks are copies
             of it with their own weights. Defaults to `False`.
@@ -165,6 +168,9 @@ class ResidualBlocks(keras.Layer):
     Output shape:
         The same as the input shape.
 
+    Raises:
+        ValueError: If there is a list of layers of the wrong length.
+
     Example:
 
     >>> blocks = keras_ode.layers.ResidualBlocks(keras.layers.Dense(2, activation="tanh"), num_blocks=6)
@@ -175,10 +181,14 @@ class ResidualBlocks(keras.Layer):
     """
 
     def __init__(
-        self, layer: keras.Layer, num_blocks: int, shared: bool = False, step_size: float = 1.0, **kwargs: Any
+        self,
+        layer: keras.Layer | Sequence[keras.Layer],
+        num_blocks: int,
+        shared: bool = False,
+        step_size: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_layer(layer)
         check_is_number(step_size)
         self.step_size = float(step_size)
         self.num_blocks, self.shared = checked_count("num_blocks", num_blocks), bool(shared)
@@ -201,7 +211,7 @@ class ResidualBlocks(keras.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "layer": keras.saving.serialize_keras_object(self.layers[0]),
+            "layer": described(self.layers),
             "num_blocks": self.num_blocks,
             "shared": self.shared,
             "step_size": self.step_size,
@@ -213,8 +223,31 @@ class ResidualBlocks(keras.Layer):
 
 
 def copies(layer, count):
-    """Returns a list of the layer and `count - 1` copies of it, which have their own weights."""
-    return [layer, *(type(layer).from_config(layer.get_config()) for _ in range(count - 1))]
+    """Returns a list of the layer and `count - 1` copies of it, which have their own weights; a list of layers as it is."""
+    if not isinstance(layer, (list, tuple)):
+        check_layer(layer)
+        return [layer, *(type(layer).from_config(reseeded(layer.get_config(), n)) for n in range(1, count))]
+    for each in layer:
+        check_layer(each)
+    if len(layer) != count:
+        raise ValueError(f"A list of layers must have {count} of them here. Received: {len(layer)} layers, {layer!r}")
+    return list(layer)
+
+
+def described(layers):
+    """Returns the configuration of a list of layers, each of which may be frozen on its own; of one layer that of itself."""
+    return keras.saving.serialize_keras_object(list(layers) if len(layers) > 1 else layers[0])
+
+
+def reseeded(config, number):
+    """Returns a configuration whose seeds are larger by a number: copies should neither start nor drop units alike."""
+    if isinstance(config, dict):
+        return {name: _next(value, number) if name == "seed" else reseeded(value, number) for name, value in config.items()}
+    return [reseeded(value, number) for value in config] if isinstance(config, list) else config
+
+
+def _next(seed, number):
+    return seed + number if isinstance(seed, int) else reseeded(seed, number)
 
 
 def build_all(layers, y_shape, dtype):

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_ode.dynamics import build as build_layer
 from keras_ode.layers.time import call_layer, check_layer
+from keras_ode.signature import takes_time
 from keras_ode.typing import Number, TensorsLike
 
 
@@ -44,6 +45,16 @@ class _OfLayer(keras.Layer):
         """The layer's output in the dtype of the state."""
         return tf.cast(call_layer(self.layer, t, y), y.dtype)
 
+    def _number_of(self, t, y):
+        """The output of a layer that must have one number for each row, such as an energy."""
+        value = self._of(t, y)
+        if not value.shape.is_compatible_with([None, 1]):
+            raise ValueError(
+                f"The layer of {type(self).__name__} must return one number for each row, [batch, 1]. Received: a layer "
+                f"'{self.layer.name}' that returns the shape {value.shape}"
+            )
+        return value
+
     def get_config(self):
         return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
 
@@ -73,6 +84,9 @@ class HamiltonianDynamics(_OfLayer):
     Output shape:
         `(batch, 2 D)`.
 
+    Raises:
+        ValueError: If the layer does not return one number for each row.
+
     Example:
 
     >>> energy = keras.Sequential([keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(1)])
@@ -86,14 +100,14 @@ class HamiltonianDynamics(_OfLayer):
     def _derivative(self, t, y):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(y)
-            energy = self._of(t, y)
+            energy = self._number_of(t, y)
         of_q, of_p = tf.split(tape.gradient(energy, y, unconnected_gradients="zero"), 2, axis=-1)
         return tf.concat([of_p, -of_q], axis=-1)
 
     def energy(self, y: TensorsLike, t: Number = 0.0) -> tf.Tensor:
         """Returns the energies `[batch, 1]` of states `[batch, 2 D]` at the time `t`, which defaults to zero."""
         y = tf.convert_to_tensor(y, self.variable_dtype)
-        return self._of(tf.convert_to_tensor(t, y.dtype), y)
+        return self._number_of(tf.convert_to_tensor(t, y.dtype), y)
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -120,6 +134,10 @@ class LagrangianDynamics(_OfLayer):
     Output shape:
         `(batch, 2 D)`.
 
+    Raises:
+        TypeError: If the layer takes the time.
+        ValueError: If the layer does not return one number for each row.
+
     Example:
 
     >>> lagrangian = keras.Sequential([keras.layers.Dense(16, activation="softplus"), keras.layers.Dense(1)])
@@ -132,6 +150,11 @@ class LagrangianDynamics(_OfLayer):
 
     def __init__(self, layer: keras.Layer, kinetic: bool = True, **kwargs: Any) -> None:
         super().__init__(layer, **kwargs)
+        if takes_time(layer):
+            raise TypeError(
+                "The layer of LagrangianDynamics must be a function of the state alone, L(y), since the equations are those of a "
+                f"Lagrangian that does not depend on the time. Received: {layer!r}"
+            )
         self.kinetic = bool(kinetic)
 
     def get_config(self):
@@ -148,7 +171,7 @@ class LagrangianDynamics(_OfLayer):
         """Returns the Lagrangian and its gradient with respect to the state."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(y)
-            value = self._of(tf.zeros([], y.dtype), y)
+            value = self._number_of(tf.zeros([], y.dtype), y)
             if self.kinetic:
                 # Third derivatives of a power are NaN at zero.
                 value += tf.reduce_sum(tf.square(tf.split(y, 2, axis=-1)[1]), axis=-1, keepdims=True) / 2

@@ -1,12 +1,13 @@
 """Residual blocks that also use the state before the previous one, as linear two-step methods do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_ode.layers.depth import build_all, checked_count, copies
-from keras_ode.layers.time import call_layer, check_layer
+from keras_ode.layers.depth import build_all, checked_count, copies, described
+from keras_ode.layers.time import call_layer
 from keras_ode.signature import with_mask
 
 
@@ -23,7 +24,8 @@ class LinearMultistepBlocks(keras.Layer):
     0 otherwise. Each row of a batch draws its own `s`. In inference, `s` is `p[n]`.
 
     Args:
-        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape. `t` is the index of the block, counted from 0.
+        layer: A Keras layer `f(h)` or `f(t, h)` that keeps the shape. `t` is the index of the block, counted from 0. Or a list
+            of one layer for each block.
         num_blocks: The number of blocks.
         shared: Whether all blocks have the same `f`. Otherwise `layer` is the first block, and the other blocks are copies of
             it with their own weights. Every block has its own `k` in either case. Defaults to `False`.
@@ -39,7 +41,7 @@ class LinearMultistepBlocks(keras.Layer):
         The same as the input shape.
 
     Raises:
-        ValueError: If `survival` is not above 0 and at most 1.
+        ValueError: If `survival` is not above 0 and at most 1, or if there is a list of layers of the wrong length.
 
     Example:
 
@@ -54,7 +56,7 @@ class LinearMultistepBlocks(keras.Layer):
 
     def __init__(
         self,
-        layer: keras.Layer,
+        layer: keras.Layer | Sequence[keras.Layer],
         num_blocks: int,
         shared: bool = False,
         survival: float = 1.0,
@@ -63,7 +65,6 @@ class LinearMultistepBlocks(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_layer(layer)
         if not 0 < survival <= 1:
             raise ValueError(f"survival must be a probability, above 0 and at most 1. Received: survival={survival!r}")
         self.num_blocks, self.shared = checked_count("num_blocks", num_blocks), bool(shared)
@@ -105,7 +106,7 @@ class LinearMultistepBlocks(keras.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "layer": keras.saving.serialize_keras_object(self.layers[0]),
+            "layer": described(self.layers),
             "num_blocks": self.num_blocks,
             "shared": self.shared,
             "survival": self.survival,

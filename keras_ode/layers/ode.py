@@ -47,7 +47,9 @@ class ODELayer(HasTolerances, keras.Layer):
         t: Two or more strictly increasing or decreasing times. The input is the state at `t[0]`. If you pass a single
             number, the solve starts at zero and ends there. If you pass `keras_ode.regularizers.random_end_time`, the last
             time is random in training. Defaults to `(0.0, 1.0)`.
-        solver: A name (see `keras_ode.solvers`) or a `Solver`. Defaults to `"tsit5"`.
+        solver: A name (see `keras_ode.solvers`) or a `Solver`. An implicit solver takes the rows of the batch for independent of
+            each other. If they are not, as with batch normalization in training or attention over the batch, use an explicit
+            solver, or the gradients are inaccurate. Defaults to `"tsit5"`.
         rtol, atol: The tolerances. The error of a step is at most `atol + rtol * max(|y|, |y_new|)`. Default to `1e-3` and
             `1e-6`. They are variables: `layer.rtol.assign(1e-5)` changes one without a new trace.
         adjoint: A name (see `keras_ode.adjoints`) or an `Adjoint`: how the gradient is computed. Defaults to
@@ -231,8 +233,7 @@ class ODELayer(HasTolerances, keras.Layer):
             solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, **options)
         self._take(report)
         for regularizer, penalty in zip(penalized, penalties, strict=True):
-            # Along backward time, an integral is negative.
-            self.add_loss(regularizer.weight * tf.reduce_mean(tf.abs(penalty)))
+            self.add_loss(regularizer.weight * tf.reduce_mean(penalty))
         return self._with_masks(tf.nest.map_structure(self._as_output, solution.ys), mask)
 
     def solve(self, y: TensorsLike, t: Times | None = None, training: bool | None = None, **options: Any) -> Solution:

@@ -8,14 +8,19 @@ import tensorflow as tf
 from keras import ops
 
 from keras_ode import internals, tree
+from keras_ode.configurable import Configurable
 from keras_ode.exports import standard_where_exported
 from keras_ode.graphs import traced
+from keras_ode.layers.checks import times_in_order
 from keras_ode.layers.ode import ODELayer
+from keras_ode.recent import Recent
 from keras_ode.signature import mask_of
 from keras_ode.typing import Tensors, TensorsLike, Times
 
 # By which part rounding may change what lies between two times in an exported graph: far less than the tolerances of solves.
 _ROUNDED = 1e-5
+# What a layer is set to by, and a trace knows as a constant.
+_SETTINGS = (bool, int, float, str, type(None), Configurable)
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")
@@ -66,7 +71,9 @@ class ODERNN(keras.Layer):
 
     Raises:
         TypeError: If `cell` is not a cell of a recurrent layer.
-        ValueError: If the times do not fit the observations, or `output_times` are not monotone or begin too early.
+        ValueError: If `cell` is a stack of cells, if there is a `regularizer`, whose penalties cannot leave the loop over the
+            observations, if the times do not fit the observations or are not in order, or if `output_times` are not monotone or
+            begin too early. In a graph that learns the times only when it runs, such states are NaN instead.
 
     Example:
 
@@ -95,6 +102,8 @@ class ODERNN(keras.Layer):
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         if not hasattr(cell, "state_size"):
             raise TypeError(f"cell must be a cell of a recurrent layer, such as keras.layers.GRUCell(16). Received: {cell!r}")
+        if hasattr(cell, "cells"):
+            raise ValueError(f"cell must be a single cell: stack ODERNN layers instead of their cells. Received: {cell!r}")
         self.cell, self.dynamics = cell, dynamics
         self.return_sequences, self.go_backwards = bool(return_sequences), bool(go_backwards)
         self.return_before = bool(return_before)
@@ -104,10 +113,15 @@ class ODERNN(keras.Layer):
         self.ode = ODELayer(dynamics, dtype=self.variable_dtype, **ode, **times)
         if self.ode.random_end_time is not None:
             raise ValueError(f"The times of ODERNN are those of its observations, so none can be random. Received: t={t!r}")
+        if self.ode.regularizers:
+            raise ValueError(
+                "ODERNN takes no regularizer, since penalties cannot leave the loop over the observations. Received: "
+                f"regularizer={ode['regularizer']!r}"
+            )
         self.t = None if t is None else self.ode.t
         self.output_times = None if output_times is None else _checked_output_times(output_times)
         self.supports_masking = True
-        self._compiled = traced(self._states)
+        self._compiled = Recent(8)
 
     def __call__(self, x: TensorsLike, *args: Any, output_times: Times | None = None, **kwargs: Any) -> Tensors:
         # Keras knows the shapes of arrays, but not of lists.
@@ -137,8 +151,8 @@ class ODERNN(keras.Layer):
         slots = None
         if outputs is not None:
             x, t, mask, slots, fine = merged(x, t, mask, outputs, self.return_before, self.ode.per_sample)
-        # In eager code one traced loop serves all steps and calls.
-        compute = self._compiled if tf.executing_eagerly() else self._states
+        # In eager code one traced loop serves all steps, and all calls until a setting of a layer changes.
+        compute = self._compiled.get(_settings(self), lambda: traced(self._states)) if tf.executing_eagerly() else self._states
         hidden, last = compute(tf.transpose(x, [1, 0, 2]), tf.transpose(t), tf.transpose(mask), training, start)
         hidden = tf.transpose(hidden, [1, 0, 2])
         if slots is not None:
@@ -236,7 +250,7 @@ class ODERNN(keras.Layer):
         t = self._as_times(self.t if t is None else t)
         if None not in (t.shape[-1], x.shape[1]) and t.shape[-1] != x.shape[1]:
             raise ValueError(f"There must be one time for each observation. Received: {t.shape[-1]} times for x of shape {x.shape}")
-        return t
+        return times_in_order(t)
 
     def _as_times(self, t):
         """Returns times as a tensor. Float64 is kept, because times are subtracted before they are rounded."""
@@ -248,11 +262,23 @@ class ODERNN(keras.Layer):
         return tf.nest.flatten(self.cell.state_size)
 
 
+def _settings(layer):
+    """What a trace of an `ODERNN` holds that its user may change between calls: a hashable value."""
+    of_layers = (
+        (each.trainable, *((name, value) for name, value in vars(each).items() if _is_setting(name, value)))
+        for each in internals.layers_within(layer)
+    )
+    return layer.ode._recorder, *of_layers
+
+
+def _is_setting(name, value):
+    return isinstance(value, _SETTINGS) and not name.startswith("_") and name != "built"
+
+
 def _draw_dropout_anew(cell):
-    """Makes a cell, or the cells of a stack, forget the masks of their dropout, which they keep from step to step."""
-    for each in (cell, *getattr(cell, "cells", ())):
-        for name in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
-            getattr(each, name, lambda: None)()
+    """Makes a cell forget the masks of its dropout, which it keeps from step to step."""
+    for name in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
+        getattr(cell, name, lambda: None)()
 
 
 def _may_be_rounded(times, dtype):

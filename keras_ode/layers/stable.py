@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_ode.layers.depth import checked_count
+from keras_ode.layers.depth import checked_count, reseeded
 from keras_ode.step_sizes import check_is_number
 from keras_ode.typing import TensorsLike
 
@@ -276,7 +276,4 @@ def _interpolated(weight):
 
 def _redrawn(initializer, number):
     """Returns the same initializer with another seed, if it has one."""
-    config = initializer.get_config()
-    if isinstance(config.get("seed"), int):
-        config = {**config, "seed": config["seed"] + number}
-    return type(initializer).from_config(config)
+    return type(initializer).from_config(reseeded(initializer.get_config(), number))

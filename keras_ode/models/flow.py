@@ -57,7 +57,8 @@ class ContinuousNormalizingFlow(Unsupervised):
         `(batch,)`, the log-densities of the points.
 
     Raises:
-        ValueError: If `divergence` or `num_vectors` is invalid. `get_config` and `save` raise it if `base` is a distribution.
+        ValueError: If `divergence` or `num_vectors` is invalid, with `return_sequences`, or if the event shape of `base` is not
+            the shape of a point. `get_config` and `save` raise it if `base` is a distribution.
 
     Example:
 
@@ -92,6 +93,10 @@ class ContinuousNormalizingFlow(Unsupervised):
         self.dynamics = list(dynamics) if isinstance(dynamics, (list, tuple)) else [dynamics]
         if not self.dynamics:
             raise ValueError(f"dynamics must be a Keras layer or a list of them. Received: dynamics={dynamics!r}")
+        if ode.get("return_sequences"):
+            raise ValueError(
+                "A flow uses only the ends of trajectories: leave return_sequences out. Received: return_sequences=True"
+            )
         self.base, self.divergence, self.num_vectors = base, divergence, num_vectors
         ode["regularizer"] = [r.of_leaves(1) for r in regularizers.get_all(ode.get("regularizer"))]
         precision = self.variable_dtype
@@ -105,7 +110,14 @@ class ContinuousNormalizingFlow(Unsupervised):
 
     def call(self, points, training=None):
         z, change = self._back(points, training)
-        return ops.cast(self.distribution().log_prob(z), change.dtype) + change
+        log_prob = self.distribution().log_prob(z)
+        if not log_prob.shape.is_compatible_with(change.shape):
+            raise ValueError(
+                f"base must have the event shape of points, {tuple(z.shape[1:])}: wrap a distribution of single numbers in "
+                f"tfp.distributions.Independent or Sample. Received: base={self.base!r}, whose log_prob has the shape "
+                f"{log_prob.shape} for {z.shape[0]} points"
+            )
+        return ops.cast(log_prob, change.dtype) + change
 
     def compute_output_shape(self, points_shape):
         return points_shape[:1]

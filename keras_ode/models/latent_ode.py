@@ -44,7 +44,8 @@ class LatentODE(Unsupervised):
         `(batch, T, features)`.
 
     Raises:
-        ValueError: If `noise` is not positive, if the times of a call do not fit its values, or if `fit` is given weights.
+        ValueError: If `noise` is not positive, if `t` is random, if the times of a call do not fit its values, or if `fit` is given
+            weights or values of another shape than the decoded ones.
 
     Example:
 
@@ -83,6 +84,10 @@ class LatentODE(Unsupervised):
         self.encoder, self.decoder = encoder, decoder
         self.latent_dim, self.noise = int(latent_dim), float(noise)
         self.ode = ODELayer(dynamics, dtype=self.dtype_policy, **{**ode, "return_sequences": True})
+        if self.ode.random_end_time is not None:
+            raise ValueError(
+                f"The times of LatentODE are those of its observations, so none can be random. Received: t={ode['t']!r}"
+            )
         self.posterior = keras.layers.Dense(
             2 * self.latent_dim, bias_initializer=_narrow, name="posterior", dtype=self.dtype_policy
         )
@@ -116,6 +121,11 @@ class LatentODE(Unsupervised):
 
         self._check_weights(y, sample_weight)
         values, _, mask = self._parts(x)
+        if not y_pred.shape.is_compatible_with(values.shape):
+            raise ValueError(
+                f"The decoder must return as many features as the values have, shape {values.shape}. Received: decoded values of "
+                f"shape {y_pred.shape}"
+            )
         decoded = tfp.distributions.Normal(tf.cast(y_pred, values.dtype), self.noise)
         likelihood = tf.reduce_sum(decoded.log_prob(values), axis=2)
         likelihood = tf.reduce_sum(likelihood if mask is None else tf.where(mask, likelihood, 0.0), axis=1)
@@ -172,11 +182,11 @@ class LatentODE(Unsupervised):
         import tensorflow_probability as tfp
 
         values, times, mask = self._parts(inputs)
-        times = tf.constant(self.ode.t, values.dtype) if times is None else times
+        times = np.asarray(self.ode.t) if times is None else times
         if isinstance(self.encoder, ODERNN):
             features = self.encoder(values, t=times, mask=mask, training=training)
         else:
-            since = tf.broadcast_to(times - times[..., :1], tf.shape(values)[:2])[..., None]
+            since = tf.broadcast_to(tf.cast(times - times[..., :1], values.dtype), tf.shape(values)[:2])[..., None]
             features = self.encoder(tf.concat([values, since], axis=-1), mask=mask, training=training)
         mean, spread = tf.split(tf.cast(self.posterior(features), self.variable_dtype), 2, axis=-1)
         return tfp.distributions.MultivariateNormalDiag(mean, tf.nn.softplus(spread) + 1e-4)
@@ -193,7 +203,10 @@ class LatentODE(Unsupervised):
                 f"The series must have as many values as there are times: pass these as t to LatentODE, or as "
                 f"inputs['times']. Received: values of shape {values.shape} and {len(self.ode.t)} times"
             )
-        times = None if times is None else tf.cast(tf.convert_to_tensor(times), self.variable_dtype)
+        if times is not None:
+            times = tf.convert_to_tensor(times)
+            # Float64 is kept, because times are subtracted before they are rounded.
+            times = times if times.dtype == tf.float64 else tf.cast(times, self.variable_dtype)
         if mask is None:
             return tf.identity(values), times, None  # without a mask that Keras may have given to the tensor
         mask = tf.cast(mask, bool)

@@ -15,7 +15,7 @@ class ODENet(keras.Model):
     Three convolutions, two of them strided, reduce the size of the image, and an `ODELayer` transforms the feature maps. Each
     map is then averaged over the nine cells of a three by three grid, and a dense layer computes the logits from these means.
     The paper averages over the whole image, with which the model learns more slowly. You may replace the attributes
-    `downsample`, `ode` and `head`.
+    `downsample`, `ode` (with another `ODELayer`) and `head`, which are saved with the model.
 
     Args:
         num_classes: The number of classes.
@@ -69,6 +69,7 @@ class ODENet(keras.Model):
             GridMeans(3, dtype=policy),
             layers.Dense(num_classes, dtype=policy),
         ], name="head")
+        self._ids_of_own_parts = (id(self.downsample), id(self.head))
 
     def build(self, pictures_shape):
         maps_shape = tuple(pictures_shape)
@@ -85,12 +86,23 @@ class ODENet(keras.Model):
             "num_classes": self.num_classes,
             "channels": self.channels,
             "dynamics": keras.saving.serialize_keras_object(self.ode.dynamics),
+            "parts": {name: keras.saving.serialize_keras_object(part) for name, part in self._replaced().items()},
             **self.ode.get_options(),
         }
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])})
+        config = {**config, "dynamics": keras.saving.deserialize_keras_object(config["dynamics"])}
+        parts = config.pop("parts", {})
+        model = cls(**config)
+        for name, part in parts.items():
+            setattr(model, name, keras.saving.deserialize_keras_object(part))
+        return model
+
+    def _replaced(self):
+        """Returns the parts that are no longer those of the constructor, by their names."""
+        parts = {"downsample": self.downsample, "head": self.head}
+        return {name: part for name, part in parts.items() if id(part) not in self._ids_of_own_parts}
 
 
 @keras.saving.register_keras_serializable(package="keras_ode")

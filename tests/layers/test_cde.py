@@ -70,6 +70,12 @@ def test_numbers_of_observations_tell_missing_values_apart():
     assert np.abs(layer(straight) - layer(gap)).max() > 1e-3
 
 
+def test_times_that_decrease_give_nan_in_graphs():
+    layer = NeuralCDE(network(), 4, jit_compile=False)
+    states = tf.function(lambda t: layer(X, t=t))(tf.constant([0.2, 0.5, 1.2, 0.0, 0.0]))
+    assert np.isnan(states).all()
+
+
 @pytest.mark.slow
 def test_it_learns_in_fit():
     """The sign of the last increment, with one value in five missing."""
@@ -87,6 +93,9 @@ def test_it_learns_in_fit():
 @pytest.mark.parametrize("call, message", [
     (lambda: NeuralCDE(network(), 4, interpolation="cubic"), "interpolation must be one of .*Received: interpolation='cubic'"),
     (lambda: NeuralCDE(network(), 4, t=(0, 1)), "Pass the times in the call"),
+    (lambda: NeuralCDE(network(), 4)(X, t=[0.2, 0.5, 1.2, 0.0, 0.0]), "t must be increasing.*repeating its last time. Received: t=array"),
+    (lambda: NeuralCDE(network(), 4)(X, t=np.array([0.5, 0.2, 1.2, 1.3, 1.4])), "t must be increasing"),
+    (lambda: NeuralCDE(network(), 4)(X, t=1.7e9 + 10 * np.arange(5.0)), "float32, which cannot tell some.*from a time nearby"),
     (lambda: NeuralCDE(network(columns=2), 4)(X), r"4 \* 3 = 12 here.*returns 8"),
 ])
 def test_wrong_arguments_are_refused(call, message):

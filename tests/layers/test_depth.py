@@ -7,7 +7,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_ode import ODELayer
-from keras_ode.layers import DepthVarying, ResidualBlocks, TimeDense
+from keras_ode.layers import DepthVarying, LinearMultistepBlocks, ResidualBlocks, TimeDense
 from tests.marks import slow
 
 Y = np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
@@ -119,7 +119,43 @@ def test_weights_at_a_time(kind, times, expected):
     np.testing.assert_allclose(layer(tf.reshape(times, [-1, 1]), rows)[:, 0], expected)
 
 
+def test_mixed_precision_does_not_round_the_time():
+    """In float16, 0.4999 is 0.5, where the second piece begins, and 1000.6 is 1000.5."""
+    inside = keras.layers.Dense(1, use_bias=False, dtype="mixed_float16")
+    for t, times in (((0.0, 1.0), [0.4999, 0.5]), ((1000.0, 1001.0), [1000.45, 1000.55])):
+        layer = DepthVarying(inside, 2, t=t, dtype="mixed_float16")
+        layer(tf.constant(t[0]), tf.ones([1, 1]))
+        layer.set_weights([np.array([[w]]) for w in (1.0, 3.0)])
+        found = [layer(tf.constant(time), tf.ones([1, 1])) for time in times]
+        np.testing.assert_array_equal(np.ravel(found), [1, 3])
+        assert found[0].dtype == tf.float16
+
+
+KINDS = [ResidualBlocks, DepthVarying, LinearMultistepBlocks]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_blocks_that_are_frozen_on_their_own_are_so_when_loaded(kind, frozen):
+    layer = kind(keras.Sequential([matrix(), keras.layers.Dense(2)]), 3)
+    layer.layers[frozen].layers[1].trainable = False
+    layer = kind.from_config(layer.get_config())
+    layer.build(*([()] if kind is DepthVarying else []), (None, 2))
+    found = [[bool(part.trainable_variables) for part in block.layers] for block in layer.layers]
+    assert found == [[True, n != frozen] for n in range(3)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_a_layer_with_a_seed_differ(kind):
+    draw = keras.initializers.GlorotUniform(seed=1)
+    layer = kind(keras.Sequential([keras.layers.Dense(2, kernel_initializer=draw), keras.layers.Dropout(0.5, seed=1)]), 3)
+    layer.build(*([()] if kind is DepthVarying else []), (None, 2))
+    assert len({block.layers[0].kernel.numpy().tobytes() for block in layer.layers}) == 3
+    assert [block.layers[1].seed for block in layer.layers] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("make, message", [
+    (lambda: ResidualBlocks([matrix(), matrix()], 3), "A list of layers must have 3 of them here. Received: 2 layers"),
     (lambda: DepthVarying(matrix(), 0), "num_pieces must be a positive whole number. Received: num_pieces=0"),
     (lambda: DepthVarying(matrix(), 2, kind="cubic"), "kind must be 'constant' or 'linear'. Received: kind='cubic'"),
     (lambda: DepthVarying(matrix(), 2, t=(1, 0)), r"t must be two increasing times. Received: t=\(1, 0\)"),

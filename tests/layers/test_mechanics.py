@@ -100,3 +100,14 @@ def test_training_reaches_the_layer_from_a_solve():
 def test_a_state_without_halves_is_refused():
     with pytest.raises(ValueError, match="needs a state .* of two halves.*Received: a state of shape"):
         HamiltonianDynamics(small())(tf.constant(0.0), tf.zeros([2, 3]))
+
+
+@pytest.mark.parametrize("kind", [HamiltonianDynamics, LagrangianDynamics])
+def test_a_layer_of_several_numbers_for_each_row_is_refused(kind):
+    with pytest.raises(ValueError, match=r"one number for each row, \[batch, 1\]. Received: a layer 'many' .* shape \(3, 3\)"):
+        kind(keras.layers.Dense(3, name="many"))(tf.constant(0.0), Y)
+
+
+def test_a_lagrangian_that_takes_the_time_is_refused():
+    with pytest.raises(TypeError, match="must be a function of the state alone.*Received: <TimeDense"):
+        LagrangianDynamics(TimeDense(1))

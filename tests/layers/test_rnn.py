@@ -121,6 +121,47 @@ def test_random_times_are_refused():
         ODERNN(keras.layers.GRUCell(4), keras.layers.Dense(4), t=random_end_time())
 
 
+def drop_out(layer):
+    layer.cell.dropout = 0.9
+
+
+def take_short_steps(layer):
+    layer.ode.step_size = 0.01
+
+
+def freeze_its_statistics(layer):
+    layer.dynamics.layers[0].trainable = False
+
+
+@pytest.mark.parametrize("change", [drop_out, take_short_steps, slow(freeze_its_statistics)])
+def test_setting_that_changes_between_eager_calls_counts(change):
+    def network():
+        return keras.Sequential([keras.layers.BatchNormalization(), keras.layers.Dense(3)])
+
+    used, fresh = (
+        ODERNN(keras.layers.GRUCell(3, seed=0), network(), solver="euler", step_size=0.5, adjoint="direct", max_steps=20, jit_compile=False)
+        for _ in range(2)
+    )
+    fresh.build((None, 2, 2))
+    used(X[:, :2], t=TIMES[:2], training=True)
+    fresh.set_weights(used.get_weights())
+    change(used), change(fresh)
+    found, expected = (layer(X[:, :2], t=TIMES[:2], training=True) for layer in (used, fresh))
+    np.testing.assert_array_equal(found, expected)
+    for a, b in zip(used.get_weights(), fresh.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_penalties_are_refused():
+    with pytest.raises(ValueError, match="penalties cannot leave the loop over the observations. Received: regularizer='kinetic'"):
+        linear(regularizer="kinetic")
+
+
+def test_stack_of_cells_is_refused():
+    with pytest.raises(ValueError, match="stack ODERNN layers instead of their cells. Received: <StackedRNNCells"):
+        linear(keras.layers.StackedRNNCells([keras.layers.GRUCell(3), keras.layers.GRUCell(5)]))
+
+
 def test_what_is_no_cell_is_refused():
     with pytest.raises(TypeError, match="cell must be a cell of a recurrent layer"):
         ODERNN(keras.layers.Dense(3), keras.layers.Dense(3))
@@ -183,6 +224,17 @@ def test_missing_times_are_asked_for():
         linear()(X)
     with pytest.raises(ValueError, match="one time for each observation. Received: 4 times"):
         linear()(X, t=TIMES[:4])
+
+
+@pytest.mark.parametrize("padded", [[0.5, 0.2, 1.2, 1.2, 1.2], [0.2, 0.5, 1.2, 0.0, 0.0]], ids=["unsorted", "padded with zeros"])
+def test_times_out_of_order_are_refused_and_nan_in_graphs(padded):
+    layer = linear(per_sample=True)
+    times = np.stack([OWN_TIMES[0], padded, OWN_TIMES[2]]).astype("float32")
+    with pytest.raises(ValueError, match=r"pad it by repeating its last time. Received: t=array"):
+        layer(X, t=times)
+    states = tf.function(lambda t: layer(X, t=t))(tf.constant(times))
+    np.testing.assert_array_equal(np.isnan(states).all(axis=1), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(states).any(axis=1), [False, True, False])
 
 
 def test_bidirectional_layer_reads_in_both_directions():

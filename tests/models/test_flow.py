@@ -239,6 +239,20 @@ def test_sample_before_the_shape_is_known_says_what_to_do():
         nonlinear().sample(3)
 
 
+@pytest.mark.parametrize("location", [0.0, [0.0, 0.0]])
+def test_base_of_numbers_instead_of_points_is_refused(location):
+    import tensorflow_probability as tfp
+
+    flow = linear(A, dtype="float32", rtol=1e-3, base=tfp.distributions.Normal(location, 1.0))
+    with pytest.raises(ValueError, match=r"event shape of points, \(2,\).*whose log_prob has the shape \(6, 2\) for 6 points"):
+        flow.log_prob(POINTS.astype("float32"))
+
+
+def test_sequences_are_refused():
+    with pytest.raises(ValueError, match="leave return_sequences out. Received: return_sequences=True"):
+        nonlinear(return_sequences=True)
+
+
 def test_unknown_divergence_is_refused():
     with pytest.raises(ValueError, match="divergence must be one of .* Received: divergence='trace'"):
         nonlinear(divergence="trace")

@@ -148,6 +148,26 @@ def test_weights_of_series_are_refused(irregular_model):
         irregular_model[0].fit(irregular(), sample_weight=np.ones(6), batch_size=6, verbose=0)
 
 
+@pytest.mark.parametrize("decoded, observed", [(1, 2), (2, 1)])
+def test_decoder_of_another_number_of_features_is_refused(decoded, observed):
+    model, values = decay(), tf.zeros([2, 3, observed])
+    with pytest.raises(ValueError, match=rf"shape \(2, 3, {observed}\). Received: decoded values of shape \(2, 3, {decoded}\)"):
+        model.compute_loss(values, y_pred=tf.zeros([2, 3, decoded]))
+
+
+def test_times_far_from_zero_are_subtracted_before_they_are_rounded():
+    """Timestamps in seconds, of which float32 resolves 128."""
+    times = np.array([[0.0, 0.5, 1.0]])
+    model, values = decay(per_sample=True), tf.constant(rows(SERIES, 1))
+    near, far = (model.encode({"values": values, "times": start + times}).mean() for start in (0.0, 1.7e9))
+    np.testing.assert_array_equal(near, far)
+
+
+def test_random_times_are_refused():
+    with pytest.raises(ValueError, match="none can be random.*Received: t="):
+        decay(t=keras_ode.regularizers.random_end_time())
+
+
 def test_noise_must_be_positive():
     with pytest.raises(ValueError, match="noise must be a positive number. Received: noise=0"):
         decay(noise=0)

@@ -66,3 +66,13 @@ def test_size_of_images_need_not_be_known():
 def test_dynamics_may_be_ones_own():
     model = ODENet(3, channels=4, dynamics=keras.layers.Conv2D(4, 1), solver="euler", step_size=0.5)
     assert model(PICTURES).shape == (32, 3)
+
+
+def test_parts_that_were_replaced_are_saved(tmp_path):
+    model = ODENet(3, channels=4, dynamics=keras.layers.Conv2D(4, 1), solver="euler", step_size=0.5)
+    model.downsample = keras.Sequential([keras.layers.Conv2D(4, 3, strides=1)])
+    expected = model(PICTURES)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.downsample.layers[0].strides == (1, 1)
+    np.testing.assert_array_equal(loaded(PICTURES), expected)
