@@ -229,7 +229,7 @@ NUMPY = {
     "layer",
     [
         lambda: keras_ode.ODELayer(dense(), **NUMPY),
-        lambda: ODERNN(keras.layers.GRUCell(2), dense(), go_backwards=np.bool_(True), **NUMPY),
+        lambda: ODERNN(keras.layers.GRUCell(2), dense(), go_backwards=np.bool_(True), **{**NUMPY, "regularizer": None}),
         lambda: ResidualBlocks(dense(), np.int64(2), shared=np.bool_(True)),
         lambda: DepthVarying(dense(), np.int32(2), t=np.array([0, 2])),
         lambda: Augment(np.int64(1)),
