@@ -62,11 +62,11 @@ class Closure:
         captured = self._captured_constants()
         found = scalars(self.graph)
         constants = [op for op in found if op not in captured]
-        # In hexadecimal, 0.0 is another number than -0.0, and NaN is equal to itself.
+        # In hexadecimal, 0.0 is another number than -0.0. NaN always varies, so that a failed solve can name it.
         values = [float(tf.get_static_value(op.outputs[0])).hex() for op in constants]
         structure = fingerprint(self.graph, self._gradients, captured.union(constants)), tuple(op in captured for op in found)
         first, varying = _seen_numbers.setdefault(structure, (values, set()))
-        varying.update(i for i, (a, b) in enumerate(zip(first, values, strict=True)) if a != b)
+        varying.update(i for i, (a, b) in enumerate(zip(first, values, strict=True)) if a != b or a == "nan")
         self._numbers = [constants[i].outputs[0] for i in sorted(varying)]
         fixed = tuple((i, value) for i, value in enumerate(values) if i not in varying)
         self._identity = (structure, fixed)
