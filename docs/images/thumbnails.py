@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 PARTS = {
     "augmented": (0.33, 0.502, 0.665, 1.0),
     "bayesian": (0.0, 0.0, 0.5, 0.485),
-    "digits": (0.65, 0.05, 1.0, 0.53),
+    "digits": (0.67, 0.036, 1.0, 0.525),
     "distributed": (0.0, 0.0, 1.0, 0.43),
     "flows": (0.507, 0.362, 1.0, 0.665),
     "latent_ode": (0.0, 0.0, 0.5, 0.415),
