@@ -134,8 +134,7 @@ class NeuralCDE(keras.Layer):
         parts = [x]
         if self.observed:
             parts.append(tf.cumsum(tf.cast(~tf.math.is_nan(x), x.dtype), axis=1))
-        t = tf.range(tf.shape(x)[1]) if t is None else tree.as_tensor(t)
-        t = _rounded(times_in_order(t, increasing=True), x.dtype)
+        t = tf.cast(tf.range(tf.shape(x)[1]), x.dtype) if t is None else _checked_times(t, x.dtype)
         t = tf.broadcast_to(t if t.shape.rank == 2 else t[None], tf.shape(x)[:2])
         return tf.concat([*parts, t[..., None]], axis=-1)
 
@@ -160,8 +159,10 @@ class NeuralCDE(keras.Layer):
         return cls(**{**config, **parts})
 
 
-def _rounded(t, dtype):
-    """Returns the times in the dtype of the path, unless some of those that are known become equal."""
+def _checked_times(t, dtype):
+    """Returns increasing times in the dtype of the path, unless some of those that are known become equal."""
+    t = tree.as_tensor(t)
+    t = times_in_order(t if t.dtype.is_floating else tf.cast(t, tf.float64), increasing=True)
     known = tf.get_static_value(t)
     if known is not None and np.any((np.diff(known) > 0) & (np.diff(known.astype(dtype.as_numpy_dtype)) == 0)):
         raise ValueError(
