@@ -18,7 +18,6 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 from keras import ops
-from keras.initializers import RandomNormal
 
 from keras_ode import ODELayer, plotting
 
@@ -50,7 +49,7 @@ class PlanarLayers(keras.Layer):
     def __init__(self, units):
         super().__init__()
         shapes = ((units, 2), 1.0), ((units, 2), 0.01), ((units,), 1.0)
-        self.w, self.u, self.b = (self.add_weight(shape, RandomNormal(stddev=s)) for shape, s in shapes)
+        self.w, self.u, self.b = (self.add_weight(shape, keras.initializers.RandomNormal(stddev=s)) for shape, s in shapes)
 
     def call(self, state):
         z, change = state
@@ -67,7 +66,7 @@ class HyperUnits(keras.Layer):
 
     def __init__(self, units):
         super().__init__()
-        wide, middle, narrow = (RandomNormal(stddev=s) for s in (4.0, 2.0, 0.25))
+        wide, middle, narrow = (keras.initializers.RandomNormal(stddev=s) for s in (4.0, 2.0, 0.25))
         hidden = keras.layers.Dense(16, "tanh", kernel_initializer=wide, bias_initializer=middle)
         out = keras.layers.Dense(6 * units, kernel_initializer=narrow, bias_initializer=narrow)
         self.weights_at = keras.Sequential([keras.Input([1]), hidden, out, keras.layers.Reshape([6, units])])
@@ -96,8 +95,8 @@ class Sampler(keras.Model):
 def learn(make, units, steps, seed):
     """Returns for each density the median divergence in nats, and points; and the number of weights."""
     model = Sampler(make(units))
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.03, steps))
-    model.compile(optimizer, jit_compile=True, steps_per_execution=20)
+    rates = keras.optimizers.schedules.CosineDecay(0.03, steps)
+    model.compile(keras.optimizers.Adam(rates), jit_compile=True, steps_per_execution=20)
     divergences, points = np.zeros([len(NAMES), SEEDS]), {}
     for row, column in np.ndindex(*divergences.shape):
         keras.utils.set_random_seed(seed + column)
@@ -125,7 +124,7 @@ def draw(path, results, units):
                 ax.set_title("" if row else f"{kind}\n{n} {'units' if i else 'layers'}")
             divergences = [results[kind, n][0][row] for n in units]
             axes[row, -1].loglog(units, divergences, style, color=plotting.COLORS[role], label=kind)
-        axes[row, -1].set(xlim=(1, 100), ylim=(0.003, 5), ylabel="KL [nats]", xlabel="units or layers" if row == 2 else "")
+        axes[row, -1].set(xlim=(1, 100), ylim=(0.001, 5), ylabel="KL [nats]", xlabel="units or layers" if row == 2 else "")
     axes[0, -1].legend(fontsize=10)
     plt.setp(axes[:, :-1], aspect="equal", xticks=[], yticks=[])
     figure.savefig(path, dpi=80)
@@ -136,8 +135,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="two units, a few steps")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the first of three sets of weights and points")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
-    arguments = parser.parse_args()
-    units, steps, results = ((2,), 20, {}) if arguments.quick else ((2, 8, 32, 64), 500, {})
+    arguments, results = parser.parse_args(), {}
+    units, steps = ((2,), 20) if arguments.quick else ((2, 8, 32, 64), 500)
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"M, median of {SEEDS} seeds of KL(q || p) [nats] ({', '.join(NAMES)}), weights of a flow, time so far")
     makers = (("continuous", lambda n: ODELayer(HyperUnits(n), **ODE), steps), ("planar", PlanarLayers, 3 * steps))

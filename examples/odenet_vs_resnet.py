@@ -30,10 +30,8 @@ from keras_ode import plotting
 KINDS = {"MLP": ("reference", ""), "ResNet": ("other", "s--"), "RK-Net": ("third", "^-."), "ODE-Net": ("ode", "o-")}
 BLOCKS, TOLERANCE = 6, 1e-3
 ADJOINTS = {"ODE-Net": keras_ode.adjoints.Interpolating(checkpoints=8, rtol=30 * TOLERANCE, atol=30 * TOLERANCE)}
-# Where memory is measured: blocks, or evaluations of the dynamics. A ResNet of 48 blocks takes a minute to trace.
-DEPTHS = {"ResNet": (6, 24), "RK-Net": (48, 192), "ODE-Net": (48, 192)}
-# The RK-Net is the ODE-Net with another gradient, and makes the same errors: one seed.
-SEEDS = {"MLP": 3, "ResNet": 3, "RK-Net": 1, "ODE-Net": 3}
+DEPTHS = {"ResNet": (6, 24), "RK-Net": (48, 192), "ODE-Net": (48, 192)}  # blocks, or evaluations
+SEEDS = {"MLP": 3, "ResNet": 3, "RK-Net": 1, "ODE-Net": 3}  # An RK-Net makes the errors of the ODE-Net.
 FULL, QUICK = (7, 4000, DEPTHS, SEEDS), (1, 200, {"ODE-Net": (48,)}, {"ResNet": 1, "ODE-Net": 1})
 
 
@@ -139,7 +137,6 @@ def main():
     runs = {kind: [trained(kind, *load_digits(num_train), epochs, arguments.seed + n) for n in range(count)]
             for kind, count in seeds.items()}
     rows = {kind: np.median(values, axis=0) for kind, values in runs.items()}
-
     print(f"\nMedians of the seeds, {epochs} epochs, {num_train:,} digits")
     print("        seeds  test error  parameters   training   memory of a step, by blocks or evaluations")
     for kind, (error, count, seconds) in rows.items():
