@@ -148,7 +148,7 @@ def estimate(
         group_size: With a number, the loss is that of `keras_ode.multiple_shooting` with groups of this size, and `y0` is not used.
         starts, continuity: As in `keras_ode.multiple_shooting`.
         loss: A function `loss(states, ys)` that returns a scalar. Defaults to the mean squared error, without missing values.
-            It cannot be combined with `group_size`.
+            It cannot be combined with `group_size`. The penalties of Keras variables that have a `regularizer` are added.
         args: As in `keras_ode.solve`.
         **options: Options of `keras_ode.solve`.
 
@@ -209,11 +209,16 @@ class _Objective:
         self._compute = compute
         self.evaluate = traced(self._value_and_gradients)
 
+    def _penalty(self):
+        """Returns the sum of the penalties of Keras variables that have a regularizer, as `fit` adds it to the loss."""
+        penalties = [v.regularizer(v) for v in self.variables if getattr(v, "regularizer", None) is not None]
+        return tf.add_n([tf.cast(p, self.variables[0].dtype) for p in penalties]) if penalties else 0
+
     def _value_and_gradients(self):
         tensors = [v.value if isinstance(v, keras.Variable) else v for v in self.variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(tensors)
-            value = self._compute()
+            value = self._compute() + self._penalty()
         found = tape.gradient(value, tensors)
         unused = [getattr(v, "path", v.name) for v, g in zip(self.variables, found, strict=True) if g is None]
         if unused:
@@ -228,15 +233,18 @@ def _by_steps(objective, optimizer, num_steps):
     copies = [_copy(v) if k is None else k for v, k in zip(variables, tracked, strict=True)]
     optimizer.build(copies)
 
+    def assign_copies():
+        for v, copy in zip(variables, copies, strict=True):
+            if v is not copy:
+                v.assign(copy.value)
+
     def step():
         value, gradients = objective.evaluate()
         is_fine = tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in (value, *gradients)])
 
         def update():
             optimizer.apply(gradients, copies)
-            for v, copy in zip(variables, copies, strict=True):
-                if v is not copy:
-                    v.assign(copy.value)
+            assign_copies()
             return value
 
         return tf.cond(is_fine, update, lambda: value), is_fine
@@ -247,6 +255,9 @@ def _by_steps(objective, optimizer, num_steps):
         losses.append(float(value))
         if not is_fine:
             raise ArithmeticError(_not_finite(losses[-1], f"at step {number}"))
+    if losses:
+        optimizer.finalize_variable_values(copies)  # With `use_ema`, these are averages over the steps.
+        assign_copies()
     return Estimate(losses[-1] if losses else float("nan"), np.array(losses), len(losses), None)
 
 

@@ -94,7 +94,7 @@ def _key(adjoint, problem, segments, how, tensors):
         problem.method.key(),
         (problem.times_vary, problem.dense, problem.keeps_steps, problem.num_penalties, problem.recorder),
         tuple(watcher.fingerprint for watcher in problem.watchers),
-        how,
+        (*how, tf.config.experimental.tensor_float_32_execution_enabled()),  # XLA compiles for this setting
         tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors)),
     )
 

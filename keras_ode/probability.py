@@ -39,7 +39,7 @@ class Flow(FlowBijector):
     weights of the dynamics are the `trainable_variables` of the bijector and of distributions made with it.
 
     Raises:
-        ValueError: If `event_shape` is not a list of positive integers.
+        ValueError: If `event_shape` is not a list of positive integers, or if a `base` is given.
 
     Example:
 
@@ -69,6 +69,11 @@ class Flow(FlowBijector):
         event_shape = list(event_shape) if isinstance(event_shape, (list, tuple)) else event_shape
         if not isinstance(event_shape, list) or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in event_shape):
             raise ValueError(f"event_shape must be a list of positive integers, such as [2]. Received: {event_shape!r}")
+        if "base" in ode:
+            raise ValueError(
+                "A bijector has no base: pass it to TransformedDistribution(base, Flow(...)), or use "
+                f"keras_ode.models.ContinuousNormalizingFlow(dynamics, base=...). Received: base={ode['base']!r}"
+            )
         given = {"dynamics": dynamics, "event_shape": event_shape, "divergence": divergence, "num_vectors": num_vectors}
         flow = ContinuousNormalizingFlow(dynamics, divergence=divergence, num_vectors=num_vectors, **ode)
         flow.build((None, *event_shape))

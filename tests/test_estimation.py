@@ -131,3 +131,25 @@ def test_constraint_of_a_variable_holds():
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_ode.estimate(**{"dynamics": decay, "ys": observed(), "t": T, "variables": [RATE], **FAST, **arguments})
+
+
+def test_average_of_the_steps_is_kept_with_use_ema():
+    ends = []
+    for number, use_ema in [(1, False), (2, False), (2, True)]:
+        RATE.assign(0.5)
+        optimizer = keras.optimizers.SGD(1.0, use_ema=use_ema, ema_momentum=0.75)
+        keras_ode.estimate(decay, observed(), T, variables=[RATE], optimizer=optimizer, num_steps=number, **FAST)
+        ends.append(float(RATE))
+    # The first step has no average before it.
+    np.testing.assert_allclose(ends[2], 0.75 * ends[0] + 0.25 * ends[1], rtol=1e-6)
+    assert ends[0] != ends[1]
+
+
+def test_penalty_of_a_regularizer_is_added_to_the_loss():
+    layer = keras.layers.Dense(1, use_bias=False, kernel_regularizer=keras.regularizers.L2(1e3))
+    layer.build((None, 1))
+    layer.kernel.assign([[-1.5]])  # With the true rate, the error and its gradient vanish.
+    optimizer = keras.optimizers.SGD(1e-4)
+    result = keras_ode.estimate(layer, observed()[:, None], T, optimizer=optimizer, num_steps=1, rtol=1e-5, **FAST)
+    np.testing.assert_allclose(result.loss, 1e3 * 1.5**2, rtol=1e-6)
+    np.testing.assert_allclose(layer.kernel, [[-1.5 + 1e-4 * 2e3 * 1.5]], rtol=1e-5)

@@ -101,3 +101,5 @@ def test_wrong_arguments_are_refused():
         Flow(layer, [2], divergence="trace")
     with pytest.raises(ValueError, match="leave it out for 'exact'. Received: num_vectors=2"):
         Flow(layer, [2], num_vectors=2)
+    with pytest.raises(ValueError, match=r"has no base: pass it to TransformedDistribution\(base, Flow.*Received: base=None"):
+        Flow(layer, [2], base=None)

@@ -170,13 +170,13 @@ class TimeSequential(keras.Layer):
     """
 
     def __init__(self, layers: Sequence[keras.Layer], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # The layers cast for themselves: half precision would round the time.
         for layer in layers:
             check_layer(layer)
         self.layers = list(layers)
 
     def build(self, t_shape, y_shape):
-        t, y = keras.KerasTensor(t_shape, self.compute_dtype), keras.KerasTensor(y_shape, self.compute_dtype)
+        t, y = keras.KerasTensor(t_shape, self.variable_dtype), keras.KerasTensor(y_shape, self.variable_dtype)
         for layer in self.layers:
             build_layer(layer, t, y)
             y = layer.compute_output_spec(*arguments_of(layer, t, y))

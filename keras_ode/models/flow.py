@@ -77,6 +77,8 @@ class ContinuousNormalizingFlow(Unsupervised):
     Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR.
     """
 
+    _own_loss = "the negative log-likelihood of the points"
+
     def __init__(
         self,
         dynamics: keras.Layer | Sequence[keras.Layer],
@@ -127,7 +129,7 @@ class ContinuousNormalizingFlow(Unsupervised):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = NegativeLogLikelihood()(y_pred, y_pred, sample_weight)
-        return loss + super().compute_loss(x, y, y_pred, sample_weight) if self.losses else loss
+        return loss + ops.cast(super().compute_loss(x, y, y_pred, sample_weight), loss.dtype) if self.losses else loss
 
     def transport(self, points: TensorsLike, inverse: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Solves the ODE for points of the base distribution, or with `inverse` from points back to the base.

@@ -44,8 +44,9 @@ class LatentODE(Unsupervised):
         `(batch, T, features)`.
 
     Raises:
-        ValueError: If `noise` is not positive, if `t` is random, if the times of a call do not fit its values, or if `fit` is given
-            weights or values of another shape than the decoded ones.
+        ValueError: If `noise` is not positive, if `t` is random, with `return_sequences=False`, if `compile` is given a loss,
+            if the times of a call do not fit its values, or if `fit` is given weights or values of another shape than the
+            decoded ones.
 
     Example:
 
@@ -65,6 +66,8 @@ class LatentODE(Unsupervised):
     Duvenaud (2019), Latent ODEs for irregularly-sampled time series, NeurIPS.
     """
 
+    _own_loss = "the negative evidence lower bound"
+
     def __init__(
         self,
         encoder: keras.Layer,
@@ -81,6 +84,10 @@ class LatentODE(Unsupervised):
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         if not noise > 0:
             raise ValueError(f"noise must be a positive number. Received: noise={noise!r}")
+        if not ode.get("return_sequences", True):
+            raise ValueError(
+                "LatentODE returns a value at each time: leave return_sequences out. Received: return_sequences=False"
+            )
         self.encoder, self.decoder = encoder, decoder
         self.latent_dim, self.noise = int(latent_dim), float(noise)
         self.ode = ODELayer(dynamics, dtype=self.dtype_policy, **{**ode, "return_sequences": True})

@@ -6,7 +6,17 @@ import keras
 
 
 class Unsupervised(keras.Model):
-    """A model whose loss needs no targets: `fit(x)`. Keras drops `sample_weight` in silence where there are no targets."""
+    """A model with a loss of its own that needs no targets: `fit(x)`.
+
+    Keras drops `sample_weight` in silence if there are no targets, and would never call the loss that `compile` was given.
+    """
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
+        if loss is not None:
+            raise ValueError(
+                f"{type(self).__name__} has a loss of its own, {self._own_loss}: leave loss out. Received: loss={loss!r}"
+            )
+        super().compile(optimizer, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, sample_weight: Any = None, **kwargs: Any) -> Any:
         self._check_weights(y, sample_weight)

@@ -90,3 +90,19 @@ def test_linear_dynamics_in_time_has_its_closed_form(per_sample):
 def test_layers_compute_in_half_precision_under_a_mixed_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
     assert stack()(tf.constant(0.5), Y).dtype == tf.bfloat16
+
+
+def test_stack_passes_the_time_on_unrounded_under_a_mixed_policy():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    received = []
+
+    class Recorder(keras.Layer):
+        def __init__(self):
+            super().__init__(autocast=False)
+
+        def call(self, t, y):
+            received.append(t)
+            return y
+
+    TimeSequential([Recorder()])(tf.constant(1000.5), Y)
+    assert float(received[-1]) == 1000.5  # bfloat16 has 1000 and 1004

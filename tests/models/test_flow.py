@@ -296,3 +296,14 @@ def test_bijector_is_the_exponential_of_a_linear_flow():
     np.testing.assert_allclose(bijector.inverse(POINTS), POINTS @ scipy.linalg.expm(-A), atol=1e-6)
     np.testing.assert_allclose(bijector.forward_log_det_jacobian(POINTS), np.full(6, np.trace(A)), atol=1e-6)
     np.testing.assert_allclose(bijector.inverse_log_det_jacobian(POINTS), np.full(6, -np.trace(A)), atol=1e-6)
+
+
+def test_loss_that_fit_would_never_call_is_refused():
+    with pytest.raises(ValueError, match="ContinuousNormalizingFlow has a loss of its own.*Received: loss='mse'"):
+        linear(A).compile("sgd", loss="mse")
+
+
+def test_flow_in_float64_trains_with_a_regularizer():
+    flow = linear(A, solver="bosh3", regularizer=keras_ode.regularizers.Kinetic(1e-3))
+    flow.compile("sgd", jit_compile=False)
+    assert np.isfinite(flow.fit(POINTS, verbose=0).history["loss"]).all()

@@ -178,3 +178,8 @@ def test_series_of_the_data_sets_fit_the_model():
     times, values = keras_ode.datasets.periodic(3, num_times=6)
     model = LatentODE(encoder("recurrent"), keras.layers.Dense(2, activation="tanh"), keras.layers.Dense(1), 2, per_sample=True, jit_compile=False)
     assert model({"values": values, "times": times}).shape == (3, 6, 1)
+
+
+def test_sequences_are_always_returned():
+    with pytest.raises(ValueError, match="leave return_sequences out. Received: return_sequences=False"):
+        LatentODE(keras.layers.GRU(2), keras.layers.Dense(2), keras.layers.Dense(2), 2, t=[0.0, 1.0], return_sequences=False)
