@@ -94,8 +94,7 @@ class SaveAt:
     def _weights(self, interval, count, wanted):
         """How much the start of a step, its `count` stages, and what the interpolant misses its end by, count in the states at
         all times, and behind them in the interpolant's end: `[K + 1, ...]`, or `[K + 1, B, ...]`."""
-        length = tree.select(interval.until > interval.since, interval.until - interval.since, 1)
-        theta = tree.select(wanted, self.times - interval.since, 0) / length
+        theta = self._fraction(interval, self.times, wanted)
         start, *stages = tf.unstack(tf.eye(1 + count, dtype=theta.dtype))
         if interval.size.shape.rank:
             start, *stages = (tree.repeat(x, tf.shape(interval.size)[0]) for x in (start, *stages))
@@ -107,15 +106,17 @@ class SaveAt:
     def _interpolated(self, trial, time, wanted):
         """The states at one time, scalar or `[B]`, or at several, `[C]` or `[C, B]`."""
         interval, step = trial.interval, trial.step
-        length = tree.select(interval.until > interval.since, interval.until - interval.since, 1)
-        # What is not wanted must stay finite too: its gradient is zero times its value.
-        theta = tree.select(wanted, time - interval.since, 0) / length
-        states = self.solver.interpolate(step.stages, interval.size, step.start, theta)
+        states = self.solver.interpolate(step.stages, interval.size, step.start, self._fraction(interval, time, wanted))
         ends = step.y if time.shape.rank == interval.until.shape.rank else tuple(leaf[None] for leaf in step.y)
         if self.differentiable:
             # At the end of a step, too, the state moves with its time.
             ends = tuple(x + tf.stop_gradient(end - x) for x, end in zip(states, ends, strict=True))
         return tuple(tree.select(tree.expand(time >= interval.until, x), end, x) for x, end in zip(states, ends, strict=True))
+
+    def _fraction(self, interval, time, wanted):
+        """The part of a step at a time; zero where it is not wanted, which must stay finite too: its gradient is zero times it."""
+        length = tree.select(interval.until > interval.since, interval.until - interval.since, 1)
+        return tree.select(wanted, time - interval.since, 0) / length
 
     def saved(self, state):
         """The states, leaves `[K, ...]`: NaN at times that were not reached."""
@@ -124,6 +125,14 @@ class SaveAt:
 
     def _at_start(self):
         return tf.reduce_sum(tf.cast(self.times <= 0, tf.int32), axis=0)
+
+
+class SaveSlopesAt(SaveAt):
+    """Observes as `SaveAt` does, but the derivatives of the interpolants by time; `y` is that at the start."""
+
+    def _interpolated(self, trial, time, wanted):
+        interval, step = trial.interval, trial.step
+        return self.solver.interpolated_slope(step.stages, interval.size, self._fraction(interval, time, wanted))
 
 
 class _Waiting(NamedTuple):

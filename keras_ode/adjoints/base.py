@@ -129,7 +129,7 @@ class FirstOrderAdjoint(Adjoint):
                         return self._backward(inner, *tf.nest.pack_sequence_as(given, inputs), report)
 
                     y, parameters = run("backward", backward, [*stopped, *tf.nest.flatten(given)])
-                    times = _of_times(problem, run, stopped, given[0].ys, seen, y)
+                    times = _of_times(problem, run, stopped, given[0], seen, y)
                     y = tree.add(y, tuple(g[0] for g in seen[: len(y)]))
                     return self._gradients(problem, (times, y, parameters), tensors)
 
@@ -139,7 +139,7 @@ class FirstOrderAdjoint(Adjoint):
         flat = solve(*(tf.identity(tensor) for tensor in problem.tensors()))
         outcome = tf.nest.pack_sequence_as(structure[-1], flat)
         rest = {name: tf.nest.map_structure(tf.stop_gradient, x) for name, x in outcome._asdict().items()}
-        return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense})
+        return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense, "slopes": ()})
 
     def _backward(self, problem, outcome, memory, cotangents, report):
         """The gradients by the state, from all times but the first, and by the differentiable parameters; what was found is
@@ -157,7 +157,8 @@ class FirstOrderAdjoint(Adjoint):
         if not self.differentiates_steps:
             found = found._replace(y=tree.scale(size, found.y))
         if problem.times_vary:  # the field is evaluated at each of them, see `_of_times`
-            found = found._replace(num_evaluations=found.num_evaluations + tf.shape(problem.times)[0])
+            count = 1 if outcome.slopes else tf.shape(problem.times)[0]
+            found = found._replace(num_evaluations=found.num_evaluations + count)
         if report is not None:
             # Graphs of gradients may leave out what nothing depends on.
             with tf.control_dependencies(report(outcome, found)):
@@ -228,11 +229,11 @@ def _runner(problem, tensors):
     return lambda name, function, inputs, **used: programs.run(name, function, inputs, compiled, counts.get(name), **used)
 
 
-def _of_times(problem, run, tensors, ys, cotangents, first_cotangent):
+def _of_times(problem, run, tensors, outcome, cotangents, first_cotangent):
     """The gradient by the times, if they vary: a program of its own, which graphs leave out where nobody asks for it."""
     if not problem.times_vary:
         return ()
-    given = ys, cotangents[: len(ys)], first_cotangent
+    given = outcome.ys, outcome.slopes, cotangents[: len(outcome.ys)], first_cotangent
 
     def of_times(*inputs):
         inner, inputs = problem.with_tensors(inputs[: len(tensors)]), inputs[len(tensors) :]

@@ -62,11 +62,12 @@ def integral_weights(problem, of_cotangents):
     return tuple(tf.maximum(tree.rms((p,), unit), 1) / unit for p in problem.field.select(problem.parameters))
 
 
-def time_cotangents(problem, ys, cotangents, first_cotangent):
+def time_cotangents(problem, ys, slopes, cotangents, first_cotangent):
     """The cotangents of the times: each saved state moves along the field, and so does the start.
 
     Args:
         ys, cotangents: Leaves `[T, ...]`.
+        slopes: The derivatives of the states at all times but the first, leaves `[T - 1, ...]`; empty: those of the field.
         first_cotangent: The cotangent of the start from all later times, leaves.
     """
     field, times = ForwardField(problem), problem.times
@@ -76,11 +77,10 @@ def time_cotangents(problem, ys, cotangents, first_cotangent):
         return tree.dot(cotangent, slope, t)
 
     first = -rate(times[0], tuple(y[0] for y in ys), first_cotangent)
-    later = tf.map_fn(
-        lambda i: rate(*(tf.nest.map_structure(lambda x: tf.gather(x, i), (times, ys, tuple(cotangents))))),
-        tf.range(1, tf.shape(times)[0]),
-        fn_output_signature=times.dtype,
-    )
+    function, leaves = rate, tf.nest.map_structure(lambda x: x[1:], (times, ys, tuple(cotangents)))
+    if slopes:
+        function, leaves = lambda slope, cotangent: tree.dot(cotangent, slope, times[0]), (slopes, leaves[2])
+    later = tf.map_fn(lambda at: function(*at), leaves, fn_output_signature=times.dtype)
     return tf.concat([first[None], later], axis=0)
 
 

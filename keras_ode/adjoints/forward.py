@@ -8,7 +8,7 @@ from keras_ode.adjoints.fields import ForwardField
 from keras_ode.adjoints.problem import Outcome
 from keras_ode.errors import Status
 from keras_ode.integrate import integrate
-from keras_ode.observers import KeepDense, SaveAt, SaveTogether, Stiffness, status_of_stiff
+from keras_ode.observers import KeepDense, SaveAt, SaveSlopesAt, SaveTogether, Stiffness, status_of_stiff
 from keras_ode.solvers.mass import derivative
 from keras_ode.step_records import step_observers
 from keras_ode.steps import KeepSteps
@@ -32,6 +32,11 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     observers = {"stiffness": Stiffness(field, times[0])}
     if saved:
         observers["saved"] = _saving(saved_times(problem), y, method.solver, bound is not None)
+    # Where a stiff field would multiply the errors of states.
+    keeps_slopes = problem.times_vary and method.solver.is_implicit and bound is None
+    if keeps_slopes and saved:
+        slope = derivative(field, times[0], y)[0].derivative
+        observers["slopes"] = SaveSlopesAt(saved_times(problem), slope, method.solver)
     if problem.dense:
         observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
     elif problem.keeps_steps:
@@ -56,12 +61,16 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     stiffness, latest = seen["stiffness"]
     if problem.recorder is not None:
         problem.recorder.forward(result, recording[0].record(seen["record"], result.num_steps) if recording else ())
-    last = nan_unless(result.status == int(Status.SUCCESS), result.y)
-    if bound is not None:  # the state moves with the end even where there are no steps
-        span, slope = problem.since_start()[-1], method.solver.first_derivative(result.carry)
+    last, slopes = nan_unless(result.status == int(Status.SUCCESS), result.y), ()
+    if bound is not None or keeps_slopes:
+        slope = method.solver.first_derivative(result.carry)
         if method.mass is not None:
             slope = derivative(field, times[-1], result.y)[0].derivative
-        slope = tuple(tree.select(tf.math.is_finite(x), x, 0) for x in slope)
+    if keeps_slopes:
+        inner = observers["slopes"].saved(seen["slopes"]) if saved else tuple(leaf[None][:0] for leaf in y)
+        slopes = tuple(tf.concat([a, b[None]], axis=0) for a, b in zip(inner, slope, strict=True))
+    if bound is not None:  # the state moves with the end even where there are no steps
+        span, slope = problem.since_start()[-1], tuple(tree.select(tf.math.is_finite(x), x, 0) for x in slope)
         last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
     inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
@@ -78,6 +87,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         stiffness=stiffness,
         y=result.y,
         output=tuple(output),
+        slopes=slopes,
     )
     return outcome, seen.get("asked", ())
 

@@ -85,6 +85,8 @@ class Outcome(NamedTuple):
         stiffness: The largest spectral radius seen.
         y: The leaves that it reached.
         output: The rest of the `DenseOutput`; or the times that `KeepSteps` kept.
+        slopes: The derivatives by time of the states at all times but the first, leaves `[T - 1, ...]`, if the gradient by the
+            times needs them.
     """
 
     ys: tuple
@@ -98,6 +100,7 @@ class Outcome(NamedTuple):
     stiffness: tf.Tensor
     y: tuple
     output: tuple
+    slopes: tuple = ()
 
     def differentiable(self):
         """The leaves that have gradients."""

@@ -315,6 +315,13 @@ class Solver(Configurable):
         increments = contract(weights, map(tf.stack, zip(*stages, strict=True)))
         return tree.add(tuple(leaf[None] for leaf in y), increments)
 
+    def interpolated_slope(self, stages, size, theta):
+        """Returns the derivative of `interpolate` by the time, with arguments as there."""
+        weights = tf.unstack(_polynomial(self.weights * np.arange(1, 1 + self.degree), theta), num=len(self.weights))
+        if theta.shape.rank == size.shape.rank:
+            return tree.tensor_weighted_sum(weights, stages)
+        return contract(tf.stack(weights, axis=1), map(tf.stack, zip(*stages, strict=True)))
+
     def transposed_interpolate(self, size, theta, among, cotangents):
         """Returns the cotangents of `y` and of each stage from the cotangents of interpolated leaves.
 

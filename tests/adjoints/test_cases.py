@@ -643,3 +643,31 @@ def test_the_gradient_of_a_mean_by_the_start_of_each_row_is_within_the_tolerance
     )
     expected = np.array([[np.cos(10), np.sin(10)]] * 2_000) / 2_000
     assert relative_error(by_start, expected) < 0.02
+
+
+# Case 10: a stiff field, which multiplies the errors of states that are interpolated
+
+
+@pytest.mark.parametrize("adjoint, solver, per_sample", [
+    ("interpolating", "rodas5p", False),
+    slow("checkpointed", "kvaerno5", False),
+    slow("interpolating", "kvaerno5", True),
+    slow("checkpointed", "auto", False),
+    slow("interpolating", "bdf", False),
+])
+def test_gradients_by_times_within_a_stiff_solve_are_those_of_the_closed_form(adjoint, solver, per_sample):
+    """`y' = -10,000 (y - cos t) - sin t` from one has the solution `cos t`."""
+    grid, weights = np.array([0.0, 0.3, 0.7, 1.1, 2.0]), np.array([0.0, 2.0, -1.0, 0.5, 0.0])
+    t = tf.constant(np.stack([grid, grid]) if per_sample else grid)
+    with tf.GradientTape() as tape:
+        tape.watch(t)
+        ys = keras_ode.odeint(
+            lambda t, y: -1e4 * (y - tf.cos(t)) - tf.sin(t),
+            tf.ones([2, 1], tf.float64),
+            t,
+            solver=solver, adjoint=adjoint, per_sample=per_sample, rtol=1e-6, atol=1e-6, jit_compile=False,
+        )  # fmt: skip
+        loss = tf.reduce_sum(weights[:, None] * ys[:, 0])
+    found = tape.gradient(loss, t)
+    # Interpolants of order three to five: about ten thousand tolerances. The field would be wrong by one.
+    np.testing.assert_allclose(found[0] if per_sample else found, -weights * np.sin(grid), atol=0.01)
