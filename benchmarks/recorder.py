@@ -2,9 +2,9 @@
 
     python -m benchmarks.recorder
 
-Three models train in turn, a block of steps each, in all orders, so that all meet the same machine: one that is recorded, and
-two that are not. The median of the ratios counts, with its standard error. The second model that is not recorded tells how much
-two programs that are the same differ.
+Four models train in turn, a block of steps each, in all orders, so that all meet the same machine: one that is recorded, and
+three that are not. The median of the ratios counts, with its standard error. The second model that is not recorded tells how much
+two programs that are the same differ. The third has four metrics of Keras, since a recorder has four metrics too.
 """
 
 import argparse
@@ -22,23 +22,24 @@ MODELS = {  # the rows of a batch, the width of the dynamics, and the end time
     "wide": (512, 256, 1.0),
     "long": (128, 64, 20.0),
 }
+METRICS = ["mean_absolute_error", "mean_absolute_percentage_error", "mean_squared_logarithmic_error", "log_cosh"]
 BLOCK = 4
 
 
-def build(name, jit_compile, per_sample):
+def build(name, jit_compile, per_sample, metrics):
     rows, width, end = MODELS[name]
     keras.utils.set_random_seed(0)
     dynamics = keras.Sequential([*(keras.layers.Dense(width, "tanh") for _ in range(2)), keras.layers.Dense(2)])
     options = {"rtol": 1e-5, "atol": 1e-5, "per_sample": per_sample, "jit_compile": "auto" if jit_compile else False}
     layer = keras_ode.ODELayer(dynamics, t=[0.0, end], name="flow", **options)
     model = keras.Sequential([keras.Input([2]), layer, keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=jit_compile)
+    model.compile(keras.optimizers.SGD(0.0), "mse", metrics=metrics, jit_compile=jit_compile)
     return model, np.random.default_rng(0).normal(size=(rows, 2)).astype("float32")
 
 
-def training(name, jit_compile, per_sample, recorded):
+def training(name, jit_compile, per_sample, recorded=False, metrics=()):
     """A function that trains a block of steps as `fit` does, and returns the mean seconds of each but the first."""
-    model, x = build(name, jit_compile, per_sample)
+    model, x = build(name, jit_compile, per_sample, list(metrics))
     model.fit(x, x[:, :1], batch_size=len(x), verbose=0)
     callbacks = keras.callbacks.CallbackList([keras_ode.callbacks.SolverStepRecorder()] if recorded else [], model=model)
     model.make_train_function(force=True)
@@ -62,10 +63,11 @@ def training(name, jit_compile, per_sample, recorded):
 
 
 def measure(*case, rounds):
-    """The seconds of a step of each of the three models in each round, `[rounds, 3]`."""
-    blocks = [training(*case, recorded) for recorded in (False, True, False)]
-    seconds = np.zeros([rounds, 3])
-    for row, order in zip(seconds, itertools.cycle(itertools.permutations(range(3))), strict=False):
+    """The seconds of a step of each of the four models in each round, `[rounds, 4]`."""
+    kinds = {}, {"recorded": True}, {}, {"metrics": METRICS}
+    blocks = [training(*case, **kind) for kind in kinds]
+    seconds = np.zeros([rounds, len(kinds)])
+    for row, order in zip(seconds, itertools.cycle(itertools.permutations(range(len(kinds)))), strict=False):
         for i in order:
             row[i] = blocks[i]()
     return seconds
@@ -82,9 +84,9 @@ if __name__ == "__main__":
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=120, help=f"blocks of {BLOCK} steps of each model")
     options = parser.parse_args()
-    print("model    XLA    per sample  ms without  ms recording  cost               the same program again")
+    print("model    XLA    per sample  ms without  ms recording  cost               four metrics       the same program again")
     for name, jit_compile, per_sample in itertools.product(options.models, (True, False), (False, True)):
-        without, recording, again = measure(name, jit_compile, per_sample, rounds=options.rounds).T
+        without, recording, again, metrics = measure(name, jit_compile, per_sample, rounds=options.rounds).T
         milliseconds = f"{np.median(without) * 1e3:10.2f}  {np.median(recording - without) * 1e3:+12.2f}"
-        costs = f"{excess(recording / without):18} {excess(again / without)}"
+        costs = f"{excess(recording / without):18} {excess(metrics / without):18} {excess(again / without)}"
         print(f"{name:8} {jit_compile!s:6} {per_sample!s:11} {milliseconds}  {costs}", flush=True)
