@@ -118,26 +118,26 @@ def draw_trajectories(figure, model, images, labels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a quarter of the digits, one epoch")
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights and the augmentation")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed of the weights and the augmentation")
+    parser.add_argument("--seeds", type=int, default=1, help="how many networks to train; the last one is drawn and saved")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     epochs, num_train, batch_size = (1, 1000, 50) if arguments.quick else (15, 4000, 50)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(arguments.seed)
-    began = time.perf_counter()
+    began, accuracies = time.perf_counter(), []
     train, test = load_digits(num_train)
-    model = build_model()
-    schedule = keras.optimizers.schedules.CosineDecay(3e-3, epochs * num_train // batch_size)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(schedule), loss, metrics=["accuracy"])
-    history = model.fit(augmented(*train, batch_size), epochs=epochs, validation_data=test, shuffle=False).history
-
-    accuracy = model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        keras.utils.set_random_seed(seed)
+        model = build_model()
+        rates = keras.optimizers.schedules.CosineDecay(3e-3, epochs * num_train // batch_size)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(rates), loss, metrics=["accuracy"])
+        history = model.fit(augmented(*train, batch_size), epochs=epochs, validation_data=test, shuffle=False).history
+        accuracies.append(history["val_accuracy"][-1])
     stats = solve_inside(model, test[0]).stats
-    print(f"test accuracy         {accuracy:.1%} of {len(test[1])} digits")
+    print(f"test accuracy         {np.median(accuracies):.1%} of {len(test[1])} digits (median of {len(accuracies)} seeds)")
     print(f"parameters            {model.count_params():,}")
     print(f"function evaluations  {stats['num_evaluations']} in {stats['num_steps']} steps of the solver")
-
     model.save(arguments.output / "digits.keras")
     model.export(arguments.output / "digits_saved_model", verbose=False)
     draw(arguments.output / "digits.png", model, history, *test)
