@@ -58,6 +58,7 @@ def test_error_of_a_gradient_is_that_of_the_closed_form():
     assert report.errors["rate:0"] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_tolerance_found_is_the_loosest_of_a_ladder_that_does():
     report = decay_report(rtol=1e-2, atol=1e-2, target=1e-3)
     rtol, atol = report.tolerance

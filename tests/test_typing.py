@@ -1,6 +1,7 @@
 """The types of the public names: mypy checks the programs of users against them."""
 
 import enum
+import functools
 import inspect
 import pathlib
 import re
@@ -30,7 +31,10 @@ FOUND = dict(public(keras_ode))
 
 @pytest.mark.parametrize("name", FOUND)
 def test_every_argument_and_result_that_is_public_has_a_type(name):
-    signature = inspect.signature(FOUND[name])
+    found = FOUND[name]
+    # Of a class that inherits both, some Python releases show the signature of `__init__`, others that of Keras' `__new__`.
+    has_init = inspect.isclass(found) and found.__init__ is not object.__init__
+    signature = inspect.signature(functools.partial(found.__init__, None) if has_init else found)
     assert [p.name for p in signature.parameters.values() if p.annotation is p.empty] == []
     assert inspect.isclass(FOUND[name]) or signature.return_annotation is not signature.empty
 

@@ -38,7 +38,7 @@ def backward_evaluations(adjoint, number, tolerance):
     return DYNAMICS.take()
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+@pytest.mark.parametrize("tolerance", [slow(1e-3), 1e-5])
 @pytest.mark.parametrize("adjoint", ["interpolating", slow("backsolve"), slow("checkpointed")])
 def test_a_hundred_saved_times_cost_few_backward_evaluations(adjoint, tolerance):
     few, many = (backward_evaluations(adjoint, number, tolerance) for number in (2, 100))

@@ -284,7 +284,8 @@ model.fit(*data(96), batch_size=32, epochs=3, verbose=0)
 """
 
 
-@pytest.mark.parametrize("make", ["Timed", pytest.param("untimed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", ["Timed", "untimed"])
 def test_compiled_solve_in_a_plain_fit_is_compiled_once_and_not_at_every_batch(make):
     """XLA bakes in what it takes for the sizes of tensors: weights must not be among them."""
     fit = subprocess.run(

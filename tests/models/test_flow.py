@@ -303,6 +303,7 @@ def test_loss_that_fit_would_never_call_is_refused():
         linear(A).compile("sgd", loss="mse")
 
 
+@pytest.mark.slow
 def test_flow_in_float64_trains_with_a_regularizer():
     flow = linear(A, solver="bosh3", regularizer=keras_ode.regularizers.Kinetic(1e-3))
     flow.compile("sgd", jit_compile=False)

@@ -98,7 +98,7 @@ def encoder(kind):
     return ODERNN(keras.layers.GRUCell(4), keras.layers.Dense(4, activation="tanh"), go_backwards=True, per_sample=True, jit_compile=False)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("recurrent", marks=pytest.mark.slow), "ode-rnn"])
+@pytest.fixture(scope="module", params=["recurrent", pytest.param("ode-rnn", marks=pytest.mark.slow)])
 def irregular_model(request):
     keras.utils.set_random_seed(0)
     dynamics = keras.layers.Dense(2, activation="tanh")
