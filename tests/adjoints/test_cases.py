@@ -526,7 +526,7 @@ def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
 
 
 # TensorFlow vectorizes the whole backward pass, which takes it up to fifteen seconds.
-@pytest.mark.parametrize("adjoint", quick("checkpointed"))
+@pytest.mark.parametrize("adjoint", ["checkpointed", "interpolating"])
 @pytest.mark.slow
 def test_jacobian_of_the_states_is_the_matrix_exponential(adjoint):
     start = tf.constant(START)

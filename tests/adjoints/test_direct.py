@@ -121,8 +121,9 @@ def test_jacobian_of_a_gradient_is_the_matrix_of_second_differences(how):
             outer.watch(scale)
             with tf.GradientTape() as inner:
                 inner.watch(scale)
+                options = {"solver": "rk4", "step_size": 0.02, "adjoint": "direct", "max_steps": 60, "jit_compile": False}
                 ys = keras_ode.odeint(
-                    lambda t, y: scale * tf.linalg.matvec(double(MATRIX), y), double([1.0, 2.0]), [0.0, 1.0], **OPTIONS
+                    lambda t, y: scale * tf.linalg.matvec(double(MATRIX), y), double([1.0, 2.0]), [0.0, 1.0], **options
                 )
                 total = tf.reduce_sum(ys[-1])
             gradient = inner.gradient(total, scale)
@@ -173,11 +174,10 @@ def test_compiled_calls_give_the_gradients_of_the_plain_graph(how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [eager, tf.function], ids=["eager", "graph"])
-def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph(how):
+def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph():
     def second(jit_compile):
         weights, times = wide_weights(), double([0.0, 0.4])
-        return second_derivative(how, lambda s: wide_total(s, times, weights, jit_compile=jit_compile), 0.5)
+        return second_derivative(tf.function, lambda s: wide_total(s, times, weights, jit_compile=jit_compile), 0.5)
 
     np.testing.assert_allclose(second("auto"), second(False), rtol=1e-9)
 

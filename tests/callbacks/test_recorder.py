@@ -343,14 +343,7 @@ def four_batches(adjoint, jit_compile):
     return model, recorder
 
 
-@pytest.mark.parametrize(
-    "adjoint, jit_compile",
-    [
-        ("backsolve", False),
-        pytest.param("interpolating", False, marks=pytest.mark.slow),
-        pytest.param("interpolating", True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("adjoint, jit_compile", [("interpolating", False), ("interpolating", True)])
 @pytest.mark.slow
 def test_recording_changes_no_bit_of_what_is_learned(adjoint, jit_compile):
     recorded, _ = four_batches(adjoint, jit_compile)

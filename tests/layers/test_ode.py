@@ -214,9 +214,8 @@ def test_symbolic_call_with_times_knows_its_shape():
 # Without time, `fit` is compared below in eager code, in the plain graph and compiled; with it, the loss falls in the next
 # test, and in the one of a functional model.
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [Timed, untimed], ids=["of time", "without time"])
-@pytest.mark.parametrize("jit_compile", [True, False])
-def test_loss_falls_in_fit(jit_compile, make):
+@pytest.mark.parametrize(("make", "jit_compile"), [(Timed, True), (Timed, False), (untimed, False)])
+def test_loss_falls_in_fit(make, jit_compile):
     losses = new_model(make, jit_compile).fit(*data(), batch_size=32, epochs=8, verbose=0).history["loss"]
     # The target's variance is one: a constant would do no better.
     assert losses[-1] < 0.5 * losses[0]
@@ -277,19 +276,18 @@ def test_fit_traces_nothing_after_its_first_epoch(jit_compile):
 
 FIT = """
 import numpy as np
-from tests.layers.test_ode import data, new_model, {make}
-model = new_model({make}, jit_compile=False, solve_jit_compile=True)
+from tests.layers.test_ode import data, new_model, Timed
+model = new_model(Timed, jit_compile=False, solve_jit_compile=True)
 print("compiling")
 model.fit(*data(96), batch_size=32, epochs=3, verbose=0)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", ["Timed", "untimed"])
-def test_compiled_solve_in_a_plain_fit_is_compiled_once_and_not_at_every_batch(make):
+def test_compiled_solve_in_a_plain_fit_is_compiled_once_and_not_at_every_batch():
     """XLA bakes in what it takes for the sizes of tensors: weights must not be among them."""
     fit = subprocess.run(
-        [sys.executable, "-c", FIT.format(make=make)],
+        [sys.executable, "-c", FIT],
         capture_output=True,
         text=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "device_compiler=1"},

@@ -154,11 +154,8 @@ def rows(adjoint, solver, jit_compile):
     [
         (None, "rosenbrock23", False),
         pytest.param(None, "rodas5p", False, marks=pytest.mark.slow),
-        pytest.param(None, "rodas5p", True, marks=pytest.mark.slow),
-        pytest.param(None, "kvaerno5", False, marks=pytest.mark.slow),
         pytest.param(None, "kvaerno5", True, marks=pytest.mark.slow),
         pytest.param("direct", "rodas5p", False, marks=pytest.mark.slow),
-        pytest.param("direct", "kvaerno5", False, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.slow
