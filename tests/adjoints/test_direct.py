@@ -20,11 +20,9 @@ def compiled(function):
     return tf.function(function, jit_compile=True)
 
 
-EVERYWHERE = pytest.mark.parametrize(
-    "how",
-    [pytest.param(eager, marks=pytest.mark.slow), tf.function, pytest.param(compiled, marks=pytest.mark.slow)],
-    ids=["eager", "graph", "compiled"],
-)
+def in_ways(*ways):
+    """Second derivatives take long to trace, so each test has one or two of the three ways, and the Jacobian has all."""
+    return pytest.mark.parametrize("how", ways, ids=[{eager: "eager", compiled: "compiled"}.get(way, "graph") for way in ways])
 
 
 def derivative(function):
@@ -46,11 +44,7 @@ def double(x):
 
 
 # The tests after it run in graphs, and the one of the Jacobian in eager code.
-@pytest.mark.parametrize(
-    "how",
-    [pytest.param(eager, marks=pytest.mark.slow), pytest.param(tf.function, marks=pytest.mark.slow), compiled],
-    ids=["eager", "graph", "compiled"],
-)
+@in_ways(eager, compiled)
 @pytest.mark.slow
 def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
     found = second_derivative(
@@ -60,7 +54,7 @@ def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
     np.testing.assert_allclose(found, [-6 / 3**2.5], rtol=1e-5)
 
 
-@EVERYWHERE
+@in_ways(tf.function)
 @pytest.mark.slow
 def test_second_derivative_by_what_the_dynamics_closes_over_is_that_of_the_closed_form(how):
     found = second_derivative(
@@ -69,7 +63,7 @@ def test_second_derivative_by_what_the_dynamics_closes_over_is_that_of_the_close
     np.testing.assert_allclose(found, np.exp(-RATE), rtol=1e-6)
 
 
-@EVERYWHERE
+@in_ways(compiled)
 @pytest.mark.slow
 def test_second_derivative_of_saved_states_by_an_argument_is_that_of_the_closed_form(how):
     def total(k):
@@ -80,7 +74,7 @@ def test_second_derivative_of_saved_states_by_an_argument_is_that_of_the_closed_
     np.testing.assert_allclose(second_derivative(how, total, RATE), expected, rtol=1e-6)
 
 
-@EVERYWHERE
+@in_ways(tf.function)
 @pytest.mark.slow
 def test_second_derivative_by_the_last_time_is_that_of_the_closed_form(how):
     def end(t):
@@ -89,7 +83,7 @@ def test_second_derivative_by_the_last_time_is_that_of_the_closed_form(how):
     np.testing.assert_allclose(second_derivative(how, end, 1.0), RATE**2 * np.exp(-RATE), rtol=1e-6)
 
 
-@EVERYWHERE
+@in_ways(compiled)
 @pytest.mark.slow
 def test_second_derivative_of_samples_with_their_own_steps_is_that_of_the_closed_form(how):
     def total(k):
@@ -108,11 +102,7 @@ def scaled_flow(scale):
 
 
 # In a graph TensorFlow vectorizes the second derivative, which takes it half a minute.
-@pytest.mark.parametrize(
-    "how",
-    [eager, pytest.param(tf.function, marks=pytest.mark.slow), pytest.param(compiled, marks=pytest.mark.slow)],
-    ids=["eager", "graph", "compiled"],
-)
+@in_ways(eager, tf.function, compiled)
 @pytest.mark.slow
 def test_jacobian_of_a_gradient_is_the_matrix_of_second_differences(how):
     @how

@@ -57,15 +57,6 @@ RATES = np.array([0.04, 3e7, 1e4])
 ROBERTSON_AT_THE_END = PROBLEMS["robertson"].reference
 
 
-@functools.cache
-def robertson_by_scipy(end, rate):
-    def field(t, y):
-        slow, fast, back = rate * y[0], 3e7 * y[1] ** 2, 1e4 * y[1] * y[2]
-        return [back - slow, slow - back - fast, fast]
-
-    return scipy.integrate.solve_ivp(field, (0, end), [1, 0, 0], "Radau", rtol=1e-12, atol=1e-16).y[:, -1]
-
-
 def van_der_pol(t, y):
     x, v = tf.unstack(y, axis=-1)
     return tf.stack([v, 1000 * (1 - x**2) * v - x], axis=-1)
@@ -283,18 +274,6 @@ def test_gradient_of_a_stiff_solve_is_that_of_the_closed_form(name, adjoint):
     early, late = np.exp(-0.3 * rate.numpy()), np.exp(-rate.numpy())
     np.testing.assert_allclose(by_start, early + 2 * late, atol=1e-4)
     np.testing.assert_allclose(by_rate, -0.5 * (0.3 * early + 2 * late), atol=1e-4)
-
-
-@pytest.mark.slow  # the tests of stiff problems have this gradient, and the test above has one of an ESDIRK method
-def test_gradient_of_robertsons_reaction_is_that_of_scipy():
-    """By the slow rate, at 1e6: the steps are ten powers of ten longer than the fast time scale."""
-    rates = tf.constant(RATES)
-    with tf.GradientTape() as tape:
-        tape.watch(rates)
-        options = {"solver": "kvaerno5", "rtol": 1e-5, "atol": 1e-10, "adjoint": "checkpointed"}
-        end = solve(robertson, [1.0, 0.0, 0.0], [0.0, 1e6], args=(rates,), **options).ys[-1, 1]
-    difference = (robertson_by_scipy(1e6, 0.0404) - robertson_by_scipy(1e6, 0.0396))[1]
-    np.testing.assert_allclose(tape.gradient(end, rates)[0], difference / 8e-4, rtol=1e-3)
 
 
 # The integral of what only accumulates
