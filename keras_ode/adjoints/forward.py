@@ -29,18 +29,9 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     times, y, method = problem.times, problem.y, problem.method
     saved = times.shape[0] != 2
     field = ForwardField(problem, derivatives=0 if bound is None else _DERIVATIVES)
-    observers = {"stiffness": Stiffness(field, times[0])}
-    if saved:
-        observers["saved"] = _saving(saved_times(problem), y, method.solver, bound is not None)
     # Where a stiff field would multiply the errors of states.
     keeps_slopes = problem.times_vary and method.solver.is_implicit and bound is None
-    if keeps_slopes and saved:
-        slope = derivative(field, times[0], y)[0].derivative
-        observers["slopes"] = SaveSlopesAt(saved_times(problem), slope, method.solver)
-    if problem.dense:
-        observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
-    elif problem.keeps_steps:
-        observers["dense"] = KeepSteps(problem.clock(), y, method.solver, method.max_steps, bound is not None)
+    observers = _observers(problem, field, saved, keeps_slopes, bound is not None)
     recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
     if recording:
         observers["record"] = recording[0]
@@ -58,21 +49,19 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         bound=bound,
     )
     seen = dict(zip(observers, result.observed, strict=False))
+    if keeps_slopes:  # the slope at the start is an evaluation, and with a mass matrix that at the end
+        more = int(saved) + int(method.mass is not None)
+        result = result._replace(num_evaluations=result.num_evaluations + more)
     stiffness, latest = seen["stiffness"]
     if problem.recorder is not None:
         problem.recorder.forward(result, recording[0].record(seen["record"], result.num_steps) if recording else ())
-    last, slopes = nan_unless(result.status == int(Status.SUCCESS), result.y), ()
-    if bound is not None or keeps_slopes:
-        slope = method.solver.first_derivative(result.carry)
-        if method.mass is not None:
-            slope = derivative(field, times[-1], result.y)[0].derivative
-    if keeps_slopes:
-        inner = observers["slopes"].saved(seen["slopes"]) if saved else tuple(leaf[None][:0] for leaf in y)
-        slopes = tuple(tf.concat([a, b[None]], axis=0) for a, b in zip(inner, slope, strict=True))
+    last = nan_unless(result.status == int(Status.SUCCESS), result.y)
     if bound is not None:  # the state moves with the end even where there are no steps
-        span, slope = problem.since_start()[-1], tuple(tree.select(tf.math.is_finite(x), x, 0) for x in slope)
+        span = problem.since_start()[-1]
+        slope = tuple(tree.select(tf.math.is_finite(x), x, 0) for x in _slope_at_end(problem, field, result))
         last = tree.where(span == 0, tree.add_scaled(last, span, slope), last)
-    inner = observers["saved"].saved(seen["saved"]) if saved else tuple(leaf[None][:0] for leaf in y)
+    none = tuple(leaf[None][:0] for leaf in y)
+    inner, inner_slopes = (observers[name].saved(seen[name]) if name in observers else none for name in ("saved", "slopes"))
     ys = tuple(tf.concat([a[None], b, c[None]], axis=0) for a, b, c in zip(y, inner, last, strict=True))
     *output, kept = tuple(seen.get("dense", ((),)))[:5]
     outcome = Outcome(
@@ -87,9 +76,35 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         stiffness=stiffness,
         y=result.y,
         output=tuple(output),
-        slopes=slopes,
+        slopes=_appended(inner_slopes, _slope_at_end(problem, field, result)) if keeps_slopes else (),
     )
     return outcome, seen.get("asked", ())
+
+
+def _observers(problem, field, saved, keeps_slopes, differentiable):
+    """Those of what the outcome holds of the steps, by name."""
+    times, y, method = problem.times, problem.y, problem.method
+    observers = {"stiffness": Stiffness(field, times[0])}
+    if saved:
+        observers["saved"] = _saving(saved_times(problem), y, method.solver, differentiable)
+    if saved and keeps_slopes:
+        observers["slopes"] = SaveSlopesAt(saved_times(problem), derivative(field, times[0], y)[0].derivative, method.solver)
+    if problem.dense:
+        observers["dense"] = KeepDense(problem.clock(), y, method.solver, method.max_steps)
+    elif problem.keeps_steps:
+        observers["dense"] = KeepSteps(problem.clock(), y, method.solver, method.max_steps, differentiable)
+    return observers
+
+
+def _slope_at_end(problem, field, result):
+    """The derivative of the state by the time where the solve ended, leaves."""
+    if problem.method.mass is not None:
+        return derivative(field, problem.times[-1], result.y)[0].derivative
+    return problem.method.solver.first_derivative(result.carry)
+
+
+def _appended(leaves, last):
+    return tuple(tf.concat([a, b[None]], axis=0) for a, b in zip(leaves, last, strict=True))
 
 
 def _saving(times, y, solver, differentiable):
