@@ -8,6 +8,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import Status
 from tests.gradients import compiled, quick
+from tests.marks import nightly
 
 OPTIONS = {"rtol": 1e-8, "atol": 1e-8, "jit_compile": False}
 TIMES = np.array([0.0, 0.4, 1.5])
@@ -46,7 +47,7 @@ HOWS = {"eager": lambda f: f, "graph": lambda f: tf.function(f, autograph=False)
 
 
 @pytest.mark.parametrize(
-    "how, per_sample", [("eager", False), pytest.param("graph", True, marks=pytest.mark.slow), ("xla", True)]
+    "how, per_sample", [("eager", False), nightly("graph", True), ("xla", True)]
 )
 @pytest.mark.slow
 def test_gradients_by_times_start_and_arguments_are_those_through_the_closed_form(how, per_sample):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 
 import keras_ode
+from tests.marks import nightly
 
 
 def _graphs():
@@ -15,7 +16,7 @@ def _graphs():
     return sum(isinstance(x, FuncGraph) for x in gc.get_objects())
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit_compile", [False, nightly("auto")])
 @pytest.mark.slow
 def test_a_forgotten_function_leaves_no_graphs(jit_compile):
     def decayed(rate):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.solvers import SOLVERS
-from tests.marks import slow, slow_except
+from tests.marks import graded, nightly, slow
 from tests.references import SOLVERS_OF_ANY_STATE
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
@@ -22,8 +22,11 @@ def solve(**options):
     return keras_ode.solve(cosine, tf.constant([1.0], tf.float64), [0.0, 2.0], dense=True, **options)
 
 
-# One of each kind of interpolant; the solvers' own tests have states inside steps of every one of them.
-@pytest.mark.parametrize("name", slow_except(["bosh3", "tsit5", "rk4", "rodas5p", "abm4"], SOLVERS_OF_ANY_STATE))
+# Quick: one of each kind of interpolant; the solvers' own tests have states inside steps of every one of them.
+SLOW = ["dopri8", "vern9", "radau", "kvaerno5", "bdf", "ab3", "reversible", "auto"]
+
+
+@pytest.mark.parametrize("name", graded(SOLVERS_OF_ANY_STATE, quick=["bosh3", "tsit5", "rk4", "rodas5p", "abm4"], slow_ones=SLOW))
 def test_values_and_derivatives_of_every_solver_converge_to_the_closed_form(name):
     """Over 400 steps: the order of the method for values, of its interpolant for derivatives, at least one."""
     options = {"controller": "constant", "step_size": 0.005, "max_steps": 401}
@@ -60,7 +63,7 @@ def test_dense_output_and_its_gradients_are_those_of_the_closed_form(adjoint, pe
     np.testing.assert_allclose(by_times, -4.5 * np.exp(-1.5 * t), rtol=1e-4)
 
 
-@pytest.mark.parametrize("adjoint, jit_compile", [("checkpointed", True), pytest.param("direct", False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("adjoint, jit_compile", [("checkpointed", True), nightly("direct", False)])
 @pytest.mark.slow
 def test_dense_output_in_a_graph_has_values_and_gradients(adjoint, jit_compile):
     @tf.function(jit_compile=jit_compile)

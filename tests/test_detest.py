@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from tests import detest
+from tests.marks import graded
 
 TOLERANCE = 1e-6
 # No observer keeps anything for a gradient.
@@ -21,18 +22,9 @@ PEERS = {"bosh3": "RK23", "dopri5": "RK45", "tsit5": "RK45", "dopri8": "DOP853"}
 # Between pairs of one order, at one tolerance.
 MOST = 5
 
-# One solver, and rows of one class, stand for all where there is little time.
-ONE_BY_ONE, AS_ROWS = (
-    pytest.mark.parametrize(
-        "name, solver",
-        [
-            pytest.param(name, solver, marks=[] if (name, solver) in quick else pytest.mark.slow)
-            for name in detest.CLASSES
-            for solver in PEERS
-        ],
-    )
-    for quick in ([("A", "tsit5")], [("B", "tsit5")])
-)
+EVERY = [(name, solver) for name in detest.CLASSES for solver in PEERS]
+# Every class with two solvers, and one class with all of them.
+AS_ROWS = [case for case in EVERY if case[1] in ("dopri8", "tsit5") or case[0] == "E"]
 
 
 def check(problem, solver, state):
@@ -41,8 +33,9 @@ def check(problem, solver, state):
     assert np.max(np.abs(state[: problem.size] - expected)) <= MOST * max(peer, TOLERANCE), problem.name
 
 
-@ONE_BY_ONE
-def test_problems_solved_one_by_one_are_as_accurate_as_by_scipy(name, solver):
+@pytest.mark.parametrize("case", graded(EVERY, quick=[("A", "tsit5")], slow_ones=[("B", "dopri8"), ("D", "bosh3")]), ids="-".join)
+def test_problems_solved_one_by_one_are_as_accurate_as_by_scipy(case):
+    name, solver = case
     tiled = detest.Tiled(detest.CLASSES[name])
 
     @tf.function(autograph=False)
@@ -53,8 +46,9 @@ def test_problems_solved_one_by_one_are_as_accurate_as_by_scipy(name, solver):
         check(problem, solver, solve(tf.constant(tiled.starts[i]), tf.constant(i)).numpy())
 
 
-@AS_ROWS
-def test_problems_solved_as_rows_of_a_batch_are_as_accurate_as_by_scipy(name, solver):
+@pytest.mark.parametrize("case", graded(EVERY, quick=[("B", "tsit5")], slow_ones=AS_ROWS), ids="-".join)
+def test_problems_solved_as_rows_of_a_batch_are_as_accurate_as_by_scipy(case):
+    name, solver = case
     tiled = detest.Tiled(detest.CLASSES[name])
     states = keras_ode.solve(tiled.rows, tiled.starts, [0.0, detest.END], solver=solver, per_sample=True, **OPTIONS).ys[-1]
     for i, problem in enumerate(tiled.problems):

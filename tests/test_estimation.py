@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
+from tests.marks import nightly
 
 T = np.linspace(0, 2, 9)
 RATE = tf.Variable(0.0)
@@ -20,7 +21,7 @@ def observed(rate=1.5):
     return np.exp(-rate * T)[:, None].astype("float32")
 
 
-@pytest.mark.parametrize("optimizer, options", [("lbfgs", {}), pytest.param("adam", {"num_steps": 800}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer, options", [("lbfgs", {}), nightly("adam", {"num_steps": 800})])
 @pytest.mark.slow
 def test_the_rate_of_a_decay_is_found(optimizer, options):
     RATE.assign(0.5)

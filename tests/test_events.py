@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import Status
 from tests.gradients import quick
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import Counting
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
@@ -130,7 +130,7 @@ def test_evaluations_to_find_the_event_are_counted():
     assert int(solution.stats["num_evaluations"]) == dynamics.take()
 
 
-@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("jit_compile", [nightly(False), True])
 @pytest.mark.slow
 def test_single_precision_event_in_a_graph_is_that_of_the_closed_form(jit_compile):
     @tf.function(jit_compile=jit_compile)
@@ -381,7 +381,7 @@ def test_ball_that_comes_to_rest_says_so():
         resting_ball(tf.constant(0.8), tf.float32, tf.constant(0.0))
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(tf.float32, marks=pytest.mark.slow), tf.float64])
+@pytest.mark.parametrize("dtype", [nightly(tf.float32), tf.float64])
 @pytest.mark.slow
 def test_time_of_the_third_bounce_and_its_gradient_are_those_of_the_closed_form_in_both_directions_of_time(dtype):
     first = np.sqrt(2 / 9.81)

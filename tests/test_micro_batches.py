@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
+from tests.marks import nightly
 
 Y = tf.constant(np.random.default_rng(0).normal(size=(7, 2)))
 RATES = tf.constant(np.linspace(0.1, 3.0, 7)[:, None])
@@ -32,7 +33,7 @@ def solved(times, batch_size, adjoint):
 # Seven rows are three parts, of which the last holds its row again; and two.
 @pytest.mark.parametrize(
     ("adjoint", "times", "batch_size"),
-    [("checkpointed", TIMES, 3), pytest.param("interpolating", [0.0, 1.0], 4, marks=pytest.mark.slow)],
+    [("checkpointed", TIMES, 3), nightly("interpolating", [0.0, 1.0], 4)],
 )
 @pytest.mark.slow
 def test_rows_in_micro_batches_are_those_of_the_whole_solve(adjoint, times, batch_size):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.test_step_sizes import ONE, decay, solve
 
 # The others have nothing of their own here.
@@ -52,7 +52,7 @@ def test_function_of_the_user_takes_the_same_steps_as_the_name_that_it_means(how
     assert int(stats[0]["num_steps"]) == int(stats[1]["num_steps"]) > int(solve(decay, tf.range(1.0, 4.0), [0.0, 5.0]).stats["num_steps"])
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", pytest.param("checkpointed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("adjoint", ["interpolating", nightly("checkpointed")])
 @pytest.mark.slow
 def test_norm_that_sees_a_part_of_a_nest_takes_the_steps_that_this_takes_alone(adjoint):
     """And so does the backward solve: states and gradients are those of the same steps."""

@@ -7,7 +7,7 @@ from scipy.interpolate import CubicHermiteSpline, CubicSpline
 
 import keras_ode
 from keras_ode.paths import CubicPath, LinearPath
-from tests.marks import slow
+from tests.marks import nightly, slow
 
 KNOTS = np.array([0.0, 0.4, 1.0, 1.3, 2.0])
 RNG = np.random.default_rng(0)
@@ -260,7 +260,7 @@ def test_forced_oscillator_ends_as_with_scipy_and_has_its_gradient_by_the_values
     np.testing.assert_allclose(tape.gradient(loss, values), np.array(ends) - start[0], atol=1e-7)
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit_compile", [False, nightly(True)])
 @pytest.mark.slow
 def test_controlled_equation_has_its_closed_form_in_every_row(jit_compile):
     """`dz = a z dX` ends at `z(0) exp(a (X(T) - X(0)))`, whatever the path in between; rows have their own times."""

@@ -11,7 +11,7 @@ import keras_ode
 from keras_ode.adjoints import Backsolve
 from keras_ode.solvers import SOLVERS
 from tests.gradients import quick
-from tests.marks import slow_except
+from tests.marks import graded
 from tests.references import SYMPLECTIC, Counting
 
 TIMES = np.linspace(0, 5, 6)
@@ -128,8 +128,11 @@ def two_rows(name):
     return decay, start, times, options
 
 
-# An explicit pair, a linear system for each row, and two kinds of history; tests/solvers has rows with iterations.
-@pytest.mark.parametrize("name", slow_except(["tsit5", "rodas5p", "abm4", "bdf"], SOLVERS))
+# Quick: an explicit pair, a linear system for each row, and two kinds of history. Slow: one of each other kind of step.
+SLOW = ["rk4", "dopri8", "radau", "kvaerno5", "kencarp4", "trapezoid", "ab3", "yoshida4", "asynchronous_leapfrog", "reversible", "auto"]
+
+
+@pytest.mark.parametrize("name", graded(SOLVERS, quick=["tsit5", "rodas5p", "abm4", "bdf"], slow_ones=SLOW))
 def test_rows_of_every_solver_are_those_of_solving_them_alone(name):
     dynamics, start, times, options = two_rows(name)
     options = {**OPTIONS, **options}
@@ -148,8 +151,7 @@ KINDS = ["tsit5", "dopri8", "rodas5p", "radau", "kvaerno5", "bdf", "implicit_mid
          "asynchronous_leapfrog", "reversible_heun", "reversible", "auto"]  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", graded(KINDS, quick=[], slow_ones=["tsit5", "rodas5p", "kvaerno5", "bdf", "abm4", "reversible"]))
 def test_rows_of_every_kind_of_solver_are_the_same_under_xla(name):
     dynamics, start, times, options = two_rows(name)
     run = lambda y: tf.stack(tf.nest.flatten(keras_ode.odeint(dynamics, y, times, per_sample=True, max_steps=200, **options)))

@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import ODELayer, regularizers
 from tests.gradients import quick
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import relative_error
 
 MATRIX = np.array([[-0.2, 1.0], [-1.3, -0.4]])
@@ -218,7 +218,7 @@ def test_inference_has_no_penalty():
     assert layer.losses == []
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit_compile", [False, nightly(True)])
 @pytest.mark.slow
 def test_fit_adds_the_penalty_to_the_loss(jit_compile):
     layer = ODELayer(Linear(), t=(0.0, END), rtol=1e-6, regularizer=regularizers.Kinetic(1.0), jit_compile=False)

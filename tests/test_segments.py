@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from tests.gradients import quick
+from tests.marks import nightly
 from tests.references import Counting
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
@@ -95,8 +96,8 @@ def test_saved_time_on_a_jump_keeps_its_derivative(adjoint):
     ("adjoint", "kept"),
     [
         ("interpolating", 0.5),
-        pytest.param("backsolve", 0.5, marks=pytest.mark.slow),
-        pytest.param("checkpointed", 0.7, marks=pytest.mark.slow),
+        nightly("backsolve", 0.5),
+        nightly("checkpointed", 0.7),
     ],
 )
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import scipy.integrate
 import tensorflow as tf
 
 import keras_ode
+from tests.marks import nightly
 from tests.seeds import seed
 
 
@@ -67,7 +68,7 @@ def test_reaction_and_diffusion_are_those_of_scipy_with_fewer_evaluations_of_the
     assert 7 * int(split.stats["num_steps"]) < 0.7 * int(whole.stats["num_evaluations"])
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("interpolating", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("adjoint", ["checkpointed", nightly("interpolating")])
 @pytest.mark.slow
 def test_gradient_is_that_of_the_closed_form(adjoint):
     """`y' = -a y + b`: `b / a + (y0 - b / a) exp(-a t)`, with a in the stiff part and b, a variable, in the other."""

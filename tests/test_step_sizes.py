@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
-from tests.marks import slow
+from tests.marks import nightly, slow
 
 ONE = tf.constant([1.0], tf.float64)
 PULSE = 0.01 * np.sqrt(np.pi)
@@ -74,7 +74,7 @@ def test_pulse_as_wide_as_its_name_says_is_seen():
     [
         ("backsolve", "float32"),
         ("interpolating", "float64"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("backsolve", "float64"), ("interpolating", "float32")]),
+        *(nightly(*case) for case in [("backsolve", "float64"), ("interpolating", "float32")]),
     ],
 )
 @pytest.mark.slow
@@ -243,8 +243,8 @@ CONSTANT, FIRST = {"solver": "rk4"}, {"rtol": 1e-6}
     [
         ("checkpointed", CONSTANT),
         ("interpolating", FIRST),
-        pytest.param("interpolating", CONSTANT, marks=pytest.mark.slow),
-        pytest.param("checkpointed", FIRST, marks=pytest.mark.slow),
+        nightly("interpolating", CONSTANT),
+        nightly("checkpointed", FIRST),
     ],
 )
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def test_constant_step_size_is_given_back():
 
 
 # TensorFlow differentiates "direct", and could go through the step size there.
-@pytest.mark.parametrize("adjoint", [pytest.param("interpolating", marks=pytest.mark.slow), "direct"])
+@pytest.mark.parametrize("adjoint", [nightly("interpolating"), "direct"])
 @pytest.mark.slow
 def test_gradient_goes_through_the_state_and_not_through_the_step_size(adjoint):
     def run(y, restart):

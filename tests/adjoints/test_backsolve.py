@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.adjoints import Backsolve
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import (
     MATRIX,
     START,
@@ -289,7 +289,7 @@ def test_bad_option_of_the_backward_solve_is_refused_with_what_was_received(name
 
 
 # In graphs, plain and compiled, the tests of all adjoints make this claim.
-@pytest.mark.parametrize("how, number", [slow(tf.function, 5), (eager, 2)], ids=["graph", "eager"])
+@pytest.mark.parametrize("how, number", [nightly(tf.function, 5), (eager, 2)], ids=["graph", "eager"])
 @pytest.mark.slow
 def test_gradients_where_only_the_solve_is_compiled_are_those_of_eager_code(how, number):
     times = np.linspace(0, 2, number)
@@ -456,9 +456,9 @@ class ODECell(keras.layers.Layer):
 @pytest.mark.parametrize(
     "how, solve_jit_compile",
     [
-        slow(eager, False),
-        slow(tf.function, False),  # training, below, runs the layer in a graph
-        slow(tf.function, True),
+        nightly(eager, False),
+        nightly(tf.function, False),  # training, below, runs the layer in a graph
+        nightly(tf.function, True),
         (tf.function(jit_compile=True), False),
     ],
     ids=["eager", "graph", "graph, solve compiled", "compiled"],
@@ -488,7 +488,7 @@ def test_gradients_in_a_recurrent_layer_are_those_of_an_unrolled_loop(how, solve
 
 
 # That compiled gradients of this cell are right is claimed above.
-@pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("jit_compile", [nightly(True), False])
 @pytest.mark.slow
 def test_recurrent_layer_whose_cell_solves_an_equation_trains(jit_compile):
     model = keras.Sequential([keras.layers.RNN(ODECell(4)), keras.layers.Dense(1)])

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_ode
 from tests.gradients import ADJOINTS, compiled, eager, gradients, quick
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import (
     MATRIX,
     START,
@@ -308,10 +308,10 @@ def test_gradients_reach_every_leaf_of_a_state_that_is_a_dict(adjoint):
 @pytest.mark.parametrize(
     "adjoint, policy",
     [
-        pytest.param("backsolve", "mixed_float16", marks=pytest.mark.slow),
+        nightly("backsolve", "mixed_float16"),
         ("interpolating", "mixed_bfloat16"),
-        pytest.param("checkpointed", "mixed_bfloat16", marks=pytest.mark.slow),
-        pytest.param("direct", "mixed_float16", marks=pytest.mark.slow),
+        nightly("checkpointed", "mixed_bfloat16"),
+        nightly("direct", "mixed_float16"),
     ],
 )
 @pytest.mark.slow
@@ -401,7 +401,7 @@ def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
     "adjoint, jit_compile",
     [
         *((adjoint, False) if adjoint == "interpolating" else slow(adjoint, False) for adjoint in ADJOINTS),
-        *(slow(adjoint, True) for adjoint in ADJOINTS),
+        *(nightly(adjoint, True) for adjoint in ADJOINTS),
     ],
 )
 def test_a_step_of_fit_follows_the_gradient_of_the_matrix_exponential(adjoint, jit_compile):
@@ -526,7 +526,7 @@ def test_second_derivatives_are_refused_with_what_to_use(adjoint, how):
 
 
 # TensorFlow vectorizes the whole backward pass, which takes it up to fifteen seconds.
-@pytest.mark.parametrize("adjoint", ["checkpointed", "interpolating"])
+@pytest.mark.parametrize("adjoint", ["checkpointed", nightly("interpolating")])
 @pytest.mark.slow
 def test_jacobian_of_the_states_is_the_matrix_exponential(adjoint):
     start = tf.constant(START)
@@ -626,7 +626,7 @@ def test_the_gradient_of_a_mean_over_a_batch_is_within_the_tolerance(adjoint, pe
     assert float(gradient_of_a_mean(adjoint, per_sample)) == pytest.approx(5 * (np.cos(10) - np.sin(10)), abs=0.1)
 
 
-@pytest.mark.parametrize("per_sample", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_sample", [True, nightly(False)])
 @pytest.mark.slow
 def test_the_gradient_of_a_mean_by_the_start_of_each_row_is_within_the_tolerance(per_sample):
     """There are no parameters, whose integrals would keep the backward steps short; nothing but the cotangents does."""

@@ -6,7 +6,7 @@ import tensorflow as tf
 from scipy.integrate import quad
 
 import keras_ode
-from tests.marks import slow_except
+from tests.marks import graded
 
 END = 10.0
 KNOTS = np.linspace(0, END, 41)
@@ -70,7 +70,7 @@ def error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", slow_except(["fast", "fast, from zero"], CASES))
+@pytest.mark.parametrize("name", graded(CASES, quick=["fast", "fast, from zero"]))
 def test_gradient_is_right_within_a_hundred_times_the_tolerance(name):
     dynamics, parameter, expected = CASES[name]
     for tolerance in (1e-3, 1e-6, 1e-9):

@@ -14,7 +14,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode.callbacks import SolveRecord, SolverStepRecorder
 from keras_ode.callbacks.tensorboard import Summaries
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import Counting
 from tests.seeds import seed
 
@@ -88,17 +88,16 @@ def counted(solver, adjoint, per_sample, times):
 BACK = (2.5, 1.0, 0.5)
 RK4, REPLAYED = ("rk4", "interpolating", False, SPAN), (None, "checkpointed", False, SPAN)
 CASES = [("dopri8", "interpolating", False, BACK), RK4, REPLAYED, (None, "backsolve", True, SPAN)]
-MORE_CASES = [
-    *((solver, "interpolating", False, SPAN) for solver in ("tsit5", "heun", "euler")),
-    ("bosh3", "backsolve", False, BACK),
-    (None, "interpolating", True, SPAN),
+SLOW_CASES = [("heun", "interpolating", False, SPAN), ("bosh3", "backsolve", False, BACK), ("tsit5", "interpolating", True, SPAN)]
+NIGHTLY_CASES = [
+    *((solver, "interpolating", False, SPAN) for solver in ("tsit5", "euler")),
     ("tsit5", "checkpointed", False, SPAN),
-    ("tsit5", "interpolating", True, SPAN),
+    (None, "interpolating", True, SPAN),
     (None, "backsolve", False, SPAN),
     (None, "checkpointed", True, SPAN),
     (None, "interpolating", False, BACK),
 ]
-EVERY = pytest.mark.parametrize("case", [*CASES, *(pytest.param(c, marks=pytest.mark.slow) for c in MORE_CASES)], ids=str)
+EVERY = pytest.mark.parametrize("case", [*CASES, *map(slow, SLOW_CASES), *map(nightly, NIGHTLY_CASES)], ids=str)
 
 
 @EVERY
@@ -175,7 +174,7 @@ def trained(how):
     return recorder.records
 
 
-@pytest.mark.parametrize("how", [pytest.param("graph", marks=pytest.mark.slow), pytest.param("XLA", marks=pytest.mark.slow), "executions"])
+@pytest.mark.parametrize("how", [nightly("graph"), nightly("XLA"), "executions"])
 @pytest.mark.slow
 def test_compiled_training_records_what_eager_training_does(eager, how):
     records = trained(how)
@@ -474,7 +473,7 @@ def test_histograms_leave_out_what_is_not_a_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "strategy", [pytest.param(tf.distribute.OneDeviceStrategy, marks=pytest.mark.slow), tf.distribute.MirroredStrategy]
+    "strategy", [nightly(tf.distribute.OneDeviceStrategy), tf.distribute.MirroredStrategy]
 )
 @pytest.mark.slow
 def test_training_under_a_strategy_is_recorded(strategy):

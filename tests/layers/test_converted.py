@@ -13,6 +13,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import ODELayer, layers, models
 from tests.layers.test_served import model
+from tests.marks import graded
 
 ROWS = 1, 7, 300
 
@@ -130,6 +131,10 @@ def onnx(model, path):
 
 
 CONVERSIONS = [(name, convert) for name in MODELS for convert in (litert, onnx) if (name, convert) != ("adams", onnx)]
+# Each model in one format, and most in both.
+NIGHTLY = [(name, onnx) for name in ("constant", "backsolve", "reversible", "kvaerno5", "controlled")]
+NIGHTLY += [(name, litert) for name in ("direct", "rodas5p", "bdf")]
+SLOW = [pair for pair in CONVERSIONS if pair not in NIGHTLY]
 
 
 @functools.lru_cache(maxsize=1)
@@ -150,10 +155,12 @@ def assert_same(run, pairs):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name, convert", CONVERSIONS)
-@pytest.mark.slow
-def test_converted_model_answers_as_keras_at_any_batch_size(name, convert, tmp_path):
+@pytest.mark.parametrize(
+    "conversion", graded(CONVERSIONS, quick=[], slow_ones=SLOW), ids=lambda pair: f"{pair[0]}-{pair[1].__name__}"
+)
+def test_converted_model_answers_as_keras_at_any_batch_size(conversion, tmp_path):
     """To LiteRT without TensorFlow's own operations, which SELECT_TF_OPS would ask for."""
+    name, convert = conversion
     network, pairs = with_answers(name)
     assert_same(convert(network, tmp_path), pairs)
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_ode import ODELayer
 from keras_ode.layers import DepthVarying, LinearMultistepBlocks, ResidualBlocks, TimeDense
-from tests.marks import slow
+from tests.marks import nightly, slow
 
 Y = np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
 
@@ -81,7 +81,7 @@ def test_blocks_share_their_weights_only_if_asked():
     assert len({w.numpy().tobytes() for w in own.weights}) == 4
 
 
-@pytest.mark.parametrize("fit_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fit_compiled", [False, nightly(True)])
 @pytest.mark.slow
 def test_piecewise_constant_weights_give_a_product_of_matrix_exponentials(fit_compiled):
     """And `fit` lowers the loss, with jumps in the plain graph and under XLA."""

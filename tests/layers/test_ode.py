@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import relative_error
 from tests.seeds import seed
 
@@ -549,7 +549,7 @@ def test_mixed_precision_keeps_the_state_in_single_and_gives_half(policy, roundi
     np.testing.assert_allclose(tf.cast(y, "float32"), np.full([2, 2], np.exp(-1)), rtol=rounding)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", ["mixed_float16", nightly("mixed_bfloat16")])
 @pytest.mark.slow
 def test_model_in_mixed_precision_trains(policy):
     keras.config.set_dtype_policy(policy)
@@ -573,7 +573,7 @@ def explosion(y):
 
 
 @pytest.mark.slow  # `predict`, below, and gradients of failed solves, in tests/test_diagnosis.py, claim what is behind it
-@pytest.mark.parametrize("jit_compile", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("jit_compile", [nightly(True), False])
 def test_failed_solve_in_fit_gives_a_loss_of_nan(jit_compile):
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, kernel_initializer="ones"), rough(explosion)])
     model.compile("sgd", "mse", jit_compile=jit_compile)

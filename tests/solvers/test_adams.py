@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.solvers.adams import coefficients
-from tests.marks import slow_except
+from tests.marks import graded, nightly
 from tests.references import ADAMS, cosine
 
 # One of each kind: with an even and an odd order, each with its own method for the first steps.
@@ -36,7 +36,7 @@ def test_coefficients_are_the_published_ones(nodes, numerators, denominator):
 
 
 # The coefficients of all are checked in exact arithmetic.
-@pytest.mark.parametrize("name", slow_except(["ab3", "ab5", "abm4"], ADAMS))
+@pytest.mark.parametrize("name", graded(ADAMS, quick=["ab3", "ab5", "abm4"]))
 def test_error_falls_with_the_order_of_the_method_as_steps_are_halved(name):
     sizes = [0.05, 0.025, 0.0125]
     errors = [abs(float(solve(name, [0.0, 2.0], h).ys[-1, 0]) - np.exp(np.sin(2))) for h in sizes]
@@ -131,7 +131,7 @@ def exact_gradients(times):
 TIMES = [0.0, 0.333, 0.5, 1.1055]
 
 
-@pytest.mark.parametrize("name", [SOME[0], pytest.param(SOME[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [SOME[0], nightly(SOME[1])])
 @pytest.mark.slow
 def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
     """With so few checkpoints that steps are taken again in the middle of a history, and a last step that is shorter."""

@@ -9,6 +9,7 @@ import keras_ode
 from keras_ode import Status
 from keras_ode.solvers.linear import radius_of
 from tests.gradients import compiled
+from tests.marks import nightly
 from tests.solvers.test_stiff import error, solver_of
 from tests.stiff import PROBLEMS
 
@@ -32,7 +33,7 @@ def pulled_exactly(times, y0, rate, height):
 RATES, START, HEIGHTS = ([[x], [y]] for x, y in ((2000.0, 1.0), (0.3, 0.3), (1.5, 0.7)))  # a stiff row and one that is not
 
 
-@pytest.mark.parametrize("name", ["robertson", *(pytest.param(x, marks=pytest.mark.slow) for x in ("van_der_pol", "oregonator"))])
+@pytest.mark.parametrize("name", ["robertson", *(nightly(x) for x in ("van_der_pol", "oregonator"))])
 @pytest.mark.slow
 def test_stiff_problem_ends_right_in_about_the_evaluations_of_the_implicit_method(name):
     for tolerance in (1e-4, 1e-6, 1e-8):
@@ -93,7 +94,7 @@ def test_method_changes_where_the_problem_becomes_stiff_and_back():
     assert longest * rate(4, np) > 100
 
 
-@pytest.mark.parametrize("how", [lambda f: tf.function(f, autograph=False), pytest.param(compiled, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [lambda f: tf.function(f, autograph=False), nightly(compiled)])
 @pytest.mark.slow
 def test_each_row_has_the_method_and_the_gradient_that_it_has_alone(how):
     """The gradient of the steps, against the closed form too."""

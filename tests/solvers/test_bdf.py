@@ -10,6 +10,7 @@ import keras_ode
 from keras_ode import Status
 from keras_ode.solvers import bdf
 from keras_ode.solvers.base import Interval
+from tests.marks import nightly
 from tests.solvers.test_stiff import TOLERANCES, error, exact_rates, solver_of
 from tests.stiff import PROBLEMS, robertson
 
@@ -33,7 +34,7 @@ def test_differences_at_other_distances_are_those_of_scipy():
         np.testing.assert_allclose([leaves[0] for leaves in found[:order]], expected[1 : order + 1], rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["hires", *(pytest.param(x, marks=pytest.mark.slow) for x in PROBLEMS if x != "hires")])
+@pytest.mark.parametrize("name", ["hires", *(nightly(x) for x in PROBLEMS if x != "hires")])
 @pytest.mark.slow
 def test_end_is_that_of_the_test_set_in_about_as_many_steps_as_scipys(name):
     problem = PROBLEMS[name]

@@ -12,7 +12,7 @@ from keras_ode import Status
 from keras_ode.solvers import SOLVERS
 from keras_ode.solvers.base import Field, Interval, Stage
 from keras_ode.solvers.linear import Linearization
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import LIKE_OTHERS
 from tests.stiff import PROBLEMS
 
@@ -251,13 +251,13 @@ def gradients(function, inputs, twice):
     "name, adjoint",
     [
         ("kvaerno3", "checkpointed"),
-        pytest.param("kvaerno3", "direct", marks=pytest.mark.slow),
-        pytest.param("rodas5p", "checkpointed", marks=pytest.mark.slow),
-        pytest.param("kvaerno5", "checkpointed", marks=pytest.mark.slow),
-        pytest.param("kvaerno5", "direct", marks=pytest.mark.slow),
+        nightly("kvaerno3", "direct"),
+        ("rodas5p", "checkpointed"),
+        nightly("kvaerno5", "checkpointed"),
+        nightly("kvaerno5", "direct"),
         ("radau", "checkpointed"),
-        pytest.param("radau", "direct", marks=pytest.mark.slow),
-        pytest.param("radau", "interpolating", marks=pytest.mark.slow),
+        nightly("radau", "direct"),
+        nightly("radau", "interpolating"),
     ],
 )
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import Status, dynamics, vector_field
 from keras_ode.solvers import krylov, systems
-from tests.marks import slow
+from tests.marks import nightly, slow
 
 
 def heat(t, y, k):
@@ -151,9 +151,7 @@ def brusselator_by_scipy(n, end):
     ).y[:, -1].reshape(2, n)
 
 
-@pytest.mark.parametrize(
-    "solver", ["kvaerno3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rodas5p", "kvaerno5", "kencarp4"))]
-)
+@pytest.mark.parametrize("solver", ["kvaerno3", *map(nightly, ("rodas5p", "kvaerno5", "kencarp4"))])
 @pytest.mark.slow
 def test_brusselator_is_that_of_scipy(solver):
     n = 80
@@ -188,10 +186,10 @@ def test_jacobian_whose_columns_are_found_in_a_loop_is_that_written_out(monkeypa
 @pytest.mark.parametrize(
     ("way", "solver", "adjoint", "jit_compile"),
     [
-        ("gmres", "rosenbrock23", "interpolating", False),
-        ("gmres", "rosenbrock23", "direct", False),
+        nightly("gmres", "rosenbrock23", "interpolating", False),
+        nightly("gmres", "rosenbrock23", "direct", False),
         ("gmres", "rosenbrock23", "checkpointed", True),
-        ("gmres", "kvaerno3", "checkpointed", False),
+        nightly("gmres", "kvaerno3", "checkpointed", False),  # the rows above, by Euler's method, are solved by GMRES too
         ("loop", "rosenbrock23", "direct", False),
     ],
 )
@@ -203,7 +201,7 @@ def test_solution_and_gradients_are_those_by_a_matrix_that_is_written_out(way, s
 
 @functools.cache
 def solution_and_gradients(way, solver, adjoint, jit_compile):
-    k, y0, t = tf.constant(100.0, tf.float64), tf.constant(bump(12)), tf.constant([0.0, 0.1], tf.float64)
+    k, y0, t = tf.constant(100.0, tf.float64), tf.constant(bump(6)), tf.constant([0.0, 0.1], tf.float64)
 
     most_dense, most_unrolled, max_steps = WAYS[way]
     field = lambda t, y, k: heat(t, y, k) + tf.sin(3 * t) * y * y
@@ -213,7 +211,7 @@ def solution_and_gradients(way, solver, adjoint, jit_compile):
             tape.watch((k, y0, t))
             options = {"rtol": 1e-4, "atol": 1e-4, "max_steps": max_steps, "adjoint": adjoint, "solver": solver}
             end = keras_ode.odeint(field, y0, t, args=(k,), **options)[-1]
-            loss = tf.reduce_sum(end * np.arange(1.0, 13))
+            loss = tf.reduce_sum(end * np.arange(1.0, 7))
         return end, *tape.gradient(loss, (k, y0, t))
 
     with pytest.MonkeyPatch.context() as patch:

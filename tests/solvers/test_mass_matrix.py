@@ -13,7 +13,7 @@ import keras_ode
 from keras_ode import Status
 from keras_ode.solvers import SOLVERS
 from keras_ode.solvers.mass import MassMatrix
-from tests.marks import slow
+from tests.marks import graded, nightly
 from tests.stiff import PROBLEMS
 
 SOLVE_MASS = [name for name in SOLVERS if SOLVERS[name]().takes_mass_matrix]
@@ -66,7 +66,7 @@ def test_projector_is_that_onto_the_left_null_space_and_small_numbers_are_no_zer
 # Solutions
 
 
-@pytest.mark.parametrize("name", ["rodas5p", pytest.param("kvaerno5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["rodas5p", nightly("kvaerno5")])
 @pytest.mark.slow
 def test_robertsons_reaction_with_a_conservation_law_ends_as_the_test_set_says(name):
     problem = PROBLEMS["robertson"]
@@ -79,7 +79,7 @@ def test_robertsons_reaction_with_a_conservation_law_ends_as_the_test_set_says(n
         np.testing.assert_allclose(tf.reduce_sum(solution.ys[-1]), 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", [slow(name) if name != "rodas5p" else name for name in SOLVE_ALGEBRAIC])
+@pytest.mark.parametrize("name", graded(SOLVE_ALGEBRAIC, quick=["rodas5p"], slow_ones=["kvaerno5", "radau"]))
 def test_error_of_an_equation_of_index_one_falls_with_the_order_of_the_method(name):
     expected = np.array([1, 1.5]) / 3.25
     errors = [
@@ -89,7 +89,7 @@ def test_error_of_an_equation_of_index_one_falls_with_the_order_of_the_method(na
     assert np.all(np.log2(np.array(errors[:-1]) / errors[1:]) > SOLVERS[name].order - 0.25)
 
 
-@pytest.mark.parametrize("name", [slow(name) if name != "implicit_euler" else name for name in SOLVE_MASS])
+@pytest.mark.parametrize("name", graded(SOLVE_MASS, quick=["implicit_euler"], slow_ones=["rodas5p", "kencarp4"]))
 def test_linear_equation_with_a_regular_matrix_is_solved_by_the_matrix_exponential(name):
     random = np.random.default_rng(0)
     mass, matrix, y0 = np.eye(3) + 0.3 * random.normal(size=(3, 3)), random.normal(size=(3, 3)), random.normal(size=(2, 3))
@@ -153,9 +153,9 @@ def rows(adjoint, solver, jit_compile):
     ("adjoint", "solver", "jit_compile"),
     [
         (None, "rosenbrock23", False),
-        pytest.param(None, "rodas5p", False, marks=pytest.mark.slow),
-        pytest.param(None, "kvaerno5", True, marks=pytest.mark.slow),
-        pytest.param("direct", "rodas5p", False, marks=pytest.mark.slow),
+        nightly(None, "rodas5p", False),
+        nightly(None, "kvaerno5", True),
+        nightly("direct", "rodas5p", False),
     ],
 )
 @pytest.mark.slow

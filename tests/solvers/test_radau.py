@@ -10,6 +10,7 @@ from scipy.integrate._ivp import radau as by_scipy
 
 import keras_ode
 from keras_ode.solvers import radau
+from tests.marks import nightly
 
 NUMBERS = radau._numbers()
 
@@ -69,7 +70,7 @@ def collocation(rate, y0):
     return y0 + scipy.optimize.fsolve(equations, np.zeros(3), xtol=1e-12)[2]
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("adjoint", ["checkpointed", nightly("direct")])
 @pytest.mark.slow
 def test_gradient_of_a_step_is_that_of_the_implicit_function(adjoint):
     rate, y0 = tf.constant(2.0, tf.float64), tf.constant([1.3], tf.float64)

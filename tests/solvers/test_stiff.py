@@ -11,6 +11,7 @@ from scipy.integrate import solve_ivp
 import keras_ode
 from keras_ode import Status
 from tests import stiff
+from tests.marks import graded, nightly
 from tests.stiff import PROBLEMS
 
 TOLERANCES = [1e-4, 1e-6, 1e-8]
@@ -65,7 +66,7 @@ def by_scipy(name, tolerance):
     return len(found.t) - 1, found.y[:, -1]
 
 
-@pytest.mark.parametrize("name", ["robertson", "hires", *(pytest.param(x, marks=pytest.mark.slow) for x in list(PROBLEMS)[2:])])
+@pytest.mark.parametrize("name", ["robertson", "hires", *(nightly(x) for x in list(PROBLEMS)[2:])])
 @pytest.mark.slow
 def test_end_is_that_of_the_test_set_in_no_more_steps_than_scipys_implicit_ones(name):
     """Steps at the same tolerance: SciPy's are those of a method of order five, too."""
@@ -77,8 +78,7 @@ def test_end_is_that_of_the_test_set_in_no_more_steps_than_scipys_implicit_ones(
             assert int(solution.stats["num_steps"]) <= 1.2 * by_scipy(name, tolerance)[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", graded(PROBLEMS, quick=[], slow_ones=["robertson", "hires"]))
 def test_radau_takes_no_more_steps_than_scipys_radau_for_the_same_error(name):
     """By straight lines through the logarithms of steps and errors at six tolerances; `pytest -s` shows the numbers."""
     tolerances = 10 ** -np.array([3.5, 4, 5, 6, 7, 8])
@@ -125,7 +125,7 @@ def exact_rates():
     return rates_by_scipy([0.04, 3e7, 1e4], 1e3)
 
 
-@pytest.mark.parametrize("adjoint", [pytest.param("interpolating", marks=pytest.mark.slow), "checkpointed"])
+@pytest.mark.parametrize("adjoint", [nightly("interpolating"), "checkpointed"])
 @pytest.mark.slow
 def test_gradient_by_robertsons_rates_is_that_of_finite_differences(adjoint):
     rates = tf.constant([0.04, 3e7, 1e4], tf.float64)

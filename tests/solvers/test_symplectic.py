@@ -10,7 +10,7 @@ from scipy.special import ellipk
 
 import keras_ode
 from keras_ode import solvers
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import SYMPLECTIC
 
 START = (tf.constant([1.0], tf.float64), tf.constant([0.5], tf.float64))
@@ -52,7 +52,7 @@ def test_evaluations_are_counted(name, each):
     assert int(stats["num_evaluations"]) == 1 + 60 * each
 
 
-@pytest.mark.parametrize("name", ["leapfrog", pytest.param("yoshida4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["leapfrog", nightly("yoshida4")])
 @pytest.mark.slow
 def test_error_of_the_energy_stays_bounded_over_ten_thousand_periods(name):
     first, last = energy_errors(name)
@@ -205,7 +205,7 @@ def exact_gradients():
     return [[loss(1, 0, 1.3).sum()], [loss(0, 1, 1.3).sum()], loss(1.0, 0.5, 1.3 + 1e-30j).sum().imag / 1e-30]
 
 
-@pytest.mark.parametrize("name", ["semi_implicit_euler", pytest.param("yoshida4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["semi_implicit_euler", nightly("yoshida4")])
 @pytest.mark.slow
 def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
     expected = gradients("direct", name)
