@@ -59,7 +59,7 @@ def eager(function):
 
 
 # The backward solve takes steps of a pair of any table: the tests of a hundred times and of failures have others.
-@pytest.mark.parametrize("solver", [slow("bosh3"), slow("dopri5"), "tsit5", slow("dopri8")])
+@pytest.mark.parametrize("solver", [*map(nightly, ("bosh3", "dopri5", "dopri8")), slow("tsit5")])
 def test_gradient_of_a_two_layer_tanh_network_is_that_of_complex_steps(solver):
     network, times = TanhNetwork(), np.array([0.0, 1.0])
     expected = network.gradients_by_complex_step(lambda ys: np.sum(ys[-1] ** 2), times)
@@ -257,6 +257,7 @@ def test_nothing_is_stored_a_step_for_the_backward_solve():
     assert not {op for op in operations if op.startswith("TensorListPush")}
 
 
+@pytest.mark.slow
 def test_backward_solve_has_its_own_tolerances():
     times = np.array([0.0, 2.0])
     expected = linear_gradients(times, weights_of(times))["state"]

@@ -649,11 +649,11 @@ def test_the_gradient_of_a_mean_by_the_start_of_each_row_is_within_the_tolerance
 
 
 @pytest.mark.parametrize("adjoint, solver, per_sample", [
-    ("interpolating", "rodas5p", False),
+    slow("interpolating", "rodas5p", False),
     slow("checkpointed", "kvaerno5", False),
     slow("interpolating", "kvaerno5", True),
-    slow("checkpointed", "auto", False),
-    slow("interpolating", "bdf", False),
+    nightly("checkpointed", "auto", False),
+    nightly("interpolating", "bdf", False),
 ])
 def test_gradients_by_times_within_a_stiff_solve_are_those_of_the_closed_form(adjoint, solver, per_sample):
     """`y' = -10,000 (y - cos t) - sin t` from one has the solution `cos t`."""

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.adjoints.impulses import _staircase_weights
-from tests.marks import slow
+from tests.marks import nightly
 from tests.references import Counting, TanhNetwork
 
 
@@ -38,8 +38,9 @@ def backward_evaluations(adjoint, number, tolerance):
     return DYNAMICS.take()
 
 
-@pytest.mark.parametrize("tolerance", [slow(1e-3), 1e-5])
-@pytest.mark.parametrize("adjoint", ["interpolating", slow("backsolve"), slow("checkpointed")])
+@pytest.mark.parametrize("tolerance", [nightly(1e-3), 1e-5])
+@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed"])
+@pytest.mark.slow
 def test_a_hundred_saved_times_cost_few_backward_evaluations(adjoint, tolerance):
     few, many = (backward_evaluations(adjoint, number, tolerance) for number in (2, 100))
     # One evaluation more for each step; and a sum over all times asks for other steps than the last state alone.

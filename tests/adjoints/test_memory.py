@@ -52,10 +52,8 @@ def peaks(adjoint, solver="heun", few=200, many=2000):
     return json.loads(run(SCRIPT, adjoint, solver, few, many).splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "adjoint",
-    [pytest.param("backsolve", marks=pytest.mark.slow), "interpolating", pytest.param("checkpointed", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed"])
 def test_memory_of_a_gradient_does_not_grow_with_the_steps(adjoint):
     few, many = peaks(adjoint)
     # The tenth part is for the allocator.
