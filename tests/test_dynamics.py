@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode.dynamics import close, takes_time
 from tests.gradients import quick
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import Counting, relative_error
 
 ONE = tf.constant([1.0], tf.float64)
@@ -142,7 +142,7 @@ GRAPH = ("tf variable", "layer", "layer in a function", "bound method", "sequent
     "reader, how",
     [
         *((reader, tf.function) if reader in GRAPH else slow(reader, tf.function) for reader in READERS),
-        *((reader, eager) if reader in EAGER else slow(reader, eager) for reader in READERS),
+        *((reader, eager) if reader in EAGER else nightly(reader, eager) for reader in READERS),
     ],
 )
 def test_value_and_gradient_by_what_the_dynamics_reads_are_those_of_the_closed_form(reader, how):

@@ -18,7 +18,7 @@ from keras_ode.adjoints import ADJOINTS
 from keras_ode.controllers import CONTROLLERS
 from keras_ode.solvers import SOLVERS
 from tests.gradients import quick
-from tests.marks import graded, slow
+from tests.marks import graded, nightly, slow
 from tests.references import EXPLICIT, LIKE_OTHERS, MATRIX, START, Clocked, Counting, cosine, lotka_volterra, solved_by_scipy
 
 CONSTANT = {"controller": "constant", "step_size": 0.1}
@@ -710,12 +710,12 @@ OF_STEPS = [{}, {"step_size": 0.1}, CONSTANT, {"solver": "euler", "step_size": 0
     "how, dtype, options",
     [
         (eager, "float32", OF_STEPS[0]),
-        slow(eager, "float64", OF_STEPS[1]),
+        nightly(eager, "float64", OF_STEPS[1]),
         (eager, "float32", OF_STEPS[2]),
         (eager, "float64", OF_STEPS[3]),
-        *(slow(eager, dtype, options) for dtype, options in zip(["float64", "float32"] * 2, OF_STEPS, strict=True)),
+        *(nightly(eager, dtype, options) for dtype, options in zip(["float64", "float32"] * 2, OF_STEPS, strict=True)),
         slow(tf.function, "float64", {}),
-        *(slow(tf.function, dtype, options) for dtype, options in zip(["float64", "float32", "float64"], OF_STEPS[1:], strict=True)),
+        *(nightly(tf.function, dtype, options) for dtype, options in zip(["float64", "float32", "float64"], OF_STEPS[1:], strict=True)),
         slow(tf.function(jit_compile=True), "float64", {}),
         slow(tf.function(jit_compile=True), "float32", CONSTANT),
     ],
@@ -782,7 +782,7 @@ def test_solve_stops_where_the_solution_blows_up(blown_up):
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])
-@pytest.mark.parametrize("solver", graded(["dopri5", "tsit5", "dopri8"], quick=["tsit5"]))
+@pytest.mark.parametrize("solver", graded(["dopri5", "tsit5", "dopri8"], quick=["tsit5"], slow_ones=["dopri8"]))
 def test_rejected_step_of_a_few_ulps_is_not_tried_again_for_ever(solver, tolerance):
     """Near a blow-up steps shrink to the resolution of time; one that rounds to the same length is no new try."""
     solution = solve(explosion, ONE, [0.0, 2.0], solver=solver, rtol=tolerance, atol=tolerance, on_failure="nan")
