@@ -1,16 +1,16 @@
 """Gradients of solves by every adjoint."""
 
-import pytest
 import tensorflow as tf
 
 import keras_ode
+from tests.marks import graded
 
 ADJOINTS = ["backsolve", "interpolating", "checkpointed", "direct"]
 
 
 def quick(*names):
     """All adjoints, of which only those named are tested where there is little time: the others have nothing of their own here."""
-    return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in ADJOINTS]
+    return graded(ADJOINTS, quick=names)
 
 
 def eager(function):

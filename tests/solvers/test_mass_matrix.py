@@ -19,9 +19,6 @@ from tests.stiff import PROBLEMS
 SOLVE_MASS = [name for name in SOLVERS if SOLVERS[name]().takes_mass_matrix]
 SOLVE_ALGEBRAIC = [name for name in SOLVE_MASS if SOLVERS[name]().takes_algebraic_equations]
 FIRST = np.diag([1.0, 0.0])
-# Traces of these are made by slow tests only.
-SLOW = ("kvaerno3", "kencarp4", "rosenbrock23", "trapezoid", "implicit_midpoint", "kvaerno5")
-named = lambda names: [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
 
 
 def solve(dynamics, y0, t, mass_matrix, **options):
