@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.solvers import SOLVERS
-from tests.marks import graded, nightly, slow
+from tests.marks import graded, nightly
 from tests.references import SOLVERS_OF_ANY_STATE
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
@@ -41,9 +41,10 @@ def test_values_and_derivatives_of_every_solver_converge_to_the_closed_form(name
     np.testing.assert_allclose(solution.derivative(TIMES)[:, 0], exact * np.cos(TIMES), atol=of_derivatives)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint, per_sample",
-    [slow("checkpointed", False), ("checkpointed", True), slow("direct", True)],
+    [nightly("checkpointed", False), ("checkpointed", True), nightly("direct", True)],
 )
 def test_dense_output_and_its_gradients_are_those_of_the_closed_form(adjoint, per_sample):
     rate, start = tf.constant(1.5, tf.float64), tf.constant([[1.0], [2.0]], tf.float64)

@@ -14,7 +14,7 @@ from keras_ode import Status, dynamics
 from keras_ode.adjoints import Backsolve, Checkpointed, Interpolating
 from keras_ode.adjoints.problem import Problem
 from keras_ode.arguments import checked_method
-from tests.gradients import quick
+from tests.gradients import ADJOINTS, quick
 from tests.marks import graded, slow
 
 PLAIN = {"jit_compile": False}
@@ -137,7 +137,8 @@ def test_stiffness_is_that_of_every_row():
 # Backward
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating"))
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating"], slow_ones=[]))
 def test_failed_row_has_gradients_of_nan_and_leaves_those_of_the_others_alone(adjoint):
     """y' = k y^2 from 2 does not reach 1. The rows share k, so its gradient cannot be told."""
     start, k = tf.constant([[0.1], [2.0], [0.2]], tf.float64), tf.constant(1.0, tf.float64)

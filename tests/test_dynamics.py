@@ -134,15 +134,16 @@ READERS = {name[3:].replace("_", " "): make for name, make in list(globals().ite
 
 
 # Those that read a variable in ways of their own, in eager code and in a graph.
-EAGER = ("tf variable", "keras variable", "layer", "traced tf function")
-GRAPH = ("tf variable", "layer", "layer in a function", "bound method", "sequential model", "tf function", "variable in a loop")
+EAGER = ("keras variable", "layer")
+SLOW_EAGER = ("tf variable", "traced tf function")
+GRAPH = ("tf variable", "layer", "bound method", "tf function", "variable in a loop")
 
 
 @pytest.mark.parametrize(
     "reader, how",
     [
         *((reader, tf.function) if reader in GRAPH else slow(reader, tf.function) for reader in READERS),
-        *((reader, eager) if reader in EAGER else nightly(reader, eager) for reader in READERS),
+        *((reader, eager) if reader in EAGER else slow(reader, eager) if reader in SLOW_EAGER else nightly(reader, eager) for reader in READERS),
     ],
 )
 def test_value_and_gradient_by_what_the_dynamics_reads_are_those_of_the_closed_form(reader, how):
@@ -185,6 +186,7 @@ def test_gradient_by_a_tensor_of_an_outer_graph_is_right_inside_a_loop_body():
     np.testing.assert_allclose(gradient(tf.constant(RATE**0.5, tf.float64)), SLOPE * 2 * RATE**0.5, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_gradient_by_a_tensor_inside_an_inner_tf_function_is_never_lost_in_silence():
     k = tf.constant(RATE, tf.float64)
     inner = tf.function(lambda y: k * y)
@@ -194,6 +196,7 @@ def test_gradient_by_a_tensor_inside_an_inner_tf_function_is_never_lost_in_silen
     np.testing.assert_allclose(tape.gradient(loss, k), SLOPE, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_gradients_by_a_variable_in_closure_and_argument_add_up():
     k = tf.Variable(RATE, dtype=tf.float64)
     with tf.GradientTape() as tape:
@@ -201,6 +204,7 @@ def test_gradients_by_a_variable_in_closure_and_argument_add_up():
     np.testing.assert_allclose(tape.gradient(loss, k), SLOPE, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_gradients_by_many_readers_at_once_do_not_mix():
     """Each scales one component: a wrong order would show."""
     a, b = tf.Variable(0.1, dtype=tf.float64), keras.Variable(0.2, dtype="float64")
@@ -303,6 +307,7 @@ def test_gradient_by_an_unused_weight_is_exactly_zero(how):
     np.testing.assert_array_equal(gradient(), [0, 0])
 
 
+@pytest.mark.slow
 def test_gradient_by_unused_args_is_exactly_zero():
     unused = tf.constant([1.0, 2.0], tf.float64)
     with tf.GradientTape() as tape:
@@ -311,6 +316,7 @@ def test_gradient_by_unused_args_is_exactly_zero():
     np.testing.assert_array_equal(tape.gradient(loss, unused), [0, 0])
 
 
+@pytest.mark.slow
 def test_frozen_layer_gets_no_gradient():
     layer = Scale(trainable=False)
     with tf.GradientTape() as tape:
@@ -319,6 +325,7 @@ def test_frozen_layer_gets_no_gradient():
     assert tape.gradient(loss, layer.rate.value) is None
 
 
+@pytest.mark.slow
 def test_untrained_variable_gets_a_gradient_where_a_tape_watches_it():
     k = tf.Variable(RATE, dtype=tf.float64, trainable=False)
     with tf.GradientTape(persistent=True) as tape:
@@ -343,6 +350,7 @@ def test_untrained_variable_is_read_when_the_solve_runs():
     np.testing.assert_allclose([first, run()], [[1.0], [END]], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_integer_tensors_in_the_closure_may_be_used():
     index = tf.constant([1, 0])
     rates = tf.Variable([0.5, RATE], dtype=tf.float64)
@@ -517,7 +525,8 @@ def test_layer_in_single_precision_refuses_a_state_in_double():
         end_of(layer)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", slow("mixed_bfloat16")])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_float16", nightly("mixed_bfloat16")])
 def test_layer_in_mixed_precision_computes_in_half_and_the_solve_in_single(policy):
     seen = []
 

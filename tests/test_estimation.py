@@ -42,6 +42,7 @@ def test_a_keras_layer_and_the_start_are_estimated_with_missing_values():
     np.testing.assert_allclose([layer.kernel.numpy()[0, 0], row.numpy()[0, 0]], [-1.5, 2.0], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_multiple_shooting_is_zero_at_the_truth_and_single_shooting_with_one_group():
     RATE.assign(1.5)
     ys = observed()
@@ -110,6 +111,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing(optimizer
     assert square.numpy() == 0
 
 
+@pytest.mark.slow
 def test_constraint_of_a_variable_holds():
     rate = tf.Variable(1.7, constraint=lambda v: tf.maximum(v, 1.6))
     options = {"optimizer": keras.optimizers.SGD(10.0), "num_steps": 5, **FAST}
@@ -134,6 +136,7 @@ def test_wrong_arguments_are_refused(arguments, message):
         keras_ode.estimate(**{"dynamics": decay, "ys": observed(), "t": T, "variables": [RATE], **FAST, **arguments})
 
 
+@pytest.mark.slow
 def test_average_of_the_steps_is_kept_with_use_ema():
     ends = []
     for number, use_ema in [(1, False), (2, False), (2, True)]:
@@ -146,6 +149,7 @@ def test_average_of_the_steps_is_kept_with_use_ema():
     assert ends[0] != ends[1]
 
 
+@pytest.mark.slow
 def test_penalty_of_a_regularizer_is_added_to_the_loss():
     layer = keras.layers.Dense(1, use_bias=False, kernel_regularizer=keras.regularizers.L2(1e3))
     layer.build((None, 1))

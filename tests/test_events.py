@@ -90,6 +90,7 @@ def test_earliest_of_several_events_wins():
     np.testing.assert_allclose(tape.gradient(time, (low, high)), [0, -1 / 0.6], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_tell_which_event_happened():
     events = [keras_ode.Event(lambda y: y[:, 0] - 0.3), keras_ode.Event(lambda y: y[:, 0] - 0.6)]
     start = tf.constant([[1.0], [0.5], [0.1]], tf.float64)
@@ -122,6 +123,7 @@ def test_event_that_repeats_is_noted_every_time_and_the_solve_goes_on():
     assert int(solution.status) == keras_ode.Status.SUCCESS
 
 
+@pytest.mark.slow
 def test_evaluations_to_find_the_event_are_counted():
     """Under XLA, for which the other tests of events that compile are slow."""
     dynamics = Counting(decay)
@@ -165,7 +167,8 @@ def time_along_a_turn(start, level, direction):
 
 
 # A condition that becomes false, below, has the direction -1.
-@pytest.mark.parametrize(("direction", "expected"), [(1, 1.5 * np.pi), slow(-1, 0.5 * np.pi), slow(0, 0.5 * np.pi)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("direction", "expected"), [(1, 1.5 * np.pi), nightly(-1, 0.5 * np.pi), nightly(0, 0.5 * np.pi)])
 def test_direction_chooses_among_roots(direction, expected):
     assert time_along_a_turn([1.0, 0.0], 0.0, direction) == pytest.approx(expected, abs=1e-6)  # cos t
 
@@ -182,6 +185,7 @@ def test_turn_that_rises_from_the_level_comes_back_to_it(direction):
     assert time_along_a_turn([0.0, 3.0], 0.0, direction) == pytest.approx(np.pi, abs=1e-7)  # 3 sin t
 
 
+@pytest.mark.slow
 def test_two_roots_within_one_step_are_found_and_as_many_probes_as_asked_for_find_closer_ones():
     """Of cos t = -0.9, and of cos t = -0.995, which are 0.2 apart: steps of y' = 1 grow to all of the interval."""
 
@@ -231,13 +235,15 @@ def test_functions_without_a_slope_have_their_events_where_they_jump_and_no_grad
     np.testing.assert_allclose(of_last, [[np.exp(-2)]] * 4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("direction", "time"), [(-1, np.log(2)), slow(1, np.nan)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("direction", "time"), [(-1, np.log(2)), nightly(1, np.nan)])
 def test_condition_is_an_event_where_it_becomes_false_or_true(direction, time):
     event = keras_ode.Event(lambda y: y[0] > 0.5, direction=direction)
     solution = keras_ode.solve(decay, ONE, [0.0, 2.0], event=event, **TIGHT)
     np.testing.assert_allclose(solution.event_time, time, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_function_that_becomes_nan_ends_the_solve_with_a_sentence():
     event = keras_ode.Event(lambda y: tf.sqrt(y[0] - 0.5))
     options = {**TIGHT, "event": event}
@@ -248,6 +254,7 @@ def test_function_that_becomes_nan_ends_the_solve_with_a_sentence():
     assert np.isnan(solution.ys[-1]).all()
 
 
+@pytest.mark.slow
 def test_event_where_a_jump_is_happens_once():
     event = keras_ode.Event(lambda y: y[0] - 0.5, terminal=False, max_events=3)
     rise = lambda t, y: tf.ones_like(y) + tf.where(t > 0.5, tf.ones_like(y), 0)

@@ -67,6 +67,7 @@ def test_tolerance_found_is_the_loosest_of_a_ladder_that_does():
     assert max(decay_report(rtol=10 * rtol, atol=10 * atol).errors.values()) > 1e-3
 
 
+@pytest.mark.slow
 def test_times_far_from_zero_are_subtracted_before_they_are_rounded():
     check = gradient_check._Check(lambda y: -y / 100, tf.constant([1.0]), 1.7e9 + np.array([0.0, 100.0]), (), tf.reduce_sum, FAST)
     found = check.gradients("checkpointed", 1e-4, 1e-6)["y0"]

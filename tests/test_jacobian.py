@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
-from tests.marks import slow
+from tests.marks import nightly
 from tests.seeds import seed
 
 
@@ -29,7 +29,8 @@ def solve(y0, **options):
     return keras_ode.solve(field, y0, [0.0, 1.0], **{**defaults, **options})
 
 
-@pytest.mark.parametrize("solver", ["rodas5p", slow("kencarp4"), slow("radau")])
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["rodas5p", nightly("kencarp4"), nightly("radau")])
 def test_solution_is_the_same_with_fewer_evaluations(solver):
     found, expected = solve(START, solver=solver, jacobian=jacobian), solve(START, solver=solver)
     np.testing.assert_allclose(found.ys, expected.ys, rtol=1e-12)

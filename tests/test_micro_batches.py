@@ -125,6 +125,7 @@ def test_rows_of_algebraic_equations_are_those_of_the_whole_solve():
     np.testing.assert_allclose(tape.gradient(end, start), [[1.5 * np.exp(-0.5), 0]] * 3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_layer_solves_in_micro_batches():
     layer = keras_ode.ODELayer(keras.layers.Dense(2, activation="tanh"), **OPTIONS)
     y = tf.cast(Y, "float32")

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
-from tests.marks import nightly, slow
+from tests.marks import nightly
 from tests.test_step_sizes import ONE, decay, solve
 
 # The others have nothing of their own here.
@@ -46,7 +46,8 @@ def test_error_of_one_element_among_many_is_seen_by_the_largest_and_hidden_by_th
     assert hidden[1] > 5 * seen[1]
 
 
-@pytest.mark.parametrize("how", [lambda f: f, slow(tf.function(jit_compile=True))], ids=["eager", "compiled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [lambda f: f, nightly(tf.function(jit_compile=True))], ids=["eager", "compiled"])
 def test_function_of_the_user_takes_the_same_steps_as_the_name_that_it_means(how):
     stats = [how(lambda norm=norm: solve(decay, tf.range(1.0, 4.0), [0.0, 5.0], rtol=1e-5, norm=norm).stats)() for norm in ("max", largest)]
     assert int(stats[0]["num_steps"]) == int(stats[1]["num_steps"]) > int(solve(decay, tf.range(1.0, 4.0), [0.0, 5.0]).stats["num_steps"])

@@ -9,7 +9,7 @@ from keras_ode.controllers import PID, Tolerance
 from keras_ode.integrate import Method, integrate
 from keras_ode.observers import SaveTogether
 from keras_ode.solvers.base import Stage
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.references import FieldOf
 
 RATES = np.array([[1.0], [-3.0], [0.5]])
@@ -34,7 +34,7 @@ def saved_states(times, end, capacity, jit_compile=False, max_steps=200):
 
 
 # Room for all steps, for some, and for one.
-@pytest.mark.parametrize("capacity", [slow(None), 3, 1])
+@pytest.mark.parametrize("capacity", [nightly(None), slow(3), 1])
 def test_states_of_steps_that_waited_are_those_of_the_exponential(capacity):
     times = np.concatenate([[0.001], np.linspace(0.5, 0.9, 30), [1.7, 1.99]])
     states, accepted = saved_states(times, 2.0, capacity)
@@ -42,7 +42,8 @@ def test_states_of_steps_that_waited_are_those_of_the_exponential(capacity):
     np.testing.assert_allclose(states, np.exp(RATES * times[:, None, None]), rtol=1e-7)
 
 
-@pytest.mark.parametrize("capacity", [slow(None), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("capacity", [nightly(None), 2])
 def test_rows_with_steps_and_times_of_their_own_wait_apart(capacity):
     ends = np.array([2.0, -1.0, 0.5])
     times = np.linspace(0.1, 0.9, 7)[:, None] * np.abs(ends)

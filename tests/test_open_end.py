@@ -93,6 +93,7 @@ def test_end_that_only_the_graph_knows_fails_without_an_event():
     assert int(status) == Status.NON_FINITE and np.isnan(ys[-1]).all()
 
 
+@pytest.mark.slow
 def test_times_before_the_open_end_are_saved_back_in_time_too():
     event = Event(lambda y: y[0] - 20.0)
     solution = keras_ode.solve(lambda y: -y, START[0], [1.0, 0.0, -0.5, -INFINITY], event=event, **TIGHT)

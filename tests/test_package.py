@@ -21,6 +21,7 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
 
 
+@pytest.mark.slow
 def test_import_pulls_in_neither_matplotlib_nor_tensorflow_probability():
     code = (
         "import sys, keras\n"
@@ -34,6 +35,7 @@ def test_import_pulls_in_neither_matplotlib_nor_tensorflow_probability():
     assert result.stdout.split("\n")[:2] == ["[]", "False"], result.stderr
 
 
+@pytest.mark.slow
 def test_import_on_another_backend_says_so_in_a_sentence():
     # JAX need not be installed: Keras is told that it runs on it.
     result = python("import keras\nkeras.backend.backend = lambda: 'jax'\nimport keras_ode")
@@ -72,6 +74,7 @@ def test_public_names_exist_and_are_explained(module):
         assert not callable(found) or len(inspect.getdoc(found)) > 40, name
 
 
+@pytest.mark.slow
 def test_probability_is_found_when_it_is_asked_for():
     assert python("import keras_ode\nprint(keras_ode.probability.__all__)").stdout == "['Flow']\n"
 

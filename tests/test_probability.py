@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from keras_ode.probability import Flow
-from tests.marks import slow
+from tests.marks import nightly
 
 A = np.array([[0.5, -0.8, 0.1], [0.3, -0.2, 0.4], [-0.2, 0.6, 0.3]])
 LOW_RANK = np.outer([0.5, -0.8, 0.1, 1.0], [0.3, 0.2, 0.4, -0.2])
@@ -74,7 +74,8 @@ def test_hutch_plus_plus_is_exact_where_the_rank_is_low():
     assert np.ptp(linear(LOW_RANK, divergence="hutchinson", solver="bosh3").forward_log_det_jacobian(points)) > 0.1
 
 
-@pytest.mark.parametrize(("divergence", "num_vectors"), [("hutchinson", 2), slow("hutch++", 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("divergence", "num_vectors"), [("hutchinson", 2), nightly("hutch++", 1)])
 def test_estimates_and_their_gradients_are_right_on_average(divergence, num_vectors):
     """The log-determinant is `tr A`, whose gradient is the identity. There is a noise for each row."""
     rows = 4000

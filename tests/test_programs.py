@@ -217,6 +217,7 @@ def calls_of(graph):
     return [op.type for op in found.values() if op.type.endswith("PartitionedCall")]
 
 
+@pytest.mark.slow
 def test_gradient_by_the_times_is_computed_only_where_it_is_asked_for():
     @tf.function(autograph=False)
     def gradients(rate, times, by_times):

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer, regularizers
-from tests.gradients import quick
-from tests.marks import nightly, slow
+from tests.gradients import ADJOINTS, quick
+from tests.marks import graded, nightly, slow
 from tests.references import relative_error
 
 MATRIX = np.array([[-0.2, 1.0], [-1.3, -0.4]])
@@ -62,9 +62,10 @@ def loss_and_gradient(layer):
 # Integrals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint, per_sample",
-    [slow("backsolve", False), ("interpolating", True), slow("checkpointed", True), slow("direct", False)],
+    [slow("backsolve", False), ("interpolating", True), nightly("checkpointed", True), slow("direct", False)],
 )
 def test_kinetic_energy_and_its_gradient_are_those_of_the_matrix_exponential(adjoint, per_sample):
     loss, gradient = loss_and_gradient(linear(regularizers.Kinetic(0.5), adjoint=adjoint, per_sample=per_sample))
@@ -198,7 +199,8 @@ def test_error_estimates_are_refused_where_there_are_none():
 # What they leave alone
 
 
-@pytest.mark.parametrize("adjoint", quick("backsolve"))
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["backsolve"], slow_ones=[]))
 def test_regularizer_changes_neither_the_steps_nor_the_gradient_of_the_output(adjoint):
     """Loose tolerances: were the penalty under error control, forward or backward, steps would differ."""
     found = []

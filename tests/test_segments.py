@@ -119,6 +119,7 @@ def test_jump_times_save_evaluations_forward_and_backward(adjoint, kept):
     assert (evaluations([0.9, 2.3]) < evaluations(None) * [0.5, kept]).all()
 
 
+@pytest.mark.slow
 def test_rows_that_go_opposite_ways_pass_the_same_jump():
     times = np.array([[0.0, 0.5, 1.0], [1.0, 0.2, 0.0]])
     start = tf.constant([[1.0], [kicked_solution(1.0)]], tf.float64)

@@ -428,7 +428,7 @@ def test_odeint_gives_the_states_of_solve():
 # Times
 
 
-@pytest.mark.parametrize("solver", EXPLICIT)
+@pytest.mark.parametrize("solver", graded(EXPLICIT, quick=["midpoint", "tsit5", "vern9"]))
 @pytest.mark.parametrize("t", [[0.1, 0.3, 0.7], [0.7, 0.3, 0.1]], ids=["forward", "backward"])
 def test_dynamics_is_never_called_outside_the_interval(solver, t):
     SEES_TIMES.take()
@@ -456,6 +456,7 @@ def test_probe_for_the_first_step_stays_inside_too():
     assert dynamics.take() == (start, end)
 
 
+@pytest.mark.slow
 def test_gradient_calls_the_dynamics_inside_the_interval_only():
     dynamics = Clocked(cosine)
     with tf.GradientTape() as tape:

@@ -37,6 +37,7 @@ def test_error_falls_with_order_four_where_both_parts_depend_on_state_and_time()
     assert np.all(np.log2(errors[:-1] / np.array(errors[1:])) > 3.75)
 
 
+@pytest.mark.slow
 def test_very_stiff_part_does_not_limit_the_steps():
     rate, options = tf.constant(1e6, tf.float64), {"rtol": 1e-6, "atol": 1e-6}
     solution = solve(SPLIT, [1.5], np.linspace(0, 3, 7), args=(rate,), **options)

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status, SteadyState
+from tests.marks import nightly
 
 INFINITY = float("inf")
 TIGHT = {"rtol": 1e-7, "atol": 1e-7, "max_steps": 2000, "jit_compile": False}
@@ -17,12 +18,13 @@ START = tf.constant([0.3, 0.0, 10.0], tf.float64)
 
 
 # That XLA compiles this is claimed of rows, below.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver, how",
     [
         ("tsit5", {}),
-        pytest.param("bosh3", {}, marks=pytest.mark.slow),
-        pytest.param("tsit5", {"jit_compile": True}, marks=pytest.mark.slow),
+        nightly("bosh3", {}),
+        nightly("tsit5", {"jit_compile": True}),
     ],
     ids=str,
 )
@@ -115,6 +117,7 @@ def test_layer_has_a_steady_state():
     np.testing.assert_allclose(solution.event_state, [[1.0]] * 2, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dynamics_that_never_rests_fails_and_says_so():
     rotation = lambda y: tf.stack([y[1], -y[0]])
     start, options = tf.constant([1.0, 0.0], tf.float64), {**TIGHT, "solver": "bosh3", "max_steps": 100}

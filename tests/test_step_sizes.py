@@ -54,7 +54,8 @@ def test_pulse_is_seen_with_a_largest_step_and_so_is_its_height_by_every_adjoint
     np.testing.assert_allclose(gradient, PULSE, rtol=1e-4)
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, nightly(True)])
 def test_pulse_is_seen_in_a_graph(jit_compile):
     run = tf.function(lambda: state_and_gradient(max_step=0.02), jit_compile=jit_compile, autograph=False)
     y, gradient, _ = run()

@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import Status
 from keras_ode.controllers import StepTo
-from tests.marks import slow
+from tests.marks import nightly, slow
 from tests.test_step_sizes import ONE, decay, solve
 
 GRID = np.array([0.0, 0.1, 0.35, 0.4, 0.8, 1.0])
@@ -82,11 +82,12 @@ def test_adaptive_solver_takes_the_steps_too_whatever_their_errors():
     assert int(solve(decay, ONE, [0.0, 100.0], solver="tsit5", controller=StepTo([0.0, 1.0, 100.0])).stats["num_steps"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint, per_sample",
     [
         ("checkpointed", True),
-        *(slow(*case) for case in [("direct", False), ("checkpointed", False), ("direct", True)]),
+        *(nightly(*case) for case in [("direct", False), ("checkpointed", False), ("direct", True)]),
     ],
 )
 def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
@@ -104,12 +105,13 @@ def test_gradient_is_that_of_the_steps_written_by_hand(adjoint, per_sample):
     np.testing.assert_allclose(tape.gradient(loss, y0), by_hand_tape.gradient(expected, y0), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint, per_sample",
     [
-        slow("interpolating", True),
+        nightly("interpolating", True),
         ("backsolve", False),
-        *(slow(*case) for case in [("interpolating", False), ("backsolve", True)]),
+        *(nightly(*case) for case in [("interpolating", False), ("backsolve", True)]),
     ],
 )
 def test_backward_solve_takes_the_forward_steps(adjoint, per_sample):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
-from tests.marks import slow
+from tests.marks import nightly
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8, "save": "steps"}
 RATE = tf.constant(2.0, tf.float64)
@@ -64,7 +64,8 @@ def test_gradient_of_steps_is_that_of_the_states_at_their_times(adjoint, jit_com
     np.testing.assert_allclose(by_time, [weights @ (2.0 * 0.2 * y), 3.0 * -2.0 * y[1]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", slow("direct")])
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", ["checkpointed", nightly("direct")])
 def test_rows_have_their_own_steps_and_their_gradients(adjoint):
     start, times = tf.constant([[1.0], [2.0], [1.0]], tf.float64), tf.constant([[0.0, 0.5], [0.0, 3.0], [1.0, 1.0]], tf.float64)
     with tf.GradientTape() as tape:

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ode
+from tests.marks import slow
 
 # Of the instructions of XLA: https://openxla.org/xla/operation_semantics
 HOST = re.compile(r"\b(?:custom-call|infeed|outfeed|send|send-done|recv|recv-done)\(")
@@ -53,14 +54,15 @@ def wide_types(instructions):
     return Counter(wide for line in instructions for wide in WIDE.findall(line))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param({}, id="interpolating"),
-        pytest.param({"adjoint": "checkpointed"}, id="checkpointed", marks=pytest.mark.slow),
-        pytest.param({"adjoint": "backsolve"}, id="backsolve", marks=pytest.mark.slow),
-        pytest.param({"adjoint": "direct", "max_steps": 16}, id="direct", marks=pytest.mark.slow),
-        pytest.param({"per_sample": True, "regularizer": "kinetic"}, id="per_sample", marks=pytest.mark.slow),
+        slow({"adjoint": "checkpointed"}, id="checkpointed"),
+        slow({"adjoint": "backsolve"}, id="backsolve"),
+        slow({"adjoint": "direct", "max_steps": 16}, id="direct"),
+        slow({"per_sample": True, "regularizer": "kinetic"}, id="per_sample"),
     ],
 )
 def test_compiled_training_step_is_one_program_without_host_dynamic_shapes_and_wide_types(options):

@@ -7,6 +7,7 @@ import tensorflow as tf
 import keras_ode
 from keras_ode import execution
 from keras_ode.xla import why_not_compiled
+from tests.marks import slow
 
 Y0 = tf.constant([1.0, 2.0])
 ONE = tf.Variable(1.0)
@@ -64,7 +65,8 @@ def check_solve_and_gradient(how, field):
 
 
 # A loop is differentiated in the next test.
-@pytest.mark.parametrize("field", [sparse, *(pytest.param(f, marks=pytest.mark.slow) for f in (segments, printing, loop))])
+@pytest.mark.slow
+@pytest.mark.parametrize("field", [sparse, *map(slow, (segments, printing, loop))])
 def test_field_that_xla_cannot_compile_is_solved_and_differentiated(field):
     check_solve_and_gradient(lambda f: f, field)
 

@@ -184,6 +184,7 @@ def test_gradient_through_constant_steps_converges_with_the_order_of_the_method(
     assert np.log2(errors[0] / errors[1]) > min(order, 4) - 0.3
 
 
+@pytest.mark.slow
 def test_gradients_of_a_nest_of_states_reach_every_leaf():
     # q' = p, p' = -q turns by the angle t.
     start = {"q": tf.constant([1.0, 2.0], tf.float64), "p": tf.constant([[3.0]], tf.float64)}
@@ -240,6 +241,7 @@ def test_backward_evaluations_with_a_hundred_saved_times_are_about_twice_those_w
     assert many <= 2.3 * few
 
 
+@pytest.mark.slow
 def test_nothing_is_stored_a_step_for_the_backward_solve():
     """What a differentiated loop keeps of its iterations is kept in tensor lists: there are none."""
 
@@ -361,10 +363,11 @@ NEAR_ZERO = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, solver, checkpoints",
-    [("from zero", "tsit5", 32), slow("from zero", "bosh3", 32), slow("to zero", "tsit5", 0), slow("to zero", "bosh3", 0),
-     slow("to zero", "dopri5", 0), slow("padded", "tsit5", 0)],
+    [("from zero", "tsit5", 32), nightly("from zero", "bosh3", 32), nightly("to zero", "tsit5", 0), nightly("to zero", "bosh3", 0),
+     nightly("to zero", "dopri5", 0), nightly("padded", "tsit5", 0)],
 )  # fmt: skip
 def test_state_that_passes_through_zero_has_not_drifted(name, solver, checkpoints):
     dynamics, y0, end, expected = NEAR_ZERO[name]
@@ -376,6 +379,7 @@ def test_state_that_passes_through_zero_has_not_drifted(name, solver, checkpoint
     np.testing.assert_allclose(tape.gradient(loss, start), expected, rtol=5e-3)
 
 
+@pytest.mark.slow
 def test_rows_near_zero_are_measured_by_their_own_size():
     start = tf.constant([[0.0], [1e6]])
     with tf.GradientTape() as tape:
@@ -385,6 +389,7 @@ def test_rows_near_zero_are_measured_by_their_own_size():
     np.testing.assert_allclose(tape.gradient(loss, start), [[1.0], [1.0]], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_drift_of_a_small_element_is_seen_beside_a_large_one():
     start = tf.constant([2.0, 0.0, 1e6], tf.float64)
     with tf.GradientTape() as tape:
@@ -395,9 +400,10 @@ def test_drift_of_a_small_element_is_seen_beside_a_large_one():
     assert np.isnan(tape.gradient(loss, start)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how, times",
-    [(eager, [0.0, 2.0]), slow(tf.function, [0.0, 0.5, 2.0]), slow(tf.function(jit_compile=True), [0.0, 0.5, 2.0])],
+    [(eager, [0.0, 2.0]), nightly(tf.function, [0.0, 0.5, 2.0]), nightly(tf.function(jit_compile=True), [0.0, 0.5, 2.0])],
     ids=["eager, two times", "graph, three times", "compiled, three times"],
 )
 def test_gradients_of_a_failed_solve_are_nan(how, times):
@@ -414,6 +420,7 @@ def test_gradients_of_a_failed_solve_are_nan(how, times):
         assert np.isnan(gradient.numpy()).all()
 
 
+@pytest.mark.slow
 def test_gradients_are_nan_where_only_the_backward_solve_fails():
     start = tf.constant([1.0])
     with tf.GradientTape() as tape:
@@ -500,6 +507,7 @@ def test_recurrent_layer_whose_cell_solves_an_equation_trains(jit_compile):
     assert history[-1] < 0.5 * history[0]
 
 
+@pytest.mark.slow
 def test_gradient_in_a_differentiated_while_loop_is_that_of_the_closed_form():
     @tf.function
     def gradients(y, rate):

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_ode
 from tests.gradients import ADJOINTS, compiled, eager, gradients, quick
-from tests.marks import nightly, slow
+from tests.marks import graded, nightly, slow
 from tests.references import (
     MATRIX,
     START,
@@ -189,6 +189,7 @@ def lorenz(stack, t, y, p):
     return stack([p[0] * (y[1] - y[0]), y[0] * (p[1] - y[2]) - y[1], y[0] * y[1] - p[2] * y[2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", quick("checkpointed")[2:])
 def test_discrete_adjoints_are_the_derivative_of_the_steps_of_a_chaotic_system(adjoint):
     parameters, h = np.array([10.0, 28.0, 8 / 3]), 0.01
@@ -252,7 +253,8 @@ def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoin
     assert max(map(relative_error, found, expected)) < 1e-6
 
 
-@pytest.mark.parametrize("adjoint", quick("interpolating"))
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating"], slow_ones=[]))
 def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint):
     first = linear_layer(MATRIX, adjoint)
     options = {"max_steps": 64, "jit_compile": False, **TIGHT}
@@ -360,8 +362,8 @@ def largest_error(found, expected):
 @pytest.mark.parametrize(
     "adjoint, number",
     [
-        *(slow(adjoint, 10) if adjoint == "checkpointed" else (adjoint, 10) for adjoint in ADJOINTS),
-        *(slow(adjoint, 2) for adjoint in ADJOINTS),
+        *((adjoint, 10) if adjoint == "interpolating" else slow(adjoint, 10) for adjoint in ADJOINTS),
+        *(nightly(adjoint, 2) for adjoint in ADJOINTS),
     ],
 )
 @pytest.mark.parametrize("end", [2.5, -1.5])
@@ -397,10 +399,11 @@ def test_gradients_in_graphs_are_those_of_eager_code(adjoint, how, number):
 
 
 # That XLA compiles the gradients of all adjoints is claimed above.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint, jit_compile",
     [
-        *((adjoint, False) if adjoint == "interpolating" else slow(adjoint, False) for adjoint in ADJOINTS),
+        *((adjoint, False) if adjoint == "interpolating" else nightly(adjoint, False) for adjoint in ADJOINTS),
         *(nightly(adjoint, True) for adjoint in ADJOINTS),
     ],
 )
@@ -462,7 +465,8 @@ def test_gradients_of_unused_parameters_are_zero(adjoint, how):
 
 
 # A backward pass of the package takes products of the field, and TensorFlow differentiates the steps of "direct".
-@pytest.mark.parametrize("adjoint", quick("backsolve"))
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["backsolve"], slow_ones=["direct"]))
 def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     def hamiltonian(t, y, frequency):
         q, p = y[0], y[1]
@@ -482,7 +486,8 @@ def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     np.testing.assert_allclose(by_frequency, -end * s + 0.5 * (end * c / w - s / w**2), rtol=1e-7)
 
 
-@pytest.mark.parametrize("adjoint", quick("backsolve"))
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["backsolve"], slow_ones=["direct"]))
 def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
     # TensorFlow gives silu its derivative by a Python function.
     found = gradients(
@@ -613,7 +618,7 @@ def gradient_of_a_mean(adjoint, per_sample, scale=1.0):
 
 
 @OF_A_MEAN
-@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4])
+@pytest.mark.parametrize("scale", [slow(1e-30), nightly(1e-4), nightly(1e4)])
 def test_the_gradient_of_a_scaled_loss_is_the_scaled_gradient(adjoint, scale, per_sample):
     # Rounding apart, the backward steps are the same.
     found = gradient_of_a_mean(adjoint, per_sample, scale) / scale

@@ -172,6 +172,7 @@ def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph():
     np.testing.assert_allclose(second("auto"), second(False), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_only_many_weights_for_the_size_of_the_state_are_compiled():
     def compiles(rows, width):
         weights = [tf.Variable(tf.ones(s)) for s in ((2, width), (width, width), (width, 2))]

@@ -70,7 +70,8 @@ def error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", graded(CASES, quick=["fast, from zero"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", graded(CASES, quick=["fast, from zero", "signal"], slow_ones=[]))
 def test_gradient_is_right_within_a_hundred_times_the_tolerance(name):
     dynamics, parameter, expected = CASES[name]
     for tolerance in (1e-3, 1e-6, 1e-9):

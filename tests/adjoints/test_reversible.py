@@ -103,6 +103,7 @@ def test_gradients_through_jumps_and_resets_are_those_of_the_closed_form():
     np.testing.assert_allclose(found, np.array([4, 2, -6]) * np.exp(-1.2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_dense_output_are_those_of_the_closed_form():
     found = decayed(lambda solution: solution.evaluate(0.7), dense=True, max_steps=200)
     np.testing.assert_allclose(found, np.array([2, 1, -1.4]) * np.exp(-0.56), rtol=1e-5)
@@ -120,6 +121,7 @@ def test_gradient_is_nan_where_the_steps_back_miss_the_start():
     assert np.all(np.isfinite(exact))
 
 
+@pytest.mark.slow
 def test_sum_over_steps_is_a_penalty_of_coupled_states_too():
     """The stiffness of a decay is its rate, at each of 50 steps; the sum does not fade by the coupling."""
     rate = tf.constant(0.8, tf.float64)

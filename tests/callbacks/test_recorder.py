@@ -87,8 +87,8 @@ def counted(solver, adjoint, per_sample, times):
 # adjoint; steps of rows; back in time.
 BACK = (2.5, 1.0, 0.5)
 RK4, REPLAYED = ("rk4", "interpolating", False, SPAN), (None, "checkpointed", False, SPAN)
-CASES = [RK4, REPLAYED]
-SLOW_CASES = [("dopri8", "interpolating", False, BACK), (None, "backsolve", True, SPAN), ("tsit5", "interpolating", True, SPAN)]
+CASES = [REPLAYED]
+SLOW_CASES = [RK4, ("dopri8", "interpolating", False, BACK), (None, "backsolve", True, SPAN), ("tsit5", "interpolating", True, SPAN)]
 NIGHTLY_CASES = [
     *((solver, "interpolating", False, SPAN) for solver in ("heun", "tsit5", "euler")),
     ("bosh3", "backsolve", False, BACK),
@@ -134,7 +134,8 @@ def test_steps_are_rejected_where_their_error_is_above_one(case):
             np.testing.assert_array_equal(record.accepted, record.error <= 1)
 
 
-@pytest.mark.parametrize("per_sample", [slow(False), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("per_sample", [nightly(False), True])
 def test_a_record_has_the_steps_that_the_solve_counts(per_sample):
     model = make_model(per_sample=per_sample, rtol=1e-6)
     recorder = SolverStepRecorder()
@@ -375,6 +376,7 @@ def test_a_compiled_program_holds_a_buffer_only_while_recording():
     assert len(program()) == len(before)
 
 
+@pytest.mark.slow
 def test_steps_beyond_the_capacity_are_counted():
     model = make_model()
     recorder, all_steps = SolverStepRecorder(capacity=3), SolverStepRecorder()

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_ode.layers import NeuralCDE
+from tests.marks import nightly
 
 X = np.random.default_rng(0).normal(size=(3, 5, 2)).astype("float32")
 T = np.sort(np.random.default_rng(1).uniform(size=(3, 5)), axis=1).astype("float32")
@@ -33,7 +34,8 @@ def network(units=4, columns=3):
     return keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(units * columns, "tanh")])
 
 
-@pytest.mark.parametrize("interpolation", ["hermite", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["hermite", nightly("linear")])
 def test_a_constant_matrix_integrates_the_increments_of_values_and_time(interpolation):
     matrix = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]])
     layer = NeuralCDE(constant(matrix), 2, interpolation=interpolation, return_sequences=True, rtol=1e-5, jit_compile=False, solver="bosh3")
@@ -43,6 +45,7 @@ def test_a_constant_matrix_integrates_the_increments_of_values_and_time(interpol
     np.testing.assert_allclose(found - found[:, :1], expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_linear_equation_has_the_exponential_of_the_increment_at_every_observation():
     layer = NeuralCDE(Growth(), 1, one(), "natural", return_sequences=True, rtol=1e-6, jit_compile=False)
     x = X[..., :1]
@@ -62,6 +65,7 @@ def test_every_row_follows_its_own_times_and_padding_changes_nothing():
     np.testing.assert_allclose(layer(padded, t=np.concatenate([T, T[:, -1:]], axis=1)), batch, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_numbers_of_observations_tell_missing_values_apart():
     layer = NeuralCDE(network(columns=5), 4, observed=True, jit_compile=False)
     straight, gap = np.linspace(0, 1, 5, dtype="float32")[None, :, None] * np.ones([1, 1, 2], "float32"), None
@@ -70,6 +74,7 @@ def test_numbers_of_observations_tell_missing_values_apart():
     assert np.abs(layer(straight) - layer(gap)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_times_that_decrease_give_nan_in_graphs():
     layer = NeuralCDE(network(), 4, jit_compile=False)
     states = tf.function(lambda t: layer(X, t=t))(tf.constant([0.2, 0.5, 1.2, 0.0, 0.0]))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_ode import ODELayer
 from keras_ode.layers import DepthVarying, LinearMultistepBlocks, ResidualBlocks, TimeDense
-from tests.marks import nightly, slow
+from tests.marks import nightly
 
 Y = np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
 
@@ -95,7 +95,8 @@ def test_piecewise_constant_weights_give_a_product_of_matrix_exponentials(fit_co
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("per_sample", [slow(False), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("per_sample", [nightly(False), True])
 def test_piecewise_linear_weights_give_the_exponential_of_their_integral(per_sample):
     """`y' = a(t) y` with `a` through (0, 1), (1, -1), (2, 3), whose integral is 1 (trapezoids)."""
     dynamics = DepthVarying(keras.layers.Dense(1, use_bias=False), 2, t=(0.0, 2.0), kind="linear")

@@ -88,7 +88,7 @@ def original(name):
 
 
 @pytest.mark.parametrize("how", COPIES)
-@every()
+@every(slow=SLOW | {"LatentODE", "ODENet"})
 def test_copy_has_its_own_weights_and_the_same_outputs(name, how):
     case, model, expected = original(name)
     copy = COPIES[how](model)

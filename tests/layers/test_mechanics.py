@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.layers import HamiltonianDynamics, LagrangianDynamics, SecondOrderDynamics, TimeDense
-from tests.marks import slow
+from tests.marks import nightly
 
 Y = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 
@@ -58,8 +58,9 @@ def test_a_singular_lagrangian_gives_no_number_but_no_error():
         flat = keras.layers.Dense(1, kernel_initializer="zeros")
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind, activation", [(HamiltonianDynamics, "tanh"), slow(LagrangianDynamics, "softplus")])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, nightly(True)])
+@pytest.mark.parametrize("kind, activation", [(HamiltonianDynamics, "tanh"), nightly(LagrangianDynamics, "softplus")])
 def test_energy_of_any_network_is_conserved_and_its_weights_have_gradients(kind, activation, jit_compile):
     layer = keras_ode.ODELayer(kind(small(activation)), t=(0.0, 5.0), rtol=1e-6, solver="bosh3", jit_compile=jit_compile)
     with tf.GradientTape() as tape:

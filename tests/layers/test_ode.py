@@ -416,6 +416,7 @@ def test_dropout_does_nothing_outside_training():
     np.testing.assert_allclose(plain(Noise())(tf.zeros([4, 16]), training=False), np.ones([4, 16]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_sees_the_mask_of_its_forward_solve():
     """y' = mask * w from 0 is mask * w, so that the gradient by w is the mask that the output shows."""
 
@@ -460,6 +461,7 @@ def test_dynamics_of_any_kind_is_saved(dynamics, tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+@pytest.mark.slow
 def test_weights_saved_alone_give_the_same_predictions(trained, tmp_path):
     model, _ = trained
     model.save_weights(tmp_path / "model.weights.h5")
@@ -625,6 +627,7 @@ def test_output_of_another_shape_than_the_state_is_refused_by_name():
 # Times
 
 
+@pytest.mark.slow
 def test_layer_takes_times_that_learn_where_it_is_called_and_refuses_to_keep_them():
     end = tf.Variable(1.5)
     with pytest.raises(TypeError, match=r"layer\(y, t=...\).*Variable"):

@@ -152,6 +152,7 @@ def test_arguments_reach_the_solve_of_the_layer():
     np.testing.assert_array_equal(solution.ys[-1], layer(y, args=(u,)))
 
 
+@pytest.mark.slow
 def test_gradient_reaches_a_variable_among_the_arguments():
     layer, k = ODELayer(lambda t, y, k: -k * y, rtol=1e-6, adjoint="backsolve", jit_compile=False), keras.Variable(0.5)
     with tf.GradientTape() as tape:

@@ -205,6 +205,7 @@ def test_series_goes_on_from_its_states():
         np.testing.assert_allclose(output, layer(X, t=TIMES)[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_initial_state_gets_its_gradient():
     layer, start = linear(adjoint="backsolve"), tf.ones([3, 3])
     with tf.GradientTape() as tape:

@@ -167,6 +167,7 @@ def test_training_with_hutchinson_lowers_the_exact_loss():
 # As a Keras model
 
 
+@pytest.mark.slow
 def test_fit_lowers_the_negative_log_likelihood(trained):
     flow, points, losses = trained
     assert losses[-1] < losses[0] - 0.2

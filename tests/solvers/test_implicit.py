@@ -92,7 +92,7 @@ def test_steps_a_million_times_the_time_scale_follow_the_slow_solution(name):
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])
-@pytest.mark.parametrize("name", [slow(name) if name == "auto" else name for name in ACCURATE])  # which has a file of tests
+@pytest.mark.parametrize("name", [name if name == "rodas5p" else slow(name) for name in ACCURATE])
 def test_robertsons_reaction_is_that_of_scipy(name, tolerance):
     y0, options = [1.0, 0.0, 0.0], {"solver": name, "rtol": tolerance, "atol": 1e-6 * tolerance}
     solution = solve(robertson, y0, [0.0, 1e11], args=(tf.constant(RATES),), **options)
@@ -161,6 +161,7 @@ def test_step_without_a_solution_ends_in_not_converged_and_its_neighbors_go_on()
     np.testing.assert_allclose(solution.ys[-1], [[np.nan], [(1 - np.sqrt(0.6)) / 2]], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_step_whose_stages_do_not_converge_is_tried_again_with_a_smaller_size():
     """A Jacobian of zero: the iteration converges for steps below the time scale only."""
     field = lambda t, y: -1000 * (tf.stop_gradient(y) - 1)
@@ -198,7 +199,8 @@ def root(rate, y0):
     return (tf.sqrt(1 + 2 * rate * y0) - 1) / rate
 
 
-@pytest.mark.parametrize("adjoint", ["checkpointed", pytest.param("direct", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", ["checkpointed", nightly("direct")])
 def test_gradient_of_an_implicit_step_is_that_of_the_implicit_function(adjoint):
     inputs = tf.constant(2.0, tf.float64), tf.constant([1.3], tf.float64)
 

@@ -170,6 +170,7 @@ def test_rows_and_their_gradients_are_those_of_the_closed_form(adjoint, solver, 
     assert set(status.numpy()) == {Status.SUCCESS}
 
 
+@pytest.mark.slow
 def test_row_that_begins_inconsistent_is_nan_with_its_status_and_its_neighbors_go_on():
     y0 = tf.constant([[1.0, 0.5], [1.0, 0.6], [1.0, 25.0]], tf.float64)
     rate, t = tf.constant([1.0, 3.0, 50.0], tf.float64), tf.constant([0.0, 1.0], tf.float64)
@@ -206,6 +207,7 @@ def test_consistent_state_that_does_not_exist_is_refused_with_its_residual():
         keras_ode.consistent_state(field, tf.constant([1.0, 0.3], tf.float64), 0.0, FIRST)
 
 
+@pytest.mark.slow
 def test_inconsistent_start_is_refused_with_its_residual_and_the_remedy():
     with pytest.raises(ValueError, match=r"residual is 0\.002.* tolerances away.*keras_ode.consistent_state"):
         solve(bell, [1.0, 2e-3], [0.0, 1.5], FIRST, rtol=1e-6)

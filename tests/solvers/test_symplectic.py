@@ -10,7 +10,7 @@ from scipy.special import ellipk
 
 import keras_ode
 from keras_ode import solvers
-from tests.marks import nightly, slow
+from tests.marks import nightly
 from tests.references import SYMPLECTIC
 
 START = (tf.constant([1.0], tf.float64), tf.constant([0.5], tf.float64))
@@ -214,9 +214,10 @@ def test_gradient_of_the_steps_is_that_of_plain_differentiation(name):
             np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint, jit_compile",
-    [slow("checkpointed", True), ("interpolating", False), slow("backsolve", False)],
+    [nightly("checkpointed", True), ("interpolating", False), nightly("backsolve", False)],
     ids=lambda x: str(x),
 )
 def test_gradient_is_that_of_the_closed_form(adjoint, jit_compile):
