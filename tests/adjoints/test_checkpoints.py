@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.adjoints.checkpoints import plan
+from tests.marks import nightly
 
 
 @hypothesis.settings(max_examples=100, deadline=None)
@@ -36,8 +37,9 @@ def test_slots_that_suffice_are_filled_in_their_order(capacity):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile, per_sample", [(False, True), (True, False), nightly(False, False), nightly(True, True)]
+)
 def test_gradients_by_large_and_small_leaves_together_are_those_of_the_closed_form(per_sample, jit_compile):
     """Coefficients of large leaves are kept one by one."""
     y0 = tf.constant(np.linspace(0.5, 2, 2 * 4096, dtype="float32").reshape(2, 4096)), tf.constant([[1.0], [3.0]])

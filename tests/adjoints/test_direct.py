@@ -6,6 +6,7 @@ import scipy.linalg
 import tensorflow as tf
 
 import keras_ode
+from tests.marks import nightly
 from tests.references import relative_error
 
 OPTIONS = {"adjoint": "direct", "rtol": 1e-8, "atol": 1e-8, "max_steps": 64}
@@ -20,9 +21,10 @@ def compiled(function):
     return tf.function(function, jit_compile=True)
 
 
-def in_ways(*ways):
+def in_ways(*ways, at_night=()):
     """Second derivatives take long to trace, so each test has one or two of the three ways, and the Jacobian has all."""
-    return pytest.mark.parametrize("how", ways, ids=[{eager: "eager", compiled: "compiled"}.get(way, "graph") for way in ways])
+    ids = [{eager: "eager", compiled: "compiled"}.get(way, "graph") for way in (*ways, *at_night)]
+    return pytest.mark.parametrize("how", [*ways, *map(nightly, at_night)], ids=ids)
 
 
 def derivative(function):
@@ -44,7 +46,7 @@ def double(x):
 
 
 # The tests after it run in graphs, and the one of the Jacobian in eager code.
-@in_ways(eager, compiled)
+@in_ways(compiled, at_night=[eager])
 @pytest.mark.slow
 def test_second_derivative_by_the_start_is_that_of_the_closed_form(how):
     found = second_derivative(
@@ -102,7 +104,7 @@ def scaled_flow(scale):
 
 
 # In a graph TensorFlow vectorizes the second derivative, which takes it half a minute.
-@in_ways(eager, tf.function, compiled)
+@in_ways(eager, compiled, at_night=[tf.function])
 @pytest.mark.slow
 def test_jacobian_of_a_gradient_is_the_matrix_of_second_differences(how):
     @how
@@ -164,6 +166,7 @@ def test_compiled_calls_give_the_gradients_of_the_plain_graph(how):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph():
     def second(jit_compile):
         weights, times = wide_weights(), double([0.0, 0.4])

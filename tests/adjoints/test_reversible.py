@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.solvers import Reversible
+from tests.marks import nightly
 
 SOLVERS = ["asynchronous_leapfrog", "reversible_heun", Reversible("midpoint", coupling=0.99)]
 CONSTANT = {"controller": "constant", "step_size": 0.03, "max_steps": 60}
@@ -59,8 +60,8 @@ XLA = tf.function(jit_compile=True)
     "how, dtype, rtol",
     [
         pytest.param(tf.function, "float32", 1e-4, id="graph-float32", marks=pytest.mark.slow),
-        pytest.param(XLA, "float64", 1e-10, id="xla-float64", marks=pytest.mark.slow),
-        pytest.param(tf.function, "float64", 1e-10, id="graph-float64", marks=pytest.mark.slow),
+        nightly(XLA, "float64", 1e-10, id="xla-float64"),
+        nightly(tf.function, "float64", 1e-10, id="graph-float64"),
         pytest.param(XLA, "float32", 1e-4, id="xla-float32", marks=pytest.mark.slow),
     ],
 )

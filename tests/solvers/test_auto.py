@@ -127,7 +127,7 @@ def test_each_row_has_the_method_and_the_gradient_that_it_has_alone(how):
             np.testing.assert_allclose(tf.gather(both, row, axis=axis), tf.gather(one, 0, axis=axis), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("adjoint", "per_sample"), [("interpolating", False), ("direct", True)])
+@pytest.mark.parametrize(("adjoint", "per_sample"), [("interpolating", False), nightly("direct", True)])
 @pytest.mark.slow
 def test_gradient_of_a_solve_that_changes_its_method_is_that_of_the_closed_form(adjoint, per_sample):
     inputs = [tf.constant(x if per_sample else x[:1], tf.float64) for x in (START, RATES, HEIGHTS)]

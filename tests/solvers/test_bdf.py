@@ -70,7 +70,7 @@ def test_saved_states_and_rows_in_both_directions_of_time():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", ["interpolating", "checkpointed"])
+@pytest.mark.parametrize("adjoint", [nightly("interpolating"), "checkpointed"])
 def test_gradient_by_robertsons_rates_is_that_of_finite_differences(adjoint):
     rates = tf.constant([0.04, 3e7, 1e4], tf.float64)
     with tf.GradientTape() as tape:

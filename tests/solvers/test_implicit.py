@@ -12,7 +12,7 @@ from keras_ode import Status
 from keras_ode.solvers import SOLVERS
 from keras_ode.solvers.base import Field, Interval, Stage
 from keras_ode.solvers.linear import Linearization
-from tests.marks import nightly, slow
+from tests.marks import graded, nightly, slow
 from tests.references import LIKE_OTHERS
 from tests.stiff import PROBLEMS
 
@@ -137,7 +137,7 @@ def test_single_precision_does_not_ask_stages_for_more_than_it_has():
 
 # The rows of tests/test_per_sample.py, and those of which one does not converge, below, have systems of their own.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rodas5p", "kvaerno5", "radau"])
+@pytest.mark.parametrize("name", ["rodas5p", nightly("kvaerno5"), "radau"])
 def test_rows_with_rates_of_their_own_are_solved_as_if_alone(name):
     rates = RATES * np.exp(np.random.default_rng(0).normal(size=[64, 3]))
     y0, options = np.tile([1.0, 0.0, 0.0], [64, 1]), {"solver": name, "rtol": 1e-6, "atol": 1e-12}
@@ -214,6 +214,7 @@ def test_gradient_of_an_implicit_step_is_that_of_the_implicit_function(adjoint):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_third_derivative_of_an_implicit_step_is_exact_and_a_fourth_one_is_refused():
     def step(rate):
         options = {"solver": "implicit_euler", "step_size": 0.5, "adjoint": "direct", "max_steps": 1, "jit_compile": False}
@@ -310,8 +311,7 @@ def test_integral_over_a_step_has_the_order_of_the_method(name):
 
 
 # One solver of each family with its gradient, whose program is twice as large.
-@pytest.mark.parametrize("name", OF_ONE_ORDER)
-@pytest.mark.slow
+@pytest.mark.parametrize("name", graded(OF_ONE_ORDER, quick=[], slow_ones=["rodas5p", "kvaerno5", "implicit_euler", "radau"]))
 def test_compiled_solve_is_that_of_the_plain_graph(name):
     def run(y0, rate):
         with tf.GradientTape() as tape:

@@ -190,7 +190,7 @@ def test_jacobian_whose_columns_are_found_in_a_loop_is_that_written_out(monkeypa
         nightly("gmres", "rosenbrock23", "direct", False),
         ("gmres", "rosenbrock23", "checkpointed", True),
         nightly("gmres", "kvaerno3", "checkpointed", False),  # the rows above, by Euler's method, are solved by GMRES too
-        ("loop", "rosenbrock23", "direct", False),
+        nightly("loop", "rosenbrock23", "direct", False),
     ],
 )
 def test_solution_and_gradients_are_those_by_a_matrix_that_is_written_out(way, solver, adjoint, jit_compile):

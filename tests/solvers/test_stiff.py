@@ -78,7 +78,7 @@ def test_end_is_that_of_the_test_set_in_no_more_steps_than_scipys_implicit_ones(
             assert int(solution.stats["num_steps"]) <= 1.2 * by_scipy(name, tolerance)[0]
 
 
-@pytest.mark.parametrize("name", graded(PROBLEMS, quick=[], slow_ones=["robertson", "hires"]))
+@pytest.mark.parametrize("name", graded(PROBLEMS, quick=[], slow_ones=["robertson"]))
 def test_radau_takes_no_more_steps_than_scipys_radau_for_the_same_error(name):
     """By straight lines through the logarithms of steps and errors at six tolerances; `pytest -s` shows the numbers."""
     tolerances = 10 ** -np.array([3.5, 4, 5, 6, 7, 8])
