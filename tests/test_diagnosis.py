@@ -14,7 +14,7 @@ from keras_ode import Status, dynamics
 from keras_ode.adjoints import Backsolve, Checkpointed, Interpolating
 from keras_ode.adjoints.problem import Problem
 from keras_ode.arguments import checked_method
-from tests.gradients import ADJOINTS, quick
+from tests.gradients import ADJOINTS
 from tests.marks import graded, slow
 
 PLAIN = {"jit_compile": False}
@@ -154,7 +154,7 @@ def test_failed_row_has_gradients_of_nan_and_leaves_those_of_the_others_alone(ad
 
 
 # Here TensorFlow differentiates the steps, and above the package.
-@pytest.mark.parametrize("adjoint", quick("direct"))
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["direct"], slow_ones=["interpolating"]))
 def test_failed_solve_has_gradients_of_nan(adjoint):
     start, k = tf.constant([2.0], tf.float64), tf.constant(1.0, tf.float64)
     with tf.GradientTape() as tape:

@@ -64,7 +64,7 @@ def test_gradients_of_rosenbrock_methods_follow_what_the_jacobian_reads():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", ["implicit_euler", "radau"])
+@pytest.mark.parametrize("solver", [nightly("implicit_euler"), "radau"])
 def test_crude_jacobian_costs_iterations_but_changes_neither_the_solution_nor_its_gradient(solver):
     found = []
     for ours in (None, lambda t, y, rate: tf.linalg.diag(tf.constant([0.0, -50.0], tf.float64))):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
-from tests.marks import nightly
+from tests.marks import graded, nightly
 from tests.test_step_sizes import ONE, decay, solve
 
 # The others have nothing of their own here.
@@ -37,7 +37,7 @@ def solved(norm, adjoint="interpolating", dtype=tf.float64):
     return abs(float(y[0]) - EXACT) / 1e-5, abs(float(gradient[0]) - EXACT) / 1e-5
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating", "direct"], slow_ones=[]))
 @pytest.mark.slow
 def test_error_of_one_element_among_many_is_seen_by_the_largest_and_hidden_by_the_mean(adjoint):
     """Forward, and in the derivative, for the backward solve has the same norm."""

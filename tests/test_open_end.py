@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Event, Status
+from tests.marks import nightly
 
 INFINITY = float("inf")
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "max_steps": 128, "jit_compile": False}
@@ -38,7 +39,7 @@ def check_first_times(found):
 LEVEL = tf.constant(0.01, tf.float64)
 
 
-@pytest.mark.parametrize("adjoint", ["interpolating", "backsolve", "checkpointed", "direct"])
+@pytest.mark.parametrize("adjoint", ["interpolating", nightly("backsolve"), nightly("checkpointed"), "direct"])
 @pytest.mark.slow
 def test_event_ends_a_solve_that_has_no_end(adjoint):
     check_first_times(first_times(START, RATE, LEVEL, adjoint=adjoint))
