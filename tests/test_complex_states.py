@@ -62,7 +62,7 @@ def test_gradients_by_times_start_and_arguments_are_those_through_the_closed_for
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["checkpointed"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["checkpointed", "direct"], slow_ones=[]))
 def test_gradients_by_variables_and_tensors_that_the_dynamics_reads_are_those_of_a_linear_system(adjoint):
     """`y' = A y` with a complex matrix that is a variable and a complex factor that is a tensor from outside."""
     random = np.random.default_rng(1)

@@ -138,7 +138,7 @@ def test_stiffness_is_that_of_every_row():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating", "direct"], slow_ones=[]))
 def test_failed_row_has_gradients_of_nan_and_leaves_those_of_the_others_alone(adjoint):
     """y' = k y^2 from 2 does not reach 1. The rows share k, so its gradient cannot be told."""
     start, k = tf.constant([[0.1], [2.0], [0.2]], tf.float64), tf.constant(1.0, tf.float64)

@@ -168,7 +168,7 @@ def time_along_a_turn(start, level, direction):
 
 # A condition that becomes false, below, has the direction -1.
 @pytest.mark.slow
-@pytest.mark.parametrize(("direction", "expected"), [(1, 1.5 * np.pi), nightly(-1, 0.5 * np.pi), nightly(0, 0.5 * np.pi)])
+@pytest.mark.parametrize(("direction", "expected"), [(1, 1.5 * np.pi), (-1, 0.5 * np.pi), nightly(0, 0.5 * np.pi)])
 def test_direction_chooses_among_roots(direction, expected):
     assert time_along_a_turn([1.0, 0.0], 0.0, direction) == pytest.approx(expected, abs=1e-6)  # cos t
 
@@ -236,7 +236,7 @@ def test_functions_without_a_slope_have_their_events_where_they_jump_and_no_grad
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("direction", "time"), [(-1, np.log(2)), nightly(1, np.nan)])
+@pytest.mark.parametrize(("direction", "time"), [(-1, np.log(2)), (1, np.nan)])
 def test_condition_is_an_event_where_it_becomes_false_or_true(direction, time):
     event = keras_ode.Event(lambda y: y[0] > 0.5, direction=direction)
     solution = keras_ode.solve(decay, ONE, [0.0, 2.0], event=event, **TIGHT)

@@ -366,8 +366,8 @@ NEAR_ZERO = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, solver, checkpoints",
-    [("from zero", "tsit5", 32), nightly("from zero", "bosh3", 32), nightly("to zero", "tsit5", 0), nightly("to zero", "bosh3", 0),
-     nightly("to zero", "dopri5", 0), nightly("padded", "tsit5", 0)],
+    [("from zero", "tsit5", 32), nightly("from zero", "bosh3", 32), ("to zero", "tsit5", 0), nightly("to zero", "bosh3", 0),
+     nightly("to zero", "dopri5", 0), ("padded", "tsit5", 0)],
 )  # fmt: skip
 def test_state_that_passes_through_zero_has_not_drifted(name, solver, checkpoints):
     dynamics, y0, end, expected = NEAR_ZERO[name]
@@ -403,7 +403,7 @@ def test_drift_of_a_small_element_is_seen_beside_a_large_one():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "how, times",
-    [(eager, [0.0, 2.0]), nightly(tf.function, [0.0, 0.5, 2.0]), nightly(tf.function(jit_compile=True), [0.0, 0.5, 2.0])],
+    [(eager, [0.0, 2.0]), (tf.function, [0.0, 0.5, 2.0]), nightly(tf.function(jit_compile=True), [0.0, 0.5, 2.0])],
     ids=["eager, two times", "graph, three times", "compiled, three times"],
 )
 def test_gradients_of_a_failed_solve_are_nan(how, times):

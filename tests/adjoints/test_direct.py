@@ -166,7 +166,6 @@ def test_compiled_calls_give_the_gradients_of_the_plain_graph(how):
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
 def test_second_derivative_through_compiled_calls_is_that_of_the_plain_graph():
     def second(jit_compile):
         weights, times = wide_weights(), double([0.0, 0.4])

@@ -60,7 +60,7 @@ def test_a_singular_lagrangian_gives_no_number_but_no_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, nightly(True)])
-@pytest.mark.parametrize("kind, activation", [(HamiltonianDynamics, "tanh"), nightly(LagrangianDynamics, "softplus")])
+@pytest.mark.parametrize("kind, activation", [(HamiltonianDynamics, "tanh"), (LagrangianDynamics, "softplus")])
 def test_energy_of_any_network_is_conserved_and_its_weights_have_gradients(kind, activation, jit_compile):
     layer = keras_ode.ODELayer(kind(small(activation)), t=(0.0, 5.0), rtol=1e-6, solver="bosh3", jit_compile=jit_compile)
     with tf.GradientTape() as tape:

@@ -214,7 +214,6 @@ def test_gradient_of_an_implicit_step_is_that_of_the_implicit_function(adjoint):
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
 def test_third_derivative_of_an_implicit_step_is_exact_and_a_fourth_one_is_refused():
     def step(rate):
         options = {"solver": "implicit_euler", "step_size": 0.5, "adjoint": "direct", "max_steps": 1, "jit_compile": False}
