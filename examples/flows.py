@@ -129,7 +129,7 @@ def main():
     models, results = flows(width), {}
     # The same weights, with tight tolerances: the errors of a loose solve can raise the computed likelihood.
     exact = ContinuousNormalizingFlow(models[0].dynamics, rtol=1e-5, atol=1e-5)
-    exact.compile(jit_compile=not arguments.quick)  # which takes longer than the few steps
+    exact.compile(jit_compile=not arguments.quick)  # compiling takes longer than what it saves there
     print(f"Median of {seeds} seed(s) of the held-out log-likelihood [nats], integral of the density, time so far")
     for name in names:
         points, held_out, scores = samples(name, 50000, seed=1), samples(name, 5000, seed=2), []

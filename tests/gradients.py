@@ -8,9 +8,9 @@ from tests.marks import graded
 ADJOINTS = ["backsolve", "interpolating", "checkpointed", "direct"]
 
 
-def quick(*names):
+def quick(*names, slow_ones=None):
     """All adjoints, of which only those named are tested where there is little time: the others have nothing of their own here."""
-    return graded(ADJOINTS, quick=names)
+    return graded(ADJOINTS, quick=names, slow_ones=slow_ones)
 
 
 def eager(function):

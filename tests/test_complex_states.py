@@ -7,8 +7,8 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
-from tests.gradients import ADJOINTS, compiled
-from tests.marks import graded, nightly
+from tests.gradients import compiled, quick
+from tests.marks import nightly
 
 OPTIONS = {"rtol": 1e-8, "atol": 1e-8, "jit_compile": False}
 TIMES = np.array([0.0, 0.4, 1.5])
@@ -62,7 +62,7 @@ def test_gradients_by_times_start_and_arguments_are_those_through_the_closed_for
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["checkpointed", "direct"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", quick("checkpointed", "direct", slow_ones=[]))
 def test_gradients_by_variables_and_tensors_that_the_dynamics_reads_are_those_of_a_linear_system(adjoint):
     """`y' = A y` with a complex matrix that is a variable and a complex factor that is a tensor from outside."""
     random = np.random.default_rng(1)

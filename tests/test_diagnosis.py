@@ -14,7 +14,7 @@ from keras_ode import Status, dynamics
 from keras_ode.adjoints import Backsolve, Checkpointed, Interpolating
 from keras_ode.adjoints.problem import Problem
 from keras_ode.arguments import checked_method
-from tests.gradients import ADJOINTS
+from tests.gradients import quick
 from tests.marks import graded, slow
 
 PLAIN = {"jit_compile": False}
@@ -138,7 +138,7 @@ def test_stiffness_is_that_of_every_row():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating", "direct"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct", slow_ones=[]))
 def test_failed_row_has_gradients_of_nan_and_leaves_those_of_the_others_alone(adjoint):
     """y' = k y^2 from 2 does not reach 1. The rows share k, so its gradient cannot be told."""
     start, k = tf.constant([[0.1], [2.0], [0.2]], tf.float64), tf.constant(1.0, tf.float64)
@@ -154,7 +154,7 @@ def test_failed_row_has_gradients_of_nan_and_leaves_those_of_the_others_alone(ad
 
 
 # Here TensorFlow differentiates the steps, and above the package.
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["direct"], slow_ones=["interpolating"]))
+@pytest.mark.parametrize("adjoint", quick("direct", slow_ones=["interpolating"]))
 def test_failed_solve_has_gradients_of_nan(adjoint):
     start, k = tf.constant([2.0], tf.float64), tf.constant(1.0, tf.float64)
     with tf.GradientTape() as tape:

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import Status
-from tests.gradients import ADJOINTS
-from tests.marks import graded, nightly, slow
+from tests.gradients import quick
+from tests.marks import nightly, slow
 from tests.references import Counting
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "jit_compile": False}
@@ -63,7 +63,7 @@ def test_second_derivative_of_the_time_of_an_event_is_nan_and_not_a_part_of_it()
 
 # The second derivatives above are of "direct", the bouncing ball below is of "checkpointed", and "backsolve" is of one kind
 # with "interpolating".
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating", "direct"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", quick("interpolating", "direct", slow_ones=[]))
 @pytest.mark.slow
 def test_rows_have_their_own_events_and_gradients(adjoint):
     level, start = tf.Variable(0.5, dtype=tf.float64), tf.constant([[1.0], [2.0], [0.1]], tf.float64)
@@ -341,7 +341,7 @@ def bounce_in_closed_form(step=1e-6):
     return ball(1, 0.8, 1.5), by_height, by_bounciness
 
 
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["checkpointed", "direct"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", quick("checkpointed", "direct", slow_ones=[]))
 @pytest.mark.slow
 def test_bouncing_ball_and_its_gradient_are_those_of_the_closed_form(adjoint):
     found = bounce(tf.constant([1.0, 0.0], tf.float64), tf.constant(0.8, tf.float64), adjoint=adjoint, **TIGHT)

@@ -6,8 +6,7 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode.execution import _compiled
-from tests.gradients import ADJOINTS
-from tests.marks import graded
+from tests.gradients import quick
 from tests.references import cosine
 
 
@@ -77,7 +76,7 @@ def test_state_is_the_one_that_the_step_reached_as_a_nest_like_the_first(capfd):
     assert lines == ["seen 0.5 [2]", "seen 0.25 [2]", "seen 0.125 [2]", "seen 0.0625 [2]"]
 
 
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating"], slow_ones=["direct"]))
+@pytest.mark.parametrize("adjoint", quick("interpolating", slow_ones=["direct"]))
 def test_backward_pass_does_not_call_the_function(adjoint):
     recording = Recording()
     y0 = tf.constant([1.0], "float64")

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 import keras_ode
 from keras_ode import ODELayer, regularizers
-from tests.gradients import ADJOINTS, quick
-from tests.marks import graded, nightly, slow
+from tests.gradients import quick
+from tests.marks import nightly, slow
 from tests.references import relative_error
 
 MATRIX = np.array([[-0.2, 1.0], [-1.3, -0.4]])
@@ -200,7 +200,7 @@ def test_error_estimates_are_refused_where_there_are_none():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["backsolve"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", quick("backsolve", slow_ones=[]))
 def test_regularizer_changes_neither_the_steps_nor_the_gradient_of_the_output(adjoint):
     """Loose tolerances: were the penalty under error control, forward or backward, steps would differ."""
     found = []

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_ode
 from tests.gradients import ADJOINTS, compiled, eager, gradients, quick
-from tests.marks import graded, nightly, slow
+from tests.marks import nightly, slow
 from tests.references import (
     MATRIX,
     START,
@@ -254,7 +254,7 @@ def test_gradients_of_two_stacked_layers_are_those_of_matrix_exponentials(adjoin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["interpolating"], slow_ones=[]))
+@pytest.mark.parametrize("adjoint", quick("interpolating", slow_ones=[]))
 def test_a_network_shared_by_two_layers_gets_the_sum_of_their_gradients(adjoint):
     first = linear_layer(MATRIX, adjoint)
     options = {"max_steps": 64, "jit_compile": False, **TIGHT}
@@ -468,7 +468,7 @@ def test_gradients_of_unused_parameters_are_zero(adjoint, how):
 
 # A backward pass of the package takes products of the field, and TensorFlow differentiates the steps of "direct".
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["backsolve"], slow_ones=["direct"]))
+@pytest.mark.parametrize("adjoint", quick("backsolve", slow_ones=["direct"]))
 def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
     def hamiltonian(t, y, frequency):
         q, p = y[0], y[1]
@@ -489,7 +489,7 @@ def test_a_tape_inside_the_dynamics_gives_hamiltonian_gradients(adjoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adjoint", graded(ADJOINTS, quick=["backsolve"], slow_ones=["direct"]))
+@pytest.mark.parametrize("adjoint", quick("backsolve", slow_ones=["direct"]))
 def test_gradients_of_operations_that_have_gradients_of_their_own_are_those_of_complex_steps(adjoint):
     # TensorFlow gives silu its derivative by a Python function.
     found = gradients(
