@@ -35,9 +35,9 @@ class StepRecord(NamedTuple):
 class RecordSteps:
     """Observes the steps that are tried: `record` returns the first `recorder.capacity` of them as a `StepRecord`.
 
-    The loop runs each operation of `see` in every step, so there are as few as possible: the rows of all samples are written
-    together, in place, the loop's own number of steps counts them where all samples share their steps, and times are converted when
-    they are read.
+    The loop runs each operation of `see` in every step, so there are as few as possible, and nothing is carried but the rows: those
+    of all samples are written together, in place, the loop's own number of steps counts them, and times are converted when they are
+    read.
 
     Args:
         recorder: What asks for them: of the first `recorder.samples` samples in the first `recorder.capacity` iterations.
@@ -58,36 +58,30 @@ class RecordSteps:
         return StepRecord(tf.zeros_like(like, dtype=tf.int32) if self.per_sample else (), 0, rows)
 
     def start(self):
-        num_steps, num_rows, rows, _ = self.before
-        return (num_steps, tf.convert_to_tensor(num_rows), rows) if self.per_sample else rows
+        return self.before.rows
 
-    def see(self, state, trial):
+    def see(self, rows, trial):
         error, outcome = trial.error, tf.cast(trial.accept, trial.error.dtype)
         if trial.step.error is None:
             error = tf.fill(tf.shape(error), tf.constant(np.nan, error.dtype))
-        if not self.per_sample:  # the loop only goes on while the one solve runs
-            number = self._number(trial.number)
-            return self._put(state, tf.minimum(number, self.capacity), _row(trial.interval, error, outcome))
-        num_steps, number, rows = state
-        row = self._kept(_row(trial.interval, error, tree.select(trial.running, outcome, -1)))
-        rows = self._put(rows, tf.minimum(number, self.capacity), row)
-        return num_steps + tf.cast(self._kept(trial.running), tf.int32), number + 1, rows
+        if self.per_sample:
+            outcome = tree.select(trial.running, outcome, -1)
+        row = self._kept(tf.stack([trial.interval.start, trial.interval.size, error, outcome], axis=-1))
+        return self._put(rows, tf.minimum(self._num_rows(trial.number), self.capacity), row)
 
-    def record(self, state, num_steps):
+    def record(self, rows, num_steps):
         """The `StepRecord` of what `see` returned last, in a loop of so many steps."""
-        return StepRecord(*state) if self.per_sample else StepRecord((), self._number(num_steps), state)
+        tried = self.before.num_steps + self._kept(num_steps) if self.per_sample else ()
+        return StepRecord(tried, self._num_rows(num_steps), rows)
 
-    def _number(self, number):
-        """The number of rows after so many in this loop."""
+    def _num_rows(self, num_steps):
+        """The number of rows after so many steps in this loop, of which a sample that still runs has tried the most."""
+        number = tf.reduce_max(num_steps) if self.per_sample else num_steps
         return self.before.num_rows + number if tf.is_tensor(self.before.num_rows) else number
 
     def _kept(self, values):
         """Those of the samples that are kept, of values of all samples; what all samples share as it is."""
         return values[: self.samples] if self.per_sample else values
-
-
-def _row(interval, error, outcome):
-    return tf.stack([interval.start, interval.size, error, outcome], axis=-1)
 
 
 def step_observers(recorder, like, **options):

@@ -62,6 +62,7 @@ class Interpolating(ContinuousAdjoint):
     def backward(self, problem, outcome, memory, cotangents):
         history = _Polynomials(problem, self.checkpoints, dense=True)
         method = self.backward_method(problem, outcome)
+        recording = step_observers(problem.recorder, problem.times[0])
         start = _Progress(
             last=tf.where(outcome.status == int(Status.SUCCESS), memory.trajectory.num_steps, 0),
             polynomials=history.writable(memory.trajectory, memory.kept),
@@ -70,7 +71,7 @@ class Interpolating(ContinuousAdjoint):
             step_size=method.step_size,
             status=outcome.status,
             num_evaluations=tf.constant(0),
-            record=tuple(o.record(o.start(), tf.constant(0)) for o in step_observers(problem.recorder, problem.times[0])),
+            record=tf.nest.map_structure(tf.convert_to_tensor, tuple(o.before for o in recording)),
         )
 
         def reverse_block(*progress):

@@ -106,70 +106,67 @@ class _TotalsHandle:
 class _Ring:
     """The records of the last solves, in a ring of slots: solve `n` is in slot `n % slots`.
 
-    A record consists of the rows of a `StepRecord`, its clock (zeros if it has none), and three counts for each stored sample:
-    the number of tried steps (-1 if the batch has no such sample), the number of samples in the batch, and the number of rows.
-    Several slots need the number of solves since `rewind`; one slot has a number of rows of -1 until the first.
+    A slot is one tensor `[2 + capacity + 1, samples, 4]`, so that a solve writes one variable. Its first row has three counts for
+    each stored sample: the number of tried steps, the number of samples in the batch, and the number of rows (`-1` where the batch
+    has no such sample). The second has the sample's clock (zeros if it has none), and the others are those of a `StepRecord`.
+
+    Several slots need the number of solves since `rewind`; one slot has counts of `-1` until the first.
     """
 
     def __init__(self, capacity, samples, slots, dtype):
         self.slots, self.samples = slots, samples
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.calls = _variable(np.zeros([], "int32"), first) if slots > 1 else None
-        self.counts = _variable(np.full([slots, samples, 3], -1, "int32"), first)
-        self.clock = _variable(np.zeros([slots, samples, 3], dtype), first)
-        self.rows = _variable(np.zeros([slots, capacity + 1, samples, 4], dtype), first)
+        dtype = "float64" if dtype == "float64" else "float32"  # which has room for 16 million steps
+        self.records = _variable(np.full([slots, 2 + capacity + 1, samples, 4], -1, dtype), first)
 
     def handle(self):
-        calls = None if self.calls is None else _local(self.calls)
-        return _RingHandle(self, calls, *(_local(variable) for variable in (self.counts, self.clock, self.rows)))
+        return _RingHandle(self, None if self.calls is None else _local(self.calls), _local(self.records))
 
     def rewind(self):
         if self.calls is None:
-            self.counts.assign(tf.fill(self.counts.shape, -1))
+            self.records.assign(tf.fill(self.records.shape, tf.constant(-1, self.records.dtype)))
         else:
             self.calls.assign(0)
 
     def read(self):
-        counts, clock, rows = (tf.convert_to_tensor(v).numpy() for v in (self.counts, self.clock, self.rows))
-        calls = int(counts[0, 0, 2] >= 0) if self.calls is None else tf.convert_to_tensor(self.calls).numpy()
+        records = tf.convert_to_tensor(self.records).numpy()
+        counts = records[:, 0, :, :3].astype("int64")
+        clocks = np.where(counts[..., :1] >= 0, records[:, 1, :, :3], 0)
+        calls = int(counts[0, 0, 0] >= 0) if self.calls is None else int(tf.convert_to_tensor(self.calls).numpy())
         slots = [n % self.slots for n in range(max(0, calls - self.slots), calls)]
-        written = np.minimum(counts[:, 0, 2], rows.shape[1] - 1)
-        return int(calls), [(counts[slot], _on_clock(clock[slot], rows[slot, : written[slot]])) for slot in slots]
+        rows = [records[slot, 2 : 2 + counts[slot, 0, 2]][: records.shape[1] - 3] for slot in slots]
+        return calls, [(counts[slot], _on_clock(clocks[slot], kept)) for slot, kept in zip(slots, rows, strict=True)]
 
 
 class _RingHandle:
-    def __init__(self, ring, calls, *variables):
-        self._ring, self._calls, self._variables = ring, calls, variables
+    def __init__(self, ring, calls, records):
+        self._ring, self._calls, self._records = ring, calls, records
 
     def put(self, record, status):
         """Every batch runs these operations, so there are as few as possible."""
-        values = zip(self._variables, self._entries(record, status), strict=True)
-        pairs = [(variable, value) for variable, value in values if tf.is_tensor(value)]
+        entry = self._entry(record, status)
         if self._calls is None:
-            return [tf.raw_ops.AssignVariableOp(resource=r, value=value) for r, value in pairs]
+            return [tf.raw_ops.AssignVariableOp(resource=self._records, value=entry[None])]
         calls = tf.raw_ops.ReadVariableOp(resource=self._calls, dtype=tf.int32)
-        slot = calls[None] % self._ring.slots
-        put = [tf.raw_ops.ResourceScatterUpdate(resource=r, indices=slot, updates=value) for r, value in pairs]
+        put = tf.raw_ops.ResourceScatterUpdate(resource=self._records, indices=calls % self._ring.slots, updates=entry)
         with tf.control_dependencies([calls]):
-            return [*put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
+            return [put, tf.raw_ops.AssignAddVariableOp(resource=self._calls, value=tf.constant(1))]
 
-    def _entries(self, record, status):
-        """Returns the counts, the clock and the rows of as many samples as the ring stores."""
-        has_clock = tf.is_tensor(record.clock)
+    def _entry(self, record, status):
+        """Returns the slot of a solve: see `_Ring`."""
+        dtype = self._ring.records.dtype
+        rows, num_rows = tf.cast(record.rows, dtype), tf.cast(record.num_rows, dtype)
+        clock = tf.cast(record.clock, dtype) if tf.is_tensor(record.clock) else tf.zeros([3], dtype)
         if not status.shape.rank:
-            counts = tf.stack([record.num_rows, 1, record.num_rows])
-            clock = tf.reshape(record.clock, [1, 1, 3]) if has_clock else ()
-            return tf.reshape(counts, [1, 1, 3]), clock, tf.reshape(record.rows, [1, -1, 1, 4])
-        missing = self._ring.samples - tf.shape(record.num_steps)[0]
-        num_steps = tf.pad(record.num_steps, [[0, missing]], constant_values=-1)
-        shared = [tf.fill([self._ring.samples], n) for n in (tf.size(status), record.num_rows)]
-        clock = ()
-        if has_clock:
-            ones = tf.ones([self._ring.samples, 1], record.clock.dtype)
-            clock = tf.pad(record.clock, [[0, missing], [0, 0]]) if record.clock.shape.rank == 2 else ones * record.clock
-            clock = clock[None]
-        rows = tf.pad(record.rows, [[0, 0], [0, missing], [0, 0]])
-        return tf.stack([num_steps, *shared], axis=-1)[None], clock, rows[None]
+            head = tf.concat([tf.stack([num_rows, 1, num_rows, 0]), clock, [0]], axis=0)
+            return tf.concat([tf.reshape(head, [2, 1, 4]), tf.reshape(rows, [-1, 1, 4])], axis=0)
+        num_steps = tf.cast(record.num_steps, dtype)
+        shared = tf.stack([tf.cast(tf.size(status), dtype), num_rows, 0])
+        counts = tf.concat([num_steps[:, None], tf.zeros_like(num_steps)[:, None] + shared], axis=1)
+        clock = tf.zeros_like(counts) + tf.pad(clock, [[0, 0]] * (clock.shape.rank - 1) + [[0, 1]])
+        missing = self._ring.samples - tf.shape(num_steps)[0]
+        return tf.pad(tf.concat([counts[None], clock[None], rows], axis=0), [[0, 0], [0, missing], [0, 0]], constant_values=-1)
 
 
 def _on_clock(clock, rows):
