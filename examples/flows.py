@@ -80,11 +80,11 @@ def flows(width):
     return continuous, CouplingFlow(num_layers=round(continuous.count_params() / 134))
 
 
-def fit(model, start, points, steps, learning_rate):
+def fit(model, start, points, steps, learning_rate, jit_compile):
     """Trains a model by maximum likelihood from the weights `start`. Its compiled programs are those of its first training."""
     if not model.compiled:
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        model.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=True)
+        model.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=jit_compile)
     model.set_weights(start)
     for variable in model.optimizer.variables:
         variable.assign(ops.zeros_like(variable))
@@ -129,14 +129,15 @@ def main():
     models, results = flows(width), {}
     # The same weights, with tight tolerances: the errors of a loose solve can raise the computed likelihood.
     exact = ContinuousNormalizingFlow(models[0].dynamics, rtol=1e-5, atol=1e-5)
-    exact.compile(jit_compile=not arguments.quick)  # compiling takes longer than what it saves there
+    jit_compile = not arguments.quick  # compiling takes longer than a few steps
+    exact.compile(jit_compile=jit_compile)
     print(f"Median of {seeds} seed(s) of the held-out log-likelihood [nats], integral of the density, time so far")
     for name in names:
         points, held_out, scores = samples(name, 50000, seed=1), samples(name, 5000, seed=2), []
         for seed in range(arguments.seed, arguments.seed + seeds):
             keras.utils.set_random_seed(seed)
             for model, fresh, rate in zip(models, flows(width), (1e-2, 5e-3), strict=True):
-                fit(model, fresh.get_weights(), points, steps, rate)
+                fit(model, fresh.get_weights(), points, steps, rate, jit_compile)
             scores.append([model.predict(held_out, batch_size=5000, verbose=0).mean() for model in (exact, models[1])])
         results[name] = points, density(exact), density(models[1])
         numbers = *np.median(scores, axis=0), *(d.sum() * (2 * EXTENT / CELLS) ** 2 for d in results[name][1:])

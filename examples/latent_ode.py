@@ -132,7 +132,7 @@ def main():
     errors, shown, ode, network = {n: [] for n in observed}, {}, latent_ode(), recurrent()
     for model, loss in ((ode, None), (network, "mse")):
         rates = keras.optimizers.schedules.CosineDecay(1e-2, epochs * num_series // 50)
-        model.compile(keras.optimizers.Adam(rates, clipnorm=10.0), loss, jit_compile=True)
+        model.compile(keras.optimizers.Adam(rates, clipnorm=10.0), loss, jit_compile=not arguments.quick)
     for num_observed in observed:
         for seed in range(arguments.seed, arguments.seed + count):
             found, shown[num_observed] = compare(ode, network, num_observed, seed, epochs, num_series)
