@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 class Operations:
-    tanh, concatenate, ones_like, mean = jnp.tanh, jnp.concatenate, jnp.ones_like, jnp.mean
+    tanh, square, concatenate, ones_like, mean = jnp.tanh, jnp.square, jnp.concatenate, jnp.ones_like, jnp.mean
 
     @staticmethod
     def dense(y, weight, bias):

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 class Operations:
-    tanh, concatenate, ones_like, mean = tf.tanh, tf.concat, tf.ones_like, tf.reduce_mean
+    tanh, square, concatenate, ones_like, mean = tf.tanh, tf.square, tf.concat, tf.ones_like, tf.reduce_mean
 
     @staticmethod
     def dense(y, weight, bias):

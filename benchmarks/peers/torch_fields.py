@@ -7,7 +7,7 @@ from torch.nn import functional
 class Operations:
     """Images are `[B, channels, height, width]`, which is faster here."""
 
-    tanh, concatenate, ones_like, mean = torch.tanh, torch.cat, torch.ones_like, torch.mean
+    tanh, square, concatenate, ones_like, mean = torch.tanh, torch.square, torch.cat, torch.ones_like, torch.mean
 
     @staticmethod
     def dense(y, weight, bias):

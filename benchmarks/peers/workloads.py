@@ -1,7 +1,7 @@
 """What is solved: NumPy arrays, and fields written once over the few operations that every framework has.
 
 A field is `field(ops, t, y, *weights)`, where `ops` has `dense(y, weight, bias)`, `conv(y, kernel, bias)`, `tanh`,
-`concatenate`, `ones_like` and `mean`. `t` is a scalar, or broadcasts against the rows where each row has its own.
+`square`, `concatenate`, `ones_like` and `mean`. `t` is a scalar, or broadcasts against the rows where each row has its own.
 """
 
 from typing import Any, NamedTuple
@@ -58,14 +58,14 @@ def flow(ops, t, y, weight1, bias1, weight2, bias2, weight3, bias3):
     second = ops.tanh(ops.dense(first, weight2, bias2))
     trace = 0.0
     for i in range(2):
-        tangent = ((1 - first**2) * weight1[1 + i]) @ weight2
-        trace = trace + ((1 - second**2) * tangent) @ weight3[:, i : i + 1]
+        tangent = ((1 - ops.square(first)) * weight1[1 + i]) @ weight2
+        trace = trace + ((1 - ops.square(second)) * tangent) @ weight3[:, i : i + 1]
     return ops.concatenate([ops.dense(second, weight3, bias3), -trace], -1)
 
 
 def van_der_pol(ops, t, y, mu):
     x, v = y[..., :1], y[..., 1:]
-    return ops.concatenate([v, mu * (1 - x**2) * v - x], -1)
+    return ops.concatenate([v, mu * (1 - ops.square(x)) * v - x], -1)
 
 
 def relaxation(ops, t, y, rates, *weights):
@@ -79,12 +79,12 @@ def rotation(ops, t, y, turn, *weights):
 
 
 def mean_square(ops, ys):
-    return ops.mean(ys**2)
+    return ops.mean(ops.square(ys))
 
 
 def negative_log_likelihood(ops, ys):
     """Of points whose image is standard normal, up to a constant."""
-    return ops.mean(ys[..., :1] ** 2 + ys[..., 1:2] ** 2) / 2 - ops.mean(ys[..., 2:])
+    return ops.mean(ops.square(ys[..., :1]) + ops.square(ys[..., 1:2])) / 2 - ops.mean(ys[..., 2:])
 
 
 def _normal(seed, *shape, scale=1.0):
