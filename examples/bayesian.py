@@ -101,14 +101,15 @@ def draw(path, samples, replicated):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="short chains")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the starts of the chains and of their samples")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
     num_kept, num_steps = (50, 4) if arguments.quick else (1500, 12)
     arguments.output.mkdir(parents=True, exist_ok=True)
 
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(arguments.seed)
     start = np.log(START) + 0.05 * random.normal(size=(CHAINS, len(START)))
-    chains, accepted = sample(tf.constant(start), num_kept, num_steps, tf.constant([0, 1]))
+    chains, accepted = sample(tf.constant(start), num_kept, num_steps, tf.constant([arguments.seed, 1]))
     samples = np.exp(chains)
     spread = tfp.mcmc.potential_scale_reduction(samples).numpy()
     effective = tfp.mcmc.effective_sample_size(samples, cross_chain_dims=1).numpy()
