@@ -5,7 +5,7 @@ from the divergence along the trajectory: the likelihood is exact for any networ
 flow (Glow in the plane) is a sequence of invertible layers: a matrix, and an affine map of one coordinate that a network computes
 from the other.
 
-    python examples/flows.py            # two sets, about fifteen minutes of CPU time
+    python examples/flows.py            # two sets, fourteen minutes on two CPU cores
     python examples/flows.py --quick    # one set, small flows, a few steps
     python examples/flows.py --width 64 --steps 10000    # the size and the number of steps of FFJORD
 

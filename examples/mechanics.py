@@ -4,7 +4,7 @@ All learn noisy trajectories through an ODELayer. The plain network may gain or 
 second-order equation, which only has to learn the acceleration. The others learn an energy or a Lagrangian, and their solutions
 conserve an energy, which is the true one as far as it was learned. One of them has a Fourier series in place of a network.
 
-    python examples/mechanics.py            # about ten minutes on two CPU cores
+    python examples/mechanics.py            # about thirteen minutes on two CPU cores
     python examples/mechanics.py --quick    # three kinds, a few epochs, one seed
 
 Writes mechanics.png.
