@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    depth, epochs, num_train, num_seeds = (2, 2, 200, 1) if arguments.quick else (12, 8, 1000, 5)
+    depth, epochs, num_train, num_seeds = (4, 2, 200, 1) if arguments.quick else (12, 8, 1000, 5)
     arguments.output.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
 
