@@ -28,7 +28,7 @@ from keras_ode import ODELayer, datasets, plotting
 from keras_ode.layers import Augment
 
 BATCH, SAVE_EVERY, CPUS = 64, 10, ["CPU:0", "CPU:1"]
-LOOKS = ("ode", "-", ""), ("ink", "--", "^"), ("other", "-", "s"), ("failure", ":", "x")  # role of the color, line, marker
+LOOKS = ("ode", "-", ""), ("other", "-", "s"), ("ink", "--", "^"), ("failure", ":", "x")  # role of the color, line, marker
 
 
 def build_model():
@@ -99,20 +99,19 @@ def launch(arguments, directory, workers, kill_at=None):
 
 def compare(arguments, steps):
     """Trains on each set of devices and compares the weights with those of one device whose process is not killed."""
-    root, kill_at = arguments.output / "distributed", steps // 2 + 5
-    runs = ["one device", "two workers, killed"] + ["two mirrored devices", "one device, killed"] * (not arguments.quick)
+    root, kill_at, stride = arguments.output / "distributed", steps // 2 + 5, 2 if arguments.quick else 1
+    runs = ["one device", "two mirrored devices", "two workers, killed", "one device, killed"][::stride]
     shutil.rmtree(root, ignore_errors=True)
-    train(tf.distribute.get_strategy(), steps, arguments.seed, root / "one device")
-    if "two mirrored devices" in runs:
-        train(tf.distribute.MirroredStrategy(CPUS), steps, arguments.seed, root / "two mirrored devices")
-    for name, workers in zip(runs[1::2], (2, 1), strict=False):
+    for name, make in zip(runs, (tf.distribute.get_strategy, lambda: tf.distribute.MirroredStrategy(CPUS))[::stride], strict=False):
+        train(make(), steps, arguments.seed, root / name)
+    for name, workers in zip(runs[2 // stride :], (2, 1), strict=False):
         killed = launch(arguments, root / name, workers, kill_at)  # if one worker dies, the others end with an error
         print(f"{name}: exit codes {killed}, and of the resumed run {launch(arguments, root / name, workers)}; see the logs")
     plt.style.use(plotting.STYLE)
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 8.5), sharex=True)
     below.set_yscale("symlog", linthresh=1e-16)
     print(f"\n{'':22}{'last loss':>10}{'weights differ by':>19}{'fastest, ms':>13}{'bytes reduced':>15}")
-    for i, (name, (role, line, marker)) in enumerate(zip(runs, LOOKS, strict=False)):
+    for i, (name, (role, line, marker)) in enumerate(zip(runs, LOOKS[::stride], strict=True)):
         (number, loss, seconds), (_, alone, _) = (np.loadtxt(root / x / "worker_0/steps.txt").T for x in (name, runs[0]))
         result, first = (np.load(root / x / "worker_0/result.npz") for x in (name, runs[0]))
         far = np.abs(result["weights"] - first["weights"]).max()
