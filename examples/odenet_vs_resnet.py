@@ -3,7 +3,6 @@
 A perceptron, a ResNet of six blocks, an RK-Net (differentiated through the solver's steps) and an ODE-Net (by the adjoint
 equation) learn the same digits; all but the perceptron have the same layers around their blocks. Before that, each takes a
 training step at several depths in a separate process, whose memory is measured (from /proc, which only Linux has).
-
 `--quick` uses few digits, one seed, one epoch, a ResNet of two blocks and the ODE-Net. Writes odenet_vs_resnet.png.
 
 Source: Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural Ordinary Differential Equations, NeurIPS, Table 1: on 60,000
@@ -16,6 +15,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import matplotlib.pyplot as plt
@@ -76,8 +76,7 @@ def trained(kind, blocks, train, test, epochs, seed, batch_size=50):
 
 def memory_of_step(kind, depth):
     """The megabytes that a training step takes. It runs in a separate process: freed memory would hide its peak."""
-    done = subprocess.run([sys.executable, __file__, "--memory", kind, str(depth)], check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
+    return float(subprocess.check_output([sys.executable, __file__, "--memory", kind, str(depth)], text=True).split()[-1])
 
 
 def print_memory(kind, depth, batch_size=128):
@@ -112,9 +111,8 @@ def draw(path, runs, memory):
         left.bar(place, np.median(errors), color=plotting.COLORS[KINDS[kind][0]])
         left.plot(np.full(len(errors), place), errors, "o", color=plotting.COLORS["ink"], mfc="white")
         left.text(place, 1.03 * errors.max() + 0.2, f"{np.median(errors):.1f} %\n{results[0][1]:,}", ha="center")
-    left.set(title="Test error and number of weights", ylabel="error on 1,000 digits [%]")
+    left.set(title="Test error and number of weights", ylabel="error on 1,000 digits [%]", ymargin=0.25)
     left.set_xticks(range(len(runs)), [kind if len(results) > 1 else f"{kind}\n(one seed)" for kind, results in runs.items()])
-    left.margins(y=0.25)
     for kind, points in memory.items():
         right.plot(list(points), list(points.values()), KINDS[kind][1], color=plotting.COLORS[KINDS[kind][0]], label=kind)
     right.set(title="Memory of a training step", xlabel="blocks or evaluations", ylabel="memory [MB]", ylim=0, xlim=0)
@@ -133,8 +131,10 @@ def main():
         return print_memory(arguments.memory[0], int(arguments.memory[1]))
     epochs, num_train, blocks, depths, seeds = QUICK if arguments.quick else FULL
     arguments.output.mkdir(parents=True, exist_ok=True)
-    memory = {kind: {depth: memory_of_step(kind, depth) for depth in depths[kind]} for kind in depths}
-    data, seed = load_digits(num_train), arguments.seed
+    with ThreadPoolExecutor(2) as pool:  # two processes at a time, all done before the training
+        steps = {kind: {depth: pool.submit(memory_of_step, kind, depth) for depth in depths[kind]} for kind in depths}
+        data, seed = load_digits(num_train), arguments.seed
+    memory = {kind: {depth: step.result() for depth, step in of_kind.items()} for kind, of_kind in steps.items()}
     runs = {kind: [trained(kind, blocks, *data, epochs, seed + n) for n in range(count)] for kind, count in seeds.items()}
     rows = {kind: np.median(values, axis=0) for kind, values in runs.items()}
     print(f"\nMedians of the seeds, {epochs} epochs, {num_train:,} digits")
