@@ -71,7 +71,7 @@ def estimated(method, ys, start, num_steps):
         group_size = GROUP if method == "multiple shooting" else None
         keras_ode.estimate(predators_and_prey, ys, TIMES, group_size=group_size, **options)
     if METHODS[method]:
-        keras_ode.estimate(predators_and_prey, ys, TIMES, optimizer="lbfgs", num_steps=20, **options)
+        keras_ode.estimate(predators_and_prey, ys, TIMES, optimizer="lbfgs", num_steps=num_steps // 10, **options)
     return RATES.numpy(), time.perf_counter() - began
 
 
@@ -84,7 +84,7 @@ def losses(ys, rates, group_size):
     return np.array(found)
 
 
-def draw(path, ys, found):
+def draw(path, num_rates, ys, found):
     """The fits of the methods, and the losses that two of them minimize."""
     plt.style.use(plotting.STYLE)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2))
@@ -96,7 +96,7 @@ def draw(path, ys, found):
         left.plot(fine, fit[:, 0], line, color=color, label=method)
     left.set(title="Fits of the first seed", xlabel="time", ylabel="prey [thousands]")
     right.axvline(TRUE[0], color=plotting.COLORS["reference"], lw=5, label="true growth rate")
-    rates = np.linspace(0.5, 3.0, 51, dtype="float32")
+    rates = np.linspace(0.5, 3.0, num_rates, dtype="float32")
     for method, size in (("single shooting", len(TIMES)), ("multiple shooting", GROUP)):
         color, line = STYLES[method]
         right.semilogy(rates, losses(ys, rates, size), line, color=color)
@@ -107,11 +107,11 @@ def draw(path, ys, found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps")
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps, few points of the losses")
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the noise and the starting values")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments = parser.parse_args()
-    num_steps, num_seeds = (100, 1) if arguments.quick else (200, 3)
+    num_steps, num_seeds, num_rates = (100, 1, 11) if arguments.quick else (200, 3, 51)
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     rows, first = {method: [] for method in METHODS}, None
@@ -133,7 +133,7 @@ def main():
         errors, seconds = np.array(values).T
         print(f"{method:26}{np.median(errors):9.1%}{errors.min():10.1%}{errors.max():9.1%}"
               f"{np.sum(errors < 0.1):12} of {num_seeds}{np.median(seconds):14.1f}")
-    draw(arguments.output / "shooting.png", *first)
+    draw(arguments.output / "shooting.png", num_rates, *first)
 
 
 if __name__ == "__main__":
