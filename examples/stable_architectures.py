@@ -5,7 +5,7 @@ eigenvalues with positive real parts. Antisymmetric, Hamiltonian and leapfrog ne
 classify points of three data sets. The Hamiltonian network does so also without its penalty on changes of the weights along the
 blocks, and by multilevel training: it starts with a few blocks, and its weights are interpolated to twice as many, and so on.
 
-    python examples/stable_architectures.py [--quick]    # 13 minutes of CPU time; quick: one data set, one seed, few epochs
+    python examples/stable_architectures.py [--quick]    # 12 minutes on two CPU cores; quick: one data set, one seed, few epochs
 
 Writes stable_architectures.png. Source: Haber, Ruthotto (2017), Stable architectures for deep neural networks, Inverse Problems
 34. It reports that the stable networks are competitive with residual networks on these problems and on MNIST, and that multilevel
