@@ -93,7 +93,8 @@ def growths(kind, depth, seeds, step_size=0.1, change=1e-6):
 def draw(path, models, spectra, depths, growth):
     """Draws the classes of each data set, the eigenvalues after training, and the growth of a small change."""
     plt.style.use(plotting.STYLE)
-    figure, axes = plt.subplots(2, len(models) // 2 + 2, figsize=(4 * (len(models) // 2 + 2), 7.5))
+    columns = 2 if len(models) == 1 else 3
+    figure, axes = plt.subplots(2, columns, figsize=(4 * columns, 7.5))
     *maps, left, right, growing = axes.flat
     for ax, (name, model) in zip(maps, models.items(), strict=True):
         points, labels = getattr(datasets, name)(400, seed=1)
@@ -138,7 +139,7 @@ def main():
         rough = f"{np.median([roughness(m.layers[2]) for m in trials]):18.1f}" if kind.startswith("Hamiltonian") else ""
         print(f"{name:12}{kind:26}{np.median(hits):16.1%}{min(hits):10.1%}{spectra[kind].real.max():19.1e}{rough}", flush=True)
         models |= {name: trials[0]} if kind == "Hamiltonian" else {}
-    growth = {kind: [list(growths(kind, depth, seeds)) for depth in depths] for kind in STYLES}
+    growth = {kind: [list(growths(kind, n, seeds)) for n in depths] for kind in STYLES}
     for kind, values in growth.items():
         print(f"{kind:14}{depths[-1]} blocks multiply a small change by {np.median(values[-1]):.3g} (median of seeds).")
     draw(arguments.output / "stable_architectures.png", models, spectra, depths, growth)
