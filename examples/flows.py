@@ -1,25 +1,23 @@
-"""Continuous normalizing flows learn the densities of points in the plane, compared with coupling flows of the same size.
+"""Continuous normalizing flows learn the densities of points in the plane, compared with two other flows of the same size.
 
 A continuous flow transforms a normal distribution by an ODE. The density at a point follows from the solve back to the base and
-from the divergence along the trajectory: the likelihood is exact for any network, without an inverse or special layers. A coupling
-flow (Glow in the plane) is a sequence of invertible layers: a matrix, and an affine map of one coordinate that a network computes
-from the other.
+from the divergence on the way, for any network. A coupling flow (Glow) and a planar flow are sequences of invertible layers.
 
     python examples/flows.py            # two sets, fourteen minutes on two CPU cores
     python examples/flows.py --quick    # one set, small flows, a few steps
     python examples/flows.py --width 64 --steps 10000    # the size and the number of steps of FFJORD
 
-Writes flows.png. Sources: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud (2019), FFJORD, ICLR, Figure 2 (densities of
-continuous flows and of Glow, without numbers); Kingma, Dhariwal (2018), Glow, NeurIPS.
+Writes flows.png. Sources: Grathwohl et al. (2019), FFJORD, ICLR, Figure 2 (densities of continuous flows and of Glow, without
+numbers); Kingma, Dhariwal (2018), Glow, NeurIPS; Rezende, Mohamed (2015), Variational inference with normalizing flows, ICML.
 """
 
 import argparse
 import pathlib
-import time
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 import keras_ode
@@ -28,67 +26,68 @@ from keras_ode.layers import ConcatSquash, TimeSequential
 from keras_ode.models import ContinuousNormalizingFlow
 
 SETS = ("moons", "circles", "pinwheel", "checkerboard", "eight_gaussians", "spirals")
-EXTENT, CELLS, SEEDS = 4.0, 200, 3
+EXTENT, CELLS, BATCH = 4.0, 200, 500
 
 
 def samples(name, num_samples, seed):
     """Points of a set, without classes, in units of their spread."""
     drawn = getattr(keras_ode.datasets, name)
-    points, scale = drawn(num_samples, seed=seed), drawn(10000, seed=99)
-    points, scale = (p[0] if isinstance(p, tuple) else p for p in (points, scale))
+    points, scale = (p[0] if isinstance(p, tuple) else p for p in (drawn(num_samples, seed=seed), drawn(10000, seed=99)))
     return (points - scale.mean(axis=0)) / scale.std()
 
 
-def dynamics(width):
-    """The plane is enlarged first: otherwise tanh is almost linear there at the start, and slow to learn fine structure."""
-    hidden = [ConcatSquash(width, activation="tanh") for _ in range(3)]
-    return TimeSequential([keras.layers.Rescaling(4.0), *hidden, ConcatSquash(2)])
+class LayeredFlow(keras.Model):
+    """Applies `layer(state, weights)` from data to the base, with each of the stacked weights. The state has a log-determinant."""
 
-
-class CouplingFlow(keras.Model):
-    """Maps data to the base. Each layer mixes the coordinates, and then scales and shifts the second as a function of the first."""
-
-    def __init__(self, num_layers, width=32):
-        super().__init__(name="coupling")
-        self.mixing = self.add_weight((num_layers, 2, 2), name="mixing")
-        angles = np.random.uniform(0, 2 * np.pi, num_layers)
-        self.mixing.assign(np.moveaxis([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]], -1, 0))
-        sizes = [keras.Input([1]), keras.layers.Rescaling(4.0)]
-        self.networks = [
-            keras.Sequential([*sizes, keras.layers.Dense(width, "tanh"), keras.layers.Dense(2, kernel_initializer="zeros")])
-            for _ in range(num_layers)
-        ]
+    def __init__(self, layer, start):
+        super().__init__()
+        self.layer, self.stacks = layer, [self.add_weight(values.shape) for values in start]
+        self.set_weights(start)
 
     def call(self, z):
-        change = ops.zeros_like(z[:, 0])
-        for matrix, network in zip(ops.unstack(self.mixing), self.networks, strict=True):
-            z = ops.matmul(z, matrix)
-            scale, shift = ops.unstack(network(z[:, :1]), axis=-1)
-            scale = 2 * ops.tanh(scale / 2)
-            z = ops.stack([z[:, 0], z[:, 1] * ops.exp(scale) + shift], axis=-1)
-            change = change + scale + ops.log(ops.abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
-        return change - 0.5 * ops.sum(z**2, axis=-1) - np.log(2 * np.pi)
+        z, change = tf.foldl(self.layer, [ops.convert_to_tensor(v) for v in self.stacks], (z, ops.zeros_like(z[:, 0])))
+        log_prob = change - 0.5 * ops.sum(z**2, axis=-1) - np.log(2 * np.pi)
+        self.add_loss(-ops.mean(log_prob))
+        return log_prob
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return -ops.mean(y_pred)
+
+def coupling(state, weights):
+    """Mixes the coordinates. Then scales and shifts the second by a function of the first, a network of 32 units."""
+    (z, change), (mixing, slopes, biases, out, out_bias) = state, weights
+    z = ops.matmul(z, mixing)
+    scale, shift = ops.unstack(ops.matmul(ops.tanh(z[:, :1] * slopes + biases), out) + out_bias, axis=-1)
+    scale = 2 * ops.tanh(scale / 2)
+    determinant = mixing[0, 0] * mixing[1, 1] - mixing[0, 1] * mixing[1, 0]
+    return ops.stack([z[:, 0], z[:, 1] * ops.exp(scale) + shift], axis=-1), change + scale + ops.log(ops.abs(determinant))
+
+
+def planar(state, weights):
+    """Returns `z + u tanh(w z + b)`, which is invertible since `softplus` makes `w u > -1`."""
+    (z, change), (u, w, b) = state, weights
+    product = ops.sum(w * u)
+    u = u + (ops.softplus(product + np.log(np.e - 1)) - 1 - product) * w / ops.sum(w**2)
+    bent = ops.tanh(ops.sum(z * w, axis=-1) + b)
+    return z + u * bent[:, None], change + ops.log1p((1 - bent**2) * ops.sum(u * w))
 
 
 def flows(width):
-    """A continuous flow, and a coupling flow with about as many weights."""
-    continuous = ContinuousNormalizingFlow(dynamics(width), rtol=1e-3, atol=1e-3, adjoint="checkpointed", name="continuous")
+    """Returns a continuous flow, and the other two with about as many weights."""
+    # The plane is enlarged first: otherwise tanh is almost linear there at the start, and slow to learn fine structure.
+    hidden = [ConcatSquash(width, activation="tanh") for _ in range(3)]
+    dynamics = TimeSequential([keras.layers.Rescaling(4.0), *hidden, ConcatSquash(2)])
+    continuous = ContinuousNormalizingFlow(dynamics, solver="bosh3", rtol=1e-3, atol=1e-3, adjoint="checkpointed")
     continuous.build((None, 2))
-    return continuous, CouplingFlow(num_layers=round(continuous.count_params() / 134))
+    n, m, normal = round(continuous.count_params() / 134), round(continuous.count_params() / 5), np.random.normal
+    start = np.linalg.qr(normal(size=(n, 2, 2)))[0], normal(size=(n, 32)), *map(np.zeros, ((n, 32), (n, 32, 2), (n, 2)))
+    return continuous, LayeredFlow(coupling, start), LayeredFlow(planar, [np.zeros((m, 2)), normal(size=(m, 2)), np.zeros(m)])
 
 
-def fit(model, start, points, steps, learning_rate, jit_compile):
+def fit(model, start, points):
     """Trains a model by maximum likelihood from the weights `start`. Its compiled programs are those of its first training."""
-    if not model.compiled:
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        model.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), jit_compile=jit_compile)
     model.set_weights(start)
     for variable in model.optimizer.variables:
         variable.assign(ops.zeros_like(variable))
-    model.fit(points, batch_size=500, epochs=max(1, steps * 500 // len(points)), verbose=0)
+    model.fit(points, batch_size=BATCH, verbose=0)
 
 
 def density(model):
@@ -99,17 +98,17 @@ def density(model):
 
 
 def draw(path, results):
-    """Draws a column for each set: points, and the densities of both flows."""
+    """Draws a row for each set: points, and the densities of the flows."""
     plt.style.use(plotting.STYLE)
-    figure, axes = plt.subplots(3, len(results), figsize=(2.3 * len(results), 7.2), squeeze=False)
-    for column, (name, (points, *densities)) in zip(axes.T, results.items(), strict=True):
-        column[0].hist2d(*points.T, bins=100, range=[[-2.6, 2.6]] * 2)
-        for ax, values in zip(column[1:], densities, strict=True):
+    figure, axes = plt.subplots(len(results), 4, figsize=(9.6, 2.5 * len(results)), squeeze=False)
+    for row, (name, (points, *densities)) in zip(axes, results.items(), strict=True):
+        row[0].hist2d(*points.T, bins=100, range=[[-2.6, 2.6]] * 2)
+        for ax, values in zip(row[1:], densities, strict=True):
             ax.imshow(values, origin="lower", extent=[-EXTENT, EXTENT] * 2)
-        column[0].set_title(name.replace("_", " "))
+        row[0].set_ylabel(name.replace("_", " "))
     plt.setp(axes, aspect="equal", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[], yticks=[])
-    for ax, label in zip(axes[:, 0], ("points", "continuous flow", "coupling flow"), strict=True):
-        ax.set_ylabel(label)
+    for ax, title in zip(axes[0], ("points", "continuous flow", "coupling flow", "planar flow"), strict=True):
+        ax.set_title(title)
     figure.savefig(path)
 
 
@@ -118,31 +117,32 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one set, small flows, a few steps")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=("checkerboard", "spirals"), help="names of data sets")
     parser.add_argument("--width", type=int, default=32, help="units of each hidden layer of the continuous flow")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the first of three sets of weights")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
-    arguments = parser.parse_args()
-    names, width, steps, seeds = arguments.sets, arguments.width, arguments.steps, SEEDS
+    arguments, seeds = parser.parse_args(), 3
     if arguments.quick:
-        names, width, steps, seeds = SETS[:1], 8, 50, 1
+        arguments.sets, arguments.width, arguments.steps, seeds = SETS[:1], 8, 50, 1
     arguments.output.mkdir(parents=True, exist_ok=True)
-    models, results = flows(width), {}
+    models, results, compiled = flows(arguments.width), {}, not arguments.quick  # Compiling takes longer than a few steps.
+    optimizers = (keras.optimizers.Muon, 6e-2), (keras.optimizers.Adam, 1e-2), (keras.optimizers.Muon, 1e-2)
+    for model, (optimizer, rate) in zip(models, optimizers, strict=True):
+        model.compile(optimizer(keras.optimizers.schedules.CosineDecay(rate, arguments.steps), clipnorm=1.0), jit_compile=compiled)
     # The same weights, with tight tolerances: the errors of a loose solve can raise the computed likelihood.
     exact = ContinuousNormalizingFlow(models[0].dynamics, rtol=1e-5, atol=1e-5)
-    jit_compile = not arguments.quick  # compiling takes longer than a few steps
-    exact.compile(jit_compile=jit_compile)
-    print(f"Median of {seeds} seed(s) of the held-out log-likelihood [nats], integral of the density, time so far")
-    for name in names:
-        points, held_out, scores = samples(name, 50000, seed=1), samples(name, 5000, seed=2), []
+    exact.compile(jit_compile=compiled)
+    print(f"Median of {seeds} seed(s) of the held-out log-likelihood [nats], and integral of the density")
+    for name in arguments.sets:
+        points, held_out, scores = samples(name, BATCH * arguments.steps, seed=1), samples(name, 5000, seed=2), []
         for seed in range(arguments.seed, arguments.seed + seeds):
             keras.utils.set_random_seed(seed)
-            for model, fresh, rate in zip(models, flows(width), (1e-2, 5e-3), strict=True):
-                fit(model, fresh.get_weights(), points, steps, rate, jit_compile)
-            scores.append([model.predict(held_out, batch_size=5000, verbose=0).mean() for model in (exact, models[1])])
-        results[name] = points, density(exact), density(models[1])
+            for model, fresh in zip(models, flows(arguments.width), strict=True):
+                fit(model, fresh.get_weights(), points)
+            scores.append([model.predict(held_out, batch_size=5000, verbose=0).mean() for model in (exact, *models[1:])])
+        results[name] = points, *map(density, (exact, *models[1:]))
         numbers = *np.median(scores, axis=0), *(d.sum() * (2 * EXTENT / CELLS) ** 2 for d in results[name][1:])
-        print(f"{name:16}", *(f"{n:8.3f}" for n in numbers), f"{time.process_time():6.0f} s of CPU time", flush=True)
-    print("{}: {:,} weights, {}: {:,}".format(*(x for model in models for x in (model.name, model.count_params()))))
+        print(f"{name:16}", *(f"{n:8.3f}" for n in numbers), flush=True)
+    print("Weights of the flows:", *(f"{model.count_params():,}" for model in models))
     draw(arguments.output / "flows.png", results)
 
 
