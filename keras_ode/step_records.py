@@ -7,6 +7,14 @@ import tensorflow as tf
 
 from keras_ode import tree
 
+# The last rows of a record, in which a recorder writes what else there is to know of a solve.
+NUM_NOTES = 2
+
+
+def length(capacity):
+    """The number of rows of a record: for the first `capacity` steps, one that all later steps share, and the recorder's."""
+    return capacity + 1 + NUM_NOTES
+
 
 class StepRecord(NamedTuple):
     """The steps that were tried: a row for each iteration of the loop.
@@ -14,9 +22,9 @@ class StepRecord(NamedTuple):
     Attributes:
         num_steps: How many, `[S]` for the samples that are kept; `()` where all samples share their steps, one each iteration.
         num_rows: The number of iterations, a scalar.
-        rows: `[capacity + 1, 4]` or `[capacity + 1, S, 4]`: where each step starts, its signed size, its scaled error (NaN
+        rows: `[length(capacity), 4]` or `[length(capacity), S, 4]`: where each step starts, its signed size, its scaled error (NaN
             where the method estimates none), and 1 where it was accepted, 0 where it was rejected, and -1 where the sample
-            tried no step. Neither the last row nor those from `num_rows` on are read.
+            tried no step. Only the rows of the first `capacity` steps are read.
         clock: `()`, or the first and the last time of a clock, and how much later the last is, `[3]` or `[S, 3]`: then the rows
             have the time since its start, which is to be converted when they are read.
     """
@@ -54,7 +62,7 @@ class RecordSteps:
 
     def _empty(self, like):
         row = tf.stack([tf.zeros_like(like)] * 4, axis=-1)
-        rows = (tree.repeat if self.differentiable else tree.room)(row, self.capacity + 1)
+        rows = (tree.repeat if self.differentiable else tree.room)(row, length(self.capacity))
         return StepRecord(tf.zeros_like(like, dtype=tf.int32) if self.per_sample else (), 0, rows)
 
     def start(self):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_ode import tree
 from keras_ode.adjoints.fields import ForwardField
-from keras_ode.step_records import StepRecord
+from keras_ode.step_records import StepRecord, length
 
 # A state takes a fraction of the room of a whole step, and saves taking steps again.
 _STATES_A_STEP = 2
@@ -257,7 +257,7 @@ class Replay:
         if recorder is None or not recorder.capacity:
             return ()
         count, untils = self.trajectory.num_steps, self.trajectory.untils
-        n = count - 1 - tree.expand(tf.range(recorder.capacity + 1), untils)
+        n = count - 1 - tree.expand(tf.range(length(recorder.capacity)), untils)
         until = tree.take_each(untils, tf.maximum(n, 0))
         since = tf.where(n > 0, tree.take_each(untils, tf.maximum(n - 1, 0)), 0)
         outcome = tf.cast(tf.where(n >= 0, 1, -1), until.dtype)

@@ -3,9 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_ode import internals
+from keras_ode import internals, tree
 from keras_ode.errors import Status
 from keras_ode.integrate import Clock
+from keras_ode.step_records import NUM_NOTES, length
 
 
 class Tape:
@@ -106,9 +107,10 @@ class _TotalsHandle:
 class _Ring:
     """The records of the last solves, in a ring of slots: solve `n` is in slot `n % slots`.
 
-    A slot is one tensor `[2 + capacity + 1, samples, 4]`, so that a solve writes one variable. Its first row has three counts for
-    each stored sample: the number of tried steps, the number of samples in the batch, and the number of rows (`-1` where the batch
-    has no such sample). The second has the sample's clock (zeros if it has none), and the others are those of a `StepRecord`.
+    A slot has the rows of a `StepRecord`, with those of all stored samples. So a solve writes one variable, and the buffer that its
+    loop filled becomes the slot without another copy. The last row but one has three counts for each sample: the number of tried
+    steps, the number of samples in the batch, and the number of rows (`-1` where the batch has no such sample). The last row has
+    the sample's clock (zeros if it has none).
 
     Several slots need the number of solves since `rewind`; one slot has counts of `-1` until the first.
     """
@@ -118,7 +120,7 @@ class _Ring:
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.calls = _variable(np.zeros([], "int32"), first) if slots > 1 else None
         dtype = "float64" if dtype == "float64" else "float32"  # which has room for 16 million steps
-        self.records = _variable(np.full([slots, 2 + capacity + 1, samples, 4], -1, dtype), first)
+        self.records = _variable(np.full([slots, length(capacity), samples, 4], -1, dtype), first)
 
     def handle(self):
         return _RingHandle(self, None if self.calls is None else _local(self.calls), _local(self.records))
@@ -131,11 +133,11 @@ class _Ring:
 
     def read(self):
         records = tf.convert_to_tensor(self.records).numpy()
-        counts = records[:, 0, :, :3].astype("int64")
-        clocks = np.where(counts[..., :1] >= 0, records[:, 1, :, :3], 0)
+        counts = records[:, -2, :, :3].astype("int64")
+        clocks = np.where(counts[..., :1] >= 0, records[:, -1, :, :3], 0)
         calls = int(counts[0, 0, 0] >= 0) if self.calls is None else int(tf.convert_to_tensor(self.calls).numpy())
         slots = [n % self.slots for n in range(max(0, calls - self.slots), calls)]
-        rows = [records[slot, 2 : 2 + counts[slot, 0, 2]][: records.shape[1] - 3] for slot in slots]
+        rows = [records[slot, : -NUM_NOTES - 1][: counts[slot, 0, 2]] for slot in slots]
         return calls, [(counts[slot], _on_clock(clocks[slot], kept)) for slot, kept in zip(slots, rows, strict=True)]
 
 
@@ -158,15 +160,17 @@ class _RingHandle:
         dtype = self._ring.records.dtype
         rows, num_rows = tf.cast(record.rows, dtype), tf.cast(record.num_rows, dtype)
         clock = tf.cast(record.clock, dtype) if tf.is_tensor(record.clock) else tf.zeros([3], dtype)
+        place = tf.constant(self._ring.records.shape[1] - NUM_NOTES)
         if not status.shape.rank:
-            head = tf.concat([tf.stack([num_rows, 1, num_rows, 0]), clock, [0]], axis=0)
-            return tf.concat([tf.reshape(head, [2, 1, 4]), tf.reshape(rows, [-1, 1, 4])], axis=0)
+            notes = tf.concat([tf.stack([num_rows, 1, num_rows, 0]), clock, [0]], axis=0)
+            return tree.put_rows_in_place(rows, place, tf.reshape(notes, [NUM_NOTES, 4]))[:, None]
         num_steps = tf.cast(record.num_steps, dtype)
         shared = tf.stack([tf.cast(tf.size(status), dtype), num_rows, 0])
         counts = tf.concat([num_steps[:, None], tf.zeros_like(num_steps)[:, None] + shared], axis=1)
         clock = tf.zeros_like(counts) + tf.pad(clock, [[0, 0]] * (clock.shape.rank - 1) + [[0, 1]])
+        rows = tree.put_rows_in_place(rows, place, tf.stack([counts, clock]))
         missing = self._ring.samples - tf.shape(num_steps)[0]
-        return tf.pad(tf.concat([counts[None], clock[None], rows], axis=0), [[0, 0], [0, missing], [0, 0]], constant_values=-1)
+        return tf.pad(rows, [[0, 0], [0, missing], [0, 0]], constant_values=-1)
 
 
 def _on_clock(clock, rows):
