@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import re
 import zipfile
 
 import h5py
@@ -373,7 +374,8 @@ def test_a_compiled_program_holds_a_buffer_only_while_recording():
     recorder.on_train_end()
     assert "f32[79,4]" in during  # a row for each of 76 steps, one for all later ones, and two for the recorder
     assert "f32[79,4]" not in before
-    assert len(program()) == len(before)
+    # The numbers in names go on from those of all programs before.
+    assert len(re.sub("[0-9]+", "", program())) == len(re.sub("[0-9]+", "", before))
 
 
 @pytest.mark.slow
