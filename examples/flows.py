@@ -3,7 +3,7 @@
 A continuous flow transforms a normal distribution by an ODE. The density at a point follows from the solve back to the base and
 from the divergence on the way, for any network. A coupling flow (Glow) and a planar flow are sequences of invertible layers.
 
-    python examples/flows.py            # two sets, fourteen minutes on two CPU cores
+    python examples/flows.py            # two sets, twelve minutes on two CPU cores
     python examples/flows.py --quick    # one set, small flows, a few steps
     python examples/flows.py --width 64 --steps 10000    # the size and the number of steps of FFJORD
 

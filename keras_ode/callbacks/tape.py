@@ -108,7 +108,7 @@ class _Ring:
     """The records of the last solves, in a ring of slots: solve `n` is in slot `n % slots`.
 
     A slot has the rows of a `StepRecord`, with those of all stored samples. So a solve writes one variable, and the buffer that its
-    loop filled becomes the slot without another copy. The last row but one has three counts for each sample: the number of tried
+    loop filled becomes the slot as it is. The last row but one has three counts for each sample: the number of tried
     steps, the number of samples in the batch, and the number of rows (`-1` where the batch has no such sample). The last row has
     the sample's clock (zeros if it has none).
 
