@@ -58,15 +58,16 @@ def peaks(adjoint, solver="heun", few=200, many=2000):
 @pytest.mark.parametrize("adjoint", ["backsolve", "interpolating", "checkpointed"])
 def test_memory_of_a_gradient_does_not_grow_with_the_steps(adjoint):
     few, many = peaks(adjoint)
-    # The tenth part is for the allocator.
-    assert 0 < many <= 1.1 * few
+    # The 1,800 steps more would keep a state of 128 KiB each. The tenth part is for the allocator: from one process to the
+    # next a peak differs by 5 MB.
+    assert 0 < many < few + 1800 * 128 / 10
 
 
 @pytest.mark.slow
 def test_memory_of_steps_that_are_taken_back_is_flat():
     few, many = peaks("reversible", "asynchronous_leapfrog", 200, 20_000)
-    # Their times take four bytes each.
-    assert 0 < many <= 1.1 * few
+    # A hundredth of the 19,800 states more. Their times take four bytes each.
+    assert 0 < many < few + 19_800 * 128 / 100
 
 
 @pytest.mark.slow
