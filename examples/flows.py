@@ -3,9 +3,8 @@
 A continuous flow transforms a normal distribution by an ODE. The density at a point follows from the solve back to the base and
 from the divergence on the way, for any network. A coupling flow (Glow) and a planar flow are sequences of invertible layers.
 
-    python examples/flows.py            # two sets, twelve minutes on two CPU cores
-    python examples/flows.py --quick    # one set, small flows, a few steps
-    python examples/flows.py --width 64 --steps 10000    # the size and the number of steps of FFJORD
+    python examples/flows.py [--quick]    # two sets, twelve minutes on two CPU cores; quick: one, small flows, a few steps
+    python examples/flows.py --width 64 --steps 10000 --seeds 1    # the size and the number of steps of FFJORD
 
 Writes flows.png. Sources: Grathwohl et al. (2019), FFJORD, ICLR, Figure 2 (densities of continuous flows and of Glow, without
 numbers); Kingma, Dhariwal (2018), Glow, NeurIPS; Rezende, Mohamed (2015), Variational inference with normalizing flows, ICML.
@@ -118,11 +117,12 @@ def main():
     parser.add_argument("--sets", nargs="+", choices=SETS, default=("checkerboard", "spirals"), help="names of data sets")
     parser.add_argument("--width", type=int, default=32, help="units of each hidden layer of the continuous flow")
     parser.add_argument("--steps", type=int, default=1000, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the first of three sets of weights")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the first set of weights")
+    parser.add_argument("--seeds", type=int, default=3, help="how many sets of weights are trained")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
-    arguments, seeds = parser.parse_args(), 3
+    arguments = parser.parse_args()
     if arguments.quick:
-        arguments.sets, arguments.width, arguments.steps, seeds = SETS[:1], 8, 50, 1
+        arguments.sets, arguments.width, arguments.steps, arguments.seeds = SETS[:1], 8, 50, 1
     arguments.output.mkdir(parents=True, exist_ok=True)
     models, results, compiled = flows(arguments.width), {}, not arguments.quick  # Compiling takes longer than a few steps.
     optimizers = (keras.optimizers.Muon, 6e-2), (keras.optimizers.Adam, 1e-2), (keras.optimizers.Muon, 1e-2)
@@ -131,10 +131,10 @@ def main():
     # The same weights, with tight tolerances: the errors of a loose solve can raise the computed likelihood.
     exact = ContinuousNormalizingFlow(models[0].dynamics, rtol=1e-5, atol=1e-5)
     exact.compile(jit_compile=compiled)
-    print(f"Median of {seeds} seed(s) of the held-out log-likelihood [nats], and integral of the density")
+    print(f"Median of {arguments.seeds} seed(s) of the held-out log-likelihood [nats], and integral of the density")
     for name in arguments.sets:
         points, held_out, scores = samples(name, BATCH * arguments.steps, seed=1), samples(name, 5000, seed=2), []
-        for seed in range(arguments.seed, arguments.seed + seeds):
+        for seed in range(arguments.seed, arguments.seed + arguments.seeds):
             keras.utils.set_random_seed(seed)
             for model, fresh in zip(models, flows(arguments.width), strict=True):
                 fit(model, fresh.get_weights(), points)

@@ -1,7 +1,7 @@
 """Continuous flows of M units against planar flows of M layers, fitted to densities that are known up to a factor.
 
-A planar flow is M units, one after the other. The dynamics of a continuous flow is the mean of M such units, whose weights a small
-network computes from the time. Both minimize the Kullback-Leibler divergence KL(q || p) of their density q from the known one, p.
+A planar flow is M units, one after the other. The dynamics of a continuous flow is the sum of M such units, whose weights change
+with time. Both minimize the Kullback-Leibler divergence KL(q || p) of their density q from the known one, p.
 
     python examples/flows_width.py [--quick]    # quick: two units, a few steps, one seed
 
@@ -61,19 +61,18 @@ class PlanarLayers(keras.Layer):
         return z, change
 
 
-class HyperUnits(keras.Layer):
-    """The dynamics `mean_m gate_m u_m tanh(w_m z + b_m)`, whose `w`, `u`, `b` and `gate` a network computes from the time."""
+class MovingUnits(keras.Layer):
+    """The dynamics `sum_m u_m tanh(w_m z + b_m)`, whose weights are linear in time between five knots on [0, 1]."""
 
     def __init__(self, units):
         super().__init__()
-        wide, middle, narrow = (keras.initializers.RandomNormal(stddev=s) for s in (4.0, 2.0, 0.25))
-        hidden = keras.layers.Dense(16, "tanh", kernel_initializer=wide, bias_initializer=middle)
-        out = keras.layers.Dense(6 * units, kernel_initializer=narrow, bias_initializer=narrow)
-        self.weights_at = keras.Sequential([keras.Input([1]), hidden, out, keras.layers.Reshape([6, units])])
+        self.w, self.u, self.b = (self.add_weight((5, n * units)) for n in (2, 2, 1))
+        for variable, scale in (self.w, 2.0), (self.u, 0.02), (self.b, 2.0):
+            variable.assign(ops.broadcast_to(keras.random.normal((1, variable.shape[1]), stddev=scale), variable.shape))
 
     def call(self, t, state):
-        w, u, b, gate = ops.split(self.weights_at(ops.reshape(t, [1, 1]))[0], [2, 4, 5])
-        u = u * ops.sigmoid(gate) / gate.shape[-1]
+        shares = ops.relu(1 - ops.abs(4 * t - ops.arange(5, dtype=t.dtype)))
+        w, u, b = (ops.reshape(ops.matmul(shares, v), (n, -1)) for v, n in ((self.w, 2), (self.u, 2), (self.b, 1)))
         hidden = ops.tanh(ops.matmul(state[0], w) + b)
         return ops.matmul(hidden, ops.transpose(u)), ops.matmul(1 - hidden**2, ops.sum(w * u, axis=0))
 
@@ -92,11 +91,11 @@ class Sampler(keras.Model):
         return {"x": x, "log_ratio": log_ratio}
 
 
-def learn(make, units, steps, seeds):
+def learn(make, units, steps, rate, seeds):
     """Returns for each density the median divergence in nats, and points; and the number of weights."""
     model = Sampler(make(units))
-    rates = keras.optimizers.schedules.CosineDecay(0.03, steps)
-    model.compile(keras.optimizers.Adam(rates), jit_compile=True, steps_per_execution=20 if steps > 100 else 1)
+    optimizer = keras.optimizers.Muon(keras.optimizers.schedules.CosineDecay(rate, steps), clipnorm=1.0)
+    model.compile(optimizer, jit_compile=True, steps_per_execution=20 if steps > 100 else 1)
     divergences, points = np.zeros([len(NAMES), len(seeds)]), {}
     for row, column in np.ndindex(*divergences.shape):
         keras.utils.set_random_seed(seeds[column])
@@ -136,12 +135,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights and points")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments, results = parser.parse_args(), {}
-    units, steps, num_seeds = ((2,), 20, 1) if arguments.quick else ((2, 8, 32, 64), 500, 3)
+    units, steps, num_seeds = ((2,), 20, 1) if arguments.quick else ((2, 8, 32, 64), 1500, 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"M, median of {num_seeds} seed(s) of KL(q || p) [nats] ({', '.join(NAMES)}), weights of a flow, time so far")
-    makers = (("continuous", lambda n: ODELayer(HyperUnits(n), **ODE), steps), ("planar", PlanarLayers, 3 * steps))
+    makers = (("continuous", lambda n: ODELayer(MovingUnits(n), **ODE), steps), ("planar", PlanarLayers, 2 * steps))
     for n, (kind, make, count) in [(n, maker) for n in units for maker in makers]:
-        divergences, _, weights = results[kind, n] = learn(make, n, count, range(arguments.seed, arguments.seed + num_seeds))
+        rate, seeds = 0.03 if kind == "planar" else 0.25 * n**-0.5, range(arguments.seed, arguments.seed + num_seeds)
+        divergences, _, weights = results[kind, n] = learn(make, n, count, rate, seeds)
         print(f"{kind:10} {n:4} {divergences.round(3)} {weights:5} {time.process_time():5.0f} s of CPU time", flush=True)
     draw(arguments.output / "flows_width.png", results, units)
 
