@@ -135,7 +135,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds of the weights and points")
     parser.add_argument("--output", type=pathlib.Path, default=".", help="directory to write to")
     arguments, results = parser.parse_args(), {}
-    units, steps, num_seeds = ((2,), 20, 1) if arguments.quick else ((2, 8, 32, 64), 1500, 3)
+    units, steps, num_seeds = ((2,), 20, 1) if arguments.quick else ((2, 8, 32, 64), 600, 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"M, median of {num_seeds} seed(s) of KL(q || p) [nats] ({', '.join(NAMES)}), weights of a flow, time so far")
     makers = (("continuous", lambda n: ODELayer(MovingUnits(n), **ODE), steps), ("planar", PlanarLayers, 2 * steps))
