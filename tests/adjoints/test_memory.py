@@ -66,8 +66,8 @@ def test_memory_of_a_gradient_does_not_grow_with_the_steps(adjoint):
 @pytest.mark.slow
 def test_memory_of_steps_that_are_taken_back_is_flat():
     few, many = peaks("reversible", "asynchronous_leapfrog", 200, 20_000)
-    # A hundredth of the 19,800 states more. Their times take four bytes each.
-    assert 0 < many < few + 19_800 * 128 / 100
+    # 10 MB, twice what a peak differs from one process to the next: one in 250 of the 19,800 states more.
+    assert 0 < many < few + 19_800 * 128 / 250
 
 
 @pytest.mark.slow
