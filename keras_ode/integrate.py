@@ -88,7 +88,7 @@ class Trial(NamedTuple):
         accept: Whether it was accepted.
         running: Whether the sample was still being solved.
         carry: That with which the step began.
-        number: How many steps were tried before, a scalar or `[B]`.
+        number, num_accepted: How many steps were tried before, and accepted, scalars or `[B]`.
     """
 
     interval: Interval
@@ -98,6 +98,7 @@ class Trial(NamedTuple):
     running: tf.Tensor
     carry: Any = ()
     number: Any = 0
+    num_accepted: Any = 0
 
 
 class Result(NamedTuple):
@@ -232,6 +233,8 @@ class _Run:
     def __init__(self, field, clock, method, stops, worth, limit, observers, dense, halts, integrator):
         self.field, self.method, self.observers, self.dense, self.halts = field, method, observers, dense, halts
         self.integrator, self.clock, self.duration = integrator, clock, clock.duration
+        # How many evaluations each step takes, if that is known; others are counted on the way round.
+        self.evaluations = 0
         if limit is None and method.controller.has_times:
             stops, limit = None, method.controller.limit(clock, stops)
         self.stops, self.worth, self.limit = stops, worth, limit or (lambda since: self.duration)
@@ -279,8 +282,13 @@ class _Run:
         # A step that was cut short to land on a stop does not shorten the next one.
         kept = verdict.accept & lands
         step_size = method.limited(tree.select(kept, tf.maximum(verdict.step_size, loop.step_size), verdict.step_size))
-        trial = Trial(interval, step, error, accept, running, loop.carry, loop.num_steps)
+        trial = Trial(interval, step, error, accept, running, loop.carry, loop.num_steps, loop.num_accepted)
         num_steps = loop.num_steps + tf.cast(running, tf.int32)
+        num_evaluations, evaluations = loop.num_evaluations, step.evaluations + evaluations
+        if isinstance(evaluations, int):
+            self.evaluations = evaluations
+        else:
+            num_evaluations += tree.select(running, evaluations, 0)
         observed = tuple(o.see(state, trial) for o, state in zip(self.observers, loop.observed, strict=True))
         # A rejected step whose successor rounds to the same one cannot be made smaller.
         stuck = ~accept & (loop.since + (step_size - loop.lost) >= until)
@@ -298,7 +306,7 @@ class _Run:
             status=tree.select(running, status, loop.status),
             num_steps=num_steps,
             num_accepted=loop.num_accepted + tf.cast(accept, tf.int32),
-            num_evaluations=loop.num_evaluations + tree.select(running, step.evaluations + evaluations, 0),
+            num_evaluations=num_evaluations,
             observed=observed,
         )
 
@@ -312,7 +320,7 @@ class _Run:
             carry=loop.carry,
             num_steps=loop.num_steps,
             num_accepted=loop.num_accepted,
-            num_evaluations=loop.num_evaluations,
+            num_evaluations=loop.num_evaluations + self.evaluations * loop.num_steps,
             observed=loop.observed,
         )
 

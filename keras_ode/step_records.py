@@ -21,7 +21,7 @@ class StepRecord(NamedTuple):
 
     Attributes:
         num_steps: How many, `[S]` for the samples that are kept; `()` where all samples share their steps, one each iteration.
-        num_rows: The number of iterations, a scalar.
+        num_rows: The number of iterations until the last of the samples that are kept is done, a scalar.
         rows: `[length(capacity), 4]` or `[length(capacity), S, 4]`: where each step starts, its signed size, its scaled error (NaN
             where the method estimates none), and 1 where it was accepted, 0 where it was rejected, and -1 where the sample
             tried no step. Only the rows of the first `capacity` steps are read.
@@ -50,12 +50,13 @@ class RecordSteps:
     Args:
         recorder: What asks for them: of the first `recorder.samples` samples in the first `recorder.capacity` iterations.
         like: A scalar of the solve, or `[B]`.
+        clock: The `Clock` of the loop, to record times since its start. Defaults to the loop's own times.
         before: A `StepRecord` to go on from.
         differentiable: Whether the loop is differentiated.
     """
 
-    def __init__(self, recorder, like, before=None, differentiable=False):
-        self.capacity, self.samples, self.differentiable = recorder.capacity, recorder.samples, differentiable
+    def __init__(self, recorder, like, clock=None, before=None, differentiable=False):
+        self.clock, self.capacity, self.samples, self.differentiable = clock, recorder.capacity, recorder.samples, differentiable
         self.per_sample = like.shape.rank > 0
         self._put = tree.put if differentiable else tree.put_in_place
         self.before = self._empty(self._kept(like)) if before is None else before
@@ -69,22 +70,26 @@ class RecordSteps:
         return self.before.rows
 
     def see(self, rows, trial):
-        error, outcome = trial.error, tf.cast(trial.accept, trial.error.dtype)
+        interval, error, outcome = trial.interval, trial.error, tf.cast(trial.accept, trial.error.dtype)
+        begin, size = interval.start, interval.size
+        if self.clock is not None:
+            begin, size = interval.since, interval.until - interval.since
         if trial.step.error is None:
             error = tf.fill(tf.shape(error), tf.constant(np.nan, error.dtype))
         if self.per_sample:
             outcome = tree.select(trial.running, outcome, -1)
-        row = self._kept(tf.stack([trial.interval.start, trial.interval.size, error, outcome], axis=-1))
+        row = self._kept(tf.stack([begin, size, error, outcome], axis=-1))
         return self._put(rows, tf.minimum(self._num_rows(trial.number), self.capacity), row)
 
     def record(self, rows, num_steps):
         """The `StepRecord` of what `see` returned last, in a loop of so many steps."""
         tried = self.before.num_steps + self._kept(num_steps) if self.per_sample else ()
-        return StepRecord(tried, self._num_rows(num_steps), rows)
+        record = StepRecord(tried, self._num_rows(num_steps), rows)
+        return record if self.clock is None else record.on_clock(self.clock)
 
     def _num_rows(self, num_steps):
         """The number of rows after so many steps in this loop, of which a sample that still runs has tried the most."""
-        number = tf.reduce_max(num_steps) if self.per_sample else num_steps
+        number = tf.reduce_max(self._kept(num_steps)) if self.per_sample else num_steps
         return self.before.num_rows + number if tf.is_tensor(self.before.num_rows) else number
 
     def _kept(self, values):

@@ -12,7 +12,7 @@ from keras_ode.adjoints.forward import solve_forward
 from keras_ode.adjoints.impulses import Impulses
 from keras_ode.adjoints.quadrature import ParameterQuadrature
 from keras_ode.errors import Status
-from keras_ode.integrate import integrate
+from keras_ode.integrate import Clock, integrate
 from keras_ode.solvers.base import Stage
 from keras_ode.step_records import step_observers
 
@@ -70,14 +70,15 @@ class Backsolve(ContinuousAdjoint):
         quadrature = None
         if method.per_sample:  # a step that only some samples accept adds to their parameters' cotangents alone
             quadrature = ParameterQuadrature(problem.field, problem.parameters, equation.locator(method.solver))
-        recording = step_observers(problem.recorder, times[0])
+        clock = Clock(times[-1], times[0], -problem.since_start()[-1])
+        recording = step_observers(problem.recorder, times[0], clock=clock)
         result = integrate(
             equation,
-            times[-1],
-            times[0],
+            clock.start,
+            clock.end,
             tuple(leaf[-1] for leaf in (*ys, *cotangents)),
             method._replace(solver=solver),
-            span=-problem.since_start()[-1],
+            span=clock.span,
             integral=tree.zeros_like(problem.field.select(problem.parameters)),
             integral_weights=problem.field.integral_weights,
             quadrature=quadrature,

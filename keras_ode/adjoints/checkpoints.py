@@ -20,7 +20,7 @@ class Trajectory(NamedTuple):
     """What is kept of a forward solve.
 
     Attributes:
-        num_steps: Accepted steps, a scalar or `[B]`.
+        num_steps: Accepted steps, a scalar or `[B]`; empty until the solve has ended.
         untils: Where each accepted step ended, since the start: `[more than max_steps]`, or `[..., B]`; later entries
             hold the duration, so that steps past the last have no length.
         allowed: How large a step the error of each accepted step would have allowed, like `untils`.
@@ -28,7 +28,7 @@ class Trajectory(NamedTuple):
             writes go that are not wanted. Behind them the carries, where the solver remembers.
     """
 
-    num_steps: tf.Tensor
+    num_steps: tf.Tensor | tuple
     untils: tf.Tensor
     allowed: tf.Tensor
     slots: tuple
@@ -87,24 +87,27 @@ class Checkpoints:
     def start(self):
         duration = self.problem.clock().duration
         return Trajectory(
-            num_steps=tf.zeros_like(duration, dtype=tf.int32),
+            num_steps=(),
             untils=tree.repeat(duration, self.problem.method.max_steps + self.window),
             allowed=tree.repeat(duration, self.problem.method.max_steps + self.window),
             slots=rooms(self.problem, (*self.problem.y, *remembered(self.problem)), self.capacity),
         )
 
     def see(self, state, trial):
-        n = state.num_steps
+        n = trial.num_accepted
         last = tf.minimum(n, self.problem.method.max_steps - 1)
         until = tf.where(trial.accept, trial.interval.until, tree.take(state.untils, last))
         slot = tf.where(trial.accept, self.plan.slot(n), self.capacity)
         allowed = tf.where(trial.accept, self._allowed(trial), tree.take(state.allowed, last))
-        return Trajectory(
-            num_steps=n + tf.cast(trial.accept, tf.int32),
+        return state._replace(
             untils=tree.put(state.untils, last, until),
             allowed=tree.put(state.allowed, last, allowed),
             slots=put_each(state.slots, slot, (*trial.step.start, *remembered(self.problem, trial.carry))),
         )
+
+    def end(self, state, num_accepted):
+        """The `Trajectory` of what `see` returned last."""
+        return state._replace(num_steps=num_accepted)
 
     def _allowed(self, trial):
         size, method = tf.abs(trial.interval.size), self.problem.method
@@ -166,9 +169,13 @@ class History:
         return Memory(self.checkpoints.start(), rooms(self.problem, self.like(), self.capacity))
 
     def see(self, state, trial):
-        slot = tf.where(trial.accept, state.trajectory.num_steps % self.capacity, self.capacity)
+        slot = tf.where(trial.accept, trial.num_accepted % self.capacity, self.capacity)
         kept = put_each(state.kept, slot, self.keep(trial.step, trial.interval.size, trial.carry))
         return Memory(self.checkpoints.see(state.trajectory, trial), kept)
+
+    def end(self, state, num_accepted):
+        """The `Memory` of what `see` returned last."""
+        return state._replace(trajectory=self.checkpoints.end(state.trajectory, num_accepted))
 
     def replay(self, trajectory):
         """The `Replay` of its steps."""

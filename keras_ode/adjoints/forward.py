@@ -18,11 +18,11 @@ _DERIVATIVES = 3
 
 
 def solve_forward(problem, observer=None, dense=False, bound=None):
-    """The `Outcome` of a problem, with the states at all its times, and what an observer of its steps saw.
+    """The `Outcome` of a problem, with the states at all its times, and what an observer kept of its steps.
 
     Args:
         problem: A `Problem`.
-        observer: An observer, or `None`.
+        observer: An observer, or `None`. Its `end(state, num_accepted)` is what is kept of it.
         dense: Whether the observer interpolates.
         bound: A number of iterations, for a loop that is differentiated.
     """
@@ -32,7 +32,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
     # Where a stiff field would multiply the errors of states.
     keeps_slopes = problem.times_vary and method.solver.is_implicit and bound is None
     observers = _observers(problem, field, saved, keeps_slopes, bound is not None)
-    recording = step_observers(problem.recorder, times[0], differentiable=bound is not None)
+    recording = step_observers(problem.recorder, times[0], clock=problem.clock(), differentiable=bound is not None)
     if recording:
         observers["record"] = recording[0]
     if observer is not None:
@@ -78,7 +78,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         output=tuple(output),
         slopes=_appended(inner_slopes, _slope_at_end(problem, field, result)) if keeps_slopes else (),
     )
-    return outcome, seen.get("asked", ())
+    return outcome, () if observer is None else observer.end(seen["asked"], result.num_accepted)
 
 
 def _observers(problem, field, saved, keeps_slopes, differentiable):

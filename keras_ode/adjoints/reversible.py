@@ -106,13 +106,13 @@ class _End(NamedTuple):
     """What is kept of a forward solve.
 
     Attributes:
-        num_steps: Accepted steps, a scalar or `[B]`.
+        num_steps: Accepted steps, a scalar or `[B]`; empty until the solve has ended.
         untils: Where each accepted step ended, since the start: `[max_steps + 2]`, or `[max_steps + 2, B]`; later entries hold the
             duration, so that steps past the last have no length. The last entry is where writes go that are not wanted.
         y, carry: The state and the carry that were reached.
     """
 
-    num_steps: tf.Tensor
+    num_steps: tf.Tensor | tuple
     untils: tf.Tensor
     y: tuple
     carry: Any
@@ -127,20 +127,23 @@ class _Ends:
     def start(self):
         problem, duration = self.problem, self.problem.clock().duration
         return _End(
-            num_steps=tf.zeros_like(duration, dtype=tf.int32),
+            num_steps=(),
             untils=tree.repeat(duration, problem.method.max_steps + 2),
             y=problem.y,
             carry=problem.method.solver.carry_like(problem.times[0], problem.y),
         )
 
     def see(self, state, trial):
-        slot = tf.where(trial.accept, state.num_steps, self.problem.method.max_steps + 1)
-        return _End(
-            num_steps=state.num_steps + tf.cast(trial.accept, tf.int32),
+        slot = tf.where(trial.accept, trial.num_accepted, self.problem.method.max_steps + 1)
+        return state._replace(
             untils=tree.put(state.untils, slot, trial.interval.until),
             y=tree.where(trial.accept, trial.step.y, state.y),
             carry=tree.where_nest(trial.accept, trial.step.carry, state.carry),
         )
+
+    def end(self, state, num_accepted):
+        """The `_End` of what `see` returned last."""
+        return state._replace(num_steps=num_accepted)
 
 
 def _is_near(problem, end, like):
