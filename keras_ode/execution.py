@@ -71,7 +71,7 @@ def _run(adjoint, problem, segments, jit_compile):
         if not is_compiled:
             return _solve(adjoint, problem, segments, tensors)
         return _function(adjoint, problem, segments, tensors, True)(tensors)
-    key = (key, may_be_recorded)
+    key = (key, may_be_recorded, problem.reports)
     function = _compiled.get(key, lambda: _function(adjoint, problem, segments, tensors, is_compiled))
     try:
         return function(tensors)

@@ -182,7 +182,7 @@ def odeint(func: Dynamics, y0: TensorsLike, t: Times, **options: Any) -> Tensors
     order of the arguments are those of their package, torchdiffeq.
     """
     refuse_unknown("odeint", options, DEFAULTS)
-    return solve(func, y0, t, **options).ys
+    return solve_with(func, y0, t, Options(**{**DEFAULTS, **options}, reports=False))[0].ys
 
 
 # What they take besides three arguments, with the values of what is not given.
@@ -199,6 +199,7 @@ class Options(NamedTuple):
         noise: Random booleans for each element of the state, leaves, where a regularizer needs them.
         recorder: Who is told of the solve: see `Problem`.
         rows: Whether rows of a batch are known to be independent.
+        reports: Whether more is wanted than the states and the status.
     """
 
     args: tuple
@@ -230,6 +231,7 @@ class Options(NamedTuple):
     noise: tuple = ()
     recorder: Any = None
     rows: bool = False
+    reports: bool = True
 
 
 def solve_with(function, y0, t, options):
@@ -245,8 +247,11 @@ def _solved(function, y0, t, options):
     given = (function, y0, t, options)
     problem, adjoint, asked, lost = _problem(*given) if rows is None else _problem_in_parts(rows, *given)
     problem, segments = _segments(options, problem, y0, asked)
+    raises = options.on_failure == "raise" or (options.on_failure == "auto" and tf.executing_eagerly())
+    is_plain = rows is None and segments is None and not (problem.dense or problem.keeps_steps)
+    problem = problem._replace(reports=options.reports or raises or not is_plain)
     outcome, events = run_watched(adjoint, problem, segments, options.jit_compile, y0, options.on_step, options.progress)
-    if options.on_failure == "raise" or (options.on_failure == "auto" and tf.executing_eagerly()):
+    if raises:
         if rows is None:
             raise_on_failure(problem, outcome, events)
         else:
@@ -364,13 +369,7 @@ def _solution(ts, y0, problem, outcome, events, lost):
     return Solution(
         ts=ts,
         ys=packed_as(y0, problem.controlled(ys)),
-        stats={
-            "num_steps": outcome.num_steps,
-            "num_accepted": outcome.num_accepted,
-            "num_rejected": outcome.num_steps - outcome.num_accepted,
-            "num_evaluations": outcome.num_evaluations,
-            "stiffness": outcome.stiffness,
-        },
+        stats=_statistics(outcome) if problem.reports else {},
         status=outcome.status,
         event_time=None if events is None else events.times,
         event_state=None if events is None else packed_as(y0, events.states),
@@ -378,6 +377,16 @@ def _solution(ts, y0, problem, outcome, events, lost):
         event_index=None if events is None else events.indices,
         step_size=outcome.step_size,
     )
+
+
+def _statistics(outcome):
+    return {
+        "num_steps": outcome.num_steps,
+        "num_accepted": outcome.num_accepted,
+        "num_rejected": outcome.num_steps - outcome.num_accepted,
+        "num_evaluations": outcome.num_evaluations,
+        "stiffness": outcome.stiffness,
+    }
 
 
 def _penalties(regularizers, noise, leaves, times, method, adjoint):

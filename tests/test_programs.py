@@ -94,6 +94,33 @@ def test_solve_that_no_tape_records_takes_no_stages_for_interpolants():
     np.testing.assert_allclose(tape.gradient(total, rate), -2 / (1 + 2 * RATE) ** 2, rtol=1e-6)
 
 
+def test_what_only_reports_is_compiled_where_it_is_asked_for(soon, monkeypatch):
+    """A layer returns states alone, so that XLA need not estimate the stiffness in each step; `layer.solve` returns all."""
+    kept = []
+    original = programs._Program._for_xla
+    monkeypatch.setattr(programs, "_kept", Recent(8))
+    monkeypatch.setattr(programs._Program, "_for_xla", lambda self, places: (kept.append(len(places)), original(self, places))[1])
+    layer = keras_ode.ODELayer(lambda t, y: -RATE * y * y, rtol=1e-6, atol=1e-6)
+    states = tf.function(lambda y0: layer(y0), autograph=False)
+    all_of_it = tf.function(lambda y0: layer.solve(y0), autograph=False)
+    y0 = np.array([[1.0], [1.5]], "float32")
+    for _ in range(2):  # the second is compiled
+        np.testing.assert_allclose(states(tf.constant(y0)), 1 / (1 / y0 + RATE), rtol=1e-5)
+        solution = all_of_it(tf.constant(y0))
+        np.testing.assert_allclose(solution.ys[-1], 1 / (1 / y0 + RATE), rtol=1e-5)
+        # The Jacobian is -2 RATE y, of which y is at most 1.5.
+        assert RATE < float(solution.stats["stiffness"]) < 2 * RATE * 1.5
+    without, with_statistics = kept
+    assert without < with_statistics
+
+
+def test_layer_that_fails_in_eager_code_still_says_that_it_is_stiff():
+    layer = keras_ode.ODELayer(lambda t, y: -1e4 * (y - tf.cos(t)), max_steps=50)
+    with pytest.raises(keras_ode.SolveError) as raised:
+        layer(tf.ones([1, 1]))
+    assert raised.value.status == keras_ode.Status.STIFF
+
+
 def test_only_a_size_that_has_taken_enough_steps_is_compiled(soon):
     solve = tf.function(lambda y0: keras_ode.odeint(uncompilable, y0, [0.0, 1.0], rtol=1e-5)[-1], autograph=False)
     solve = solve.get_concrete_function(tf.TensorSpec([None, 1]))

@@ -105,12 +105,19 @@ class FirstOrderAdjoint(Adjoint):
         remembers = problem.may_be_recorded or problem.recorder is not None
         first = ("alone", alone) if (dear or problem.programs is None) and not remembers else ("forward", forward)
 
+        def for_gradients(outcome, *memory):
+            return (outcome.for_gradients(), *memory)
+
+        def wanted(outcome, *memory):
+            outcome = outcome if problem.reports else outcome.for_gradients()
+            return (outcome, *memory) if remembers else (outcome,)
+
         @custom_gradient
         def solve(*tensors):
             # The gradient function may use only what is made in here: then it works inside a differentiated loop.
             stopped = [tf.stop_gradient(tensor) for tensor in tensors]
             run = _runner(problem, stopped)
-            found = run(*first, stopped, used=lambda found: found if remembers else found[:1])
+            found = run(*first, stopped, used=lambda found: wanted(*found))
             # A persistent tape asks for derivatives of all that the gradient uses: stopped, there are none.
             kept = tf.nest.map_structure(tf.stop_gradient, found)
             outcome = found[0]
@@ -122,7 +129,8 @@ class FirstOrderAdjoint(Adjoint):
                 seen = tuple(_like(x, y) for x, y in zip(cotangents, outcome.differentiable(), strict=False))
                 # XLA compiles the gradient with the solve, but TensorFlow does not say so where it is traced.
                 with internals.xla_context(compiled):
-                    given = (*(kept if remembers else run("forward", forward, stopped)), seen)
+                    found = kept if remembers else run("forward", forward, stopped, used=lambda found: for_gradients(*found))
+                    given = (*for_gradients(*found), seen)
 
                     def backward(*inputs):
                         inner, inputs = problem.with_tensors(inputs[:num_tensors]), inputs[num_tensors:]

@@ -77,6 +77,7 @@ def solve_forward(problem, observer=None, dense=False, bound=None):
         y=result.y,
         output=tuple(output),
         slopes=_appended(inner_slopes, _slope_at_end(problem, field, result)) if keeps_slopes else (),
+        ended=result.status,
     )
     return outcome, () if observer is None else observer.end(seen["asked"], result.num_accepted)
 

@@ -31,6 +31,7 @@ class Problem(NamedTuple):
         may_compile: Whether these programs may be compiled.
         may_be_recorded: Whether a tape may record the solve, as far as one can tell.
         keeps_steps: Whether to keep the states at all accepted steps.
+        reports: Whether more is wanted of the outcome than the states and the status.
     """
 
     field: VectorField
@@ -48,6 +49,7 @@ class Problem(NamedTuple):
     may_compile: bool = False
     may_be_recorded: bool = True
     keeps_steps: bool = False
+    reports: bool = True
 
     def clock(self):
         """The `Clock` from the first time to the last."""
@@ -74,6 +76,10 @@ class Problem(NamedTuple):
         return self.times, self.y, self.parameters, self.method.tensors(), self.elapsed
 
 
+# What of an outcome is for reports alone.
+_ONLY_REPORTED = ("num_steps", "num_accepted", "num_evaluations", "stiffness", "y", "output", "ended")
+
+
 class Outcome(NamedTuple):
     """What a solve found: scalars or `[B]`, but for leaves.
 
@@ -87,6 +93,7 @@ class Outcome(NamedTuple):
         output: The rest of the `DenseOutput`; or the times that `KeepSteps` kept.
         slopes: The derivatives by time of the states at all times but the first, leaves `[T - 1, ...]`, if the gradient by the
             times needs them.
+        ended: The status where it says nothing of stiffness, so that nobody has to look for it; or empty.
     """
 
     ys: tuple
@@ -101,6 +108,12 @@ class Outcome(NamedTuple):
     y: tuple
     output: tuple
     slopes: tuple = ()
+    ended: tf.Tensor | tuple = ()
+
+    def for_gradients(self):
+        """The same without what no gradient depends on: XLA computes only what is kept."""
+        status = self.status if isinstance(self.ended, tuple) else self.ended
+        return self._replace(status=status, **dict.fromkeys(_ONLY_REPORTED, ()))
 
     def differentiable(self):
         """The leaves that have gradients."""

@@ -230,7 +230,7 @@ class ODELayer(HasTolerances, keras.Layer):
         penalized = self.regularizers if training is not False else ()
         noise = self._noise(y) if penalized and self._needs_noise else ()
         with reporting(Report()) as report:
-            solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, **options)
+            solution, penalties = self._solve(y, t, training, regularizers=penalized, noise=noise, reports=False, **options)
         self._take(report)
         for regularizer, penalty in zip(penalized, penalties, strict=True):
             self.add_loss(regularizer.weight * tf.reduce_mean(penalty))
