@@ -22,6 +22,12 @@ MODELS = {  # the rows of a batch, the width of the dynamics, and the end time
     "wide": (512, 256, 1.0),
     "long": (128, 64, 20.0),
 }
+MODES = {  # whether XLA compiles the training step, and whether every sample has its own steps
+    "xla": (True, False),
+    "xla_per_sample": (True, True),
+    "plain": (False, False),
+    "plain_per_sample": (False, True),
+}
 METRICS = ["mean_absolute_error", "mean_absolute_percentage_error", "mean_squared_logarithmic_error", "mean_squared_error"]
 BLOCK = 4
 
@@ -82,11 +88,12 @@ def excess(ratios):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--rounds", type=int, default=120, help=f"blocks of {BLOCK} steps of each model")
     options = parser.parse_args()
-    print("model    XLA    per sample  ms without  ms recording  cost               four metrics       the same program again")
-    for name, jit_compile, per_sample in itertools.product(options.models, (True, False), (False, True)):
-        without, recording, again, metrics = measure(name, jit_compile, per_sample, rounds=options.rounds).T
+    print("model    mode              ms without  ms recording  cost               four metrics       the same program again")
+    for name, mode in itertools.product(options.models, options.modes):
+        without, recording, again, metrics = measure(name, *MODES[mode], rounds=options.rounds).T
         milliseconds = f"{np.median(without) * 1e3:10.2f}  {np.median(recording - without) * 1e3:+12.2f}"
         costs = f"{excess(recording / without):18} {excess(metrics / without):18} {excess(again / without)}"
-        print(f"{name:8} {jit_compile!s:6} {per_sample!s:11} {milliseconds}  {costs}", flush=True)
+        print(f"{name:8} {mode:16} {milliseconds}  {costs}", flush=True)

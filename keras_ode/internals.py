@@ -26,6 +26,8 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import WhileBodyFuncGraph
 # whether a call of a function asks for XLA. No public function reads either.
 GRADIENT = "_gradient_op_type"
 MUST_COMPILE = "_XlaMustCompile"
+# Our own, on operations that write in place: the rank of the buffer, which XLA's operation needs (see `programs.for_xla`).
+RANK = "_keras_ode_rank"
 # How Keras names the state of a `keras.random.SeedGenerator`. Public once a variable tells that it is one.
 SEED_STATE = "seed_generator_state"
 
@@ -232,6 +234,14 @@ def dot_in_full_precision(a, b):
     numbers = xla_data_pb2.DotDimensionNumbers(lhs_contracting_dimensions=[a.shape.rank - 1], rhs_contracting_dimensions=[0])
     highest = xla_data_pb2.PrecisionConfig(operand_precision=[xla_data_pb2.PrecisionConfig.HIGHEST] * 2)
     return xla.dot_general(a, b, numbers, highest)
+
+
+def update_in_place(buffer, places, values):
+    """TensorFlow's `buffer` with the rows at `places`, one behind the other, replaced by `values`, without a copy."""
+    updated = tf.raw_ops.InplaceUpdate(x=buffer, i=places, v=values)
+    if not tf.executing_eagerly():
+        updated.op._set_attr(RANK, tf.compat.v1.AttrValue(i=buffer.shape.rank))
+    return updated
 
 
 def dynamic_update_slice(buffer, values, index):

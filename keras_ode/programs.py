@@ -162,18 +162,34 @@ def _replace_in(nodes, names, output):
         if node.op == _COPY:
             node.op = "Identity"
         elif node.op == _PUT_IN_PLACE:
-            _put_by_scatter(node, nodes, output)
+            _put_by_slice(node, nodes, output)
     return renamed
 
 
-def _put_by_scatter(node, nodes, output):
-    """Makes `InplaceUpdate(x, i, v)` a `TensorScatterUpdate(x, i[:, None], v)`."""
-    axis = nodes.add(name=f"{node.name}_axis", op="Const")
-    axis.attr["dtype"].type = tf.int32.as_datatype_enum
-    axis.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, tf.int32))
-    indices = nodes.add(name=f"{node.name}_indices", op="ExpandDims")
-    indices.input.extend([node.input[1], axis.name + output])
-    indices.attr["T"].type = indices.attr["Tdim"].type = tf.int32.as_datatype_enum
-    node.op = "TensorScatterUpdate"
-    node.input[1] = indices.name + output
+def _put_by_slice(node, nodes, output):
+    """Makes `InplaceUpdate(x, i, v)` an `XlaDynamicUpdateSlice(x, v, [i[0], 0, ...])`: `internals.update_in_place` writes rows
+    one behind the other.
+
+    A `TensorScatterUpdate` becomes the same with tests of the place, which take kernels of their own.
+    """
+
+    def add(name, op, *inputs, **types):
+        added = nodes.add(name=f"{node.name}_{name}", op=op, input=inputs)
+        for attribute, dtype in types.items():
+            added.attr[attribute].type = dtype.as_datatype_enum
+        return added
+
+    def constant(name, value):
+        added = add(name, "Const", dtype=tf.int32)
+        added.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value, tf.int32))
+        return added.name + output
+
+    x, places, values = node.input
+    none, one = constant("none", [0]), constant("one", [1])
+    first = add("first", "Slice", places, none, one, T=tf.int32, Index=tf.int32)
+    zeros, axis = constant("zeros", [0] * (node.attr[internals.RANK].i - 1)), constant("axis", 0)
+    start = add("start", "ConcatV2", first.name + output, zeros, axis, T=tf.int32, Tidx=tf.int32)
+    start.attr["N"].i = 2
+    node.op = "XlaDynamicUpdateSlice"
+    node.input[:] = x, values, start.name + output
     node.attr["Tindices"].type = tf.int32.as_datatype_enum

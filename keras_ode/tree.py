@@ -248,7 +248,7 @@ def put_rows_in_place(buffer, index, values):
         return internals.dynamic_update_slice(buffer, values, index)
     if not _writes_in_place() or 0 in buffer.shape:
         return put_rows(buffer, index, values)
-    return tf.raw_ops.InplaceUpdate(x=buffer, i=_places(index, values), v=values)
+    return internals.update_in_place(buffer, _places(index, values), values)
 
 
 def put_rows(buffer, index, values):

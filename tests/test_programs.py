@@ -177,9 +177,11 @@ def test_what_xla_lacks_is_replaced():
     @tf.function(autograph=False)
     def put(x, i, v):
         def body(k, x):
-            return k + 1, tf.raw_ops.InplaceUpdate(x=tf.raw_ops.DeepCopy(x=x), i=[i + k], v=v[None])
+            return k + 1, internals.update_in_place(tf.raw_ops.DeepCopy(x=x), [i + k], v[None])
 
-        return tf.while_loop(lambda k, x: k < 2, body, (0, x))[1], tf.raw_ops.InplaceUpdate(x=tf.raw_ops.DeepCopy(x=x), i=[i], v=-v[None])
+        rows = tf.stack([-v, v])
+        twice = internals.update_in_place(tf.raw_ops.DeepCopy(x=x), i + tf.range(2), rows)
+        return tf.while_loop(lambda k, x: k < 2, body, (0, x))[1], twice
 
     specs = [tf.TensorSpec([4, 3]), tf.TensorSpec([], "int32"), tf.TensorSpec([3])]
     graph = put.get_concrete_function(*specs).graph
@@ -193,10 +195,10 @@ def test_what_xla_lacks_is_replaced():
         inputs = {x.name: y for x, y in zip(graph.inputs, given, strict=True)}
         return tf.graph_util.import_graph_def(definition, inputs, [x.name for x in graph.outputs], name="")
 
-    looped, once = compiled(tf.zeros([4, 3]), tf.constant(1), tf.constant([1.0, 2.0, 3.0]))
+    looped, twice = compiled(tf.zeros([4, 3]), tf.constant(1), tf.constant([1.0, 2.0, 3.0]))
     row, nothing = [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]
     np.testing.assert_array_equal(looped, [nothing, row, row, nothing])
-    np.testing.assert_array_equal(once, [nothing, [-1.0, -2.0, -3.0], nothing, nothing])
+    np.testing.assert_array_equal(twice, [nothing, [-1.0, -2.0, -3.0], row, nothing])
 
 
 @pytest.mark.slow
