@@ -147,7 +147,7 @@ class FirstOrderAdjoint(Adjoint):
         flat = solve(*(tf.identity(tensor) for tensor in problem.tensors()))
         outcome = tf.nest.pack_sequence_as(structure[-1], flat)
         rest = {name: tf.nest.map_structure(tf.stop_gradient, x) for name, x in outcome._asdict().items()}
-        return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense, "slopes": ()})
+        return Outcome(**{**rest, "ys": outcome.ys, "dense": outcome.dense, "slopes": (), "ended": ()})
 
     def _backward(self, problem, outcome, memory, cotangents, report):
         """The gradients by the state, from all times but the first, and by the differentiable parameters; what was found is

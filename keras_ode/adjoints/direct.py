@@ -53,7 +53,7 @@ class Direct(Adjoint):
                 )
             problem = problem.with_tensors([_opaque(tensor) for tensor in problem.tensors()])
         problem = problem._replace(field=problem.field.inlined())
-        return solve_forward(problem, bound=problem.method.max_steps)[0]
+        return solve_forward(problem, bound=problem.method.max_steps)[0]._replace(ended=())
 
 
 def _size(tensors):

@@ -93,7 +93,8 @@ class Outcome(NamedTuple):
         output: The rest of the `DenseOutput`; or the times that `KeepSteps` kept.
         slopes: The derivatives by time of the states at all times but the first, leaves `[T - 1, ...]`, if the gradient by the
             times needs them.
-        ended: The status where it says nothing of stiffness, so that nobody has to look for it; or empty.
+        ended: The status where it says nothing of stiffness, so that nobody has to look for it; empty
+            outside of adjoints.
     """
 
     ys: tuple
