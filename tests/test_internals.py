@@ -16,7 +16,7 @@ from keras_ode import internals
 PRIVATE = re.compile(
     r"tensorflow\.(python|compiler)|keras\.src|__internal__|global_state|func_graph_from|gradient_registry|"
     r"\._(value|values|metrics|flatten_layers|keras_mask|direct_assign|registry|get_function|add_function_recursive|"
-    r"create_op_internal|clear_attr|maybe_autocast|layers|variables|gradient_function|thread_local_data|deferred_initialize|direction)\b|"
+    r"create_op_internal|clear_attr|set_attr|maybe_autocast|layers|variables|gradient_function|thread_local_data|deferred_initialize|direction)\b|"
     r"[\"']_(values|keras_mask|direction|gradient_op_type|XlaMustCompile)[\"']|seed_generator_state"
 )
 
@@ -251,6 +251,20 @@ def test_dynamic_update_slice_replaces_rows():
     buffer, values = tf.zeros([4, 2]), tf.constant([[1.0, 2.0], [3.0, 4.0]])
     found = tf.function(internals.dynamic_update_slice, autograph=False, jit_compile=True)(buffer, values, tf.constant(1))
     assert found.numpy().tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
+
+
+def test_update_in_place_replaces_rows_and_notes_the_rank():
+    @tf.function(autograph=False)
+    def put(buffer, place, values):
+        found = internals.update_in_place(tf.raw_ops.DeepCopy(x=buffer), place + tf.range(2), values)
+        ranks.append(found.op.get_attr(internals.RANK))
+        return found
+
+    ranks, values = [], tf.constant([[1.0, 2.0], [3.0, 4.0]])
+    assert put(tf.zeros([4, 2]), tf.constant(1), values).numpy().tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
+    assert ranks == [2]
+    buffer = tf.Variable(tf.zeros([4, 2])) + 0.0
+    assert internals.update_in_place(buffer, tf.constant([1, 2]), values).numpy().tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
 
 
 class Reads(keras.layers.Layer):
